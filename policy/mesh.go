@@ -1,0 +1,36 @@
+package policy
+
+// Mesh is what every proxy needs to know of the mesh as a whole.
+type Mesh struct {
+	TrustDomain string
+	EgressDeny  bool // destinations outside the mesh are refused
+	AccessLog   bool
+	Metrics     bool
+	Tracing     bool
+	Bundle      []byte // the roots to trust, PEM
+}
+
+// Figures are what a proxy has counted since it started.
+type Figures struct {
+	InboundRequests      uint64
+	OutboundRequests     uint64
+	RequestErrors        uint64
+	RequestDurationTotal float64 // seconds
+	CircuitBreakerOpens  uint64
+	RequestsRouted       uint64
+	RoutingFailures      uint64
+	BackendFailures      uint64
+}
+
+// Add sums two proxies' figures.
+func (f Figures) Add(g Figures) Figures {
+	f.InboundRequests += g.InboundRequests
+	f.OutboundRequests += g.OutboundRequests
+	f.RequestErrors += g.RequestErrors
+	f.RequestDurationTotal += g.RequestDurationTotal
+	f.CircuitBreakerOpens += g.CircuitBreakerOpens
+	f.RequestsRouted += g.RequestsRouted
+	f.RoutingFailures += g.RoutingFailures
+	f.BackendFailures += g.BackendFailures
+	return f
+}

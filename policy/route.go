@@ -1,0 +1,271 @@
+package policy
+
+import (
+	"fmt"
+	"regexp"
+	"sort"
+	"strings"
+	"time"
+)
+
+// Request is what a rule may look at. Its strings need to hold only for the
+// length of the call.
+type Request struct {
+	Method string
+	Path   string // as on the request line; a query is not looked at
+	Header func(name string) (value string, ok bool)
+}
+
+// Route is where a request goes and how. It is a decision: nothing in it has
+// been done yet.
+type Route struct {
+	Rule     string // id of the rule that decided; "" when none matched
+	Service  ServiceName
+	Subset   string
+	Timeout  time.Duration
+	Attempts int
+	Breaker  bool
+}
+
+// Router holds a service's rules made ready for matching. It is immutable.
+type Router struct {
+	fallback Route
+	groups   []group
+}
+
+// group is the rules with one and the same match: a weighted split.
+type group struct {
+	match  matcher
+	total  uint64
+	routes []weightedRoute
+}
+
+type weightedRoute struct {
+	upTo  uint64 // running sum of weights
+	route Route
+}
+
+// NewRouter compiles a service's rules. An error names the rule.
+func NewRouter(s *Service) (*Router, error) {
+	r := &Router{fallback: Route{
+		Service: s.Name, Timeout: s.Traffic.Timeout,
+		Attempts: s.Traffic.Retry.Attempts, Breaker: s.Traffic.Breaker.Enabled,
+	}}
+	index := map[string]int{}
+	for i := range s.Rules {
+		rule := &s.Rules[i]
+		route, err := r.routeOf(rule, s.Name.Namespace)
+		if err != nil {
+			return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
+		}
+		key := matchKey(rule)
+		at, known := index[key]
+		if !known {
+			m, err := newMatcher(rule)
+			if err != nil {
+				return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
+			}
+			at = len(r.groups)
+			index[key] = at
+			r.groups = append(r.groups, group{match: m})
+		}
+		r.groups[at].add(route, rule.Weight)
+	}
+	return r, nil
+}
+
+func (r *Router) routeOf(rule *TrafficRule, namespace string) (Route, error) {
+	route := r.fallback
+	route.Rule, route.Subset = rule.ID, rule.DestinationSubset
+	if rule.DestinationService != "" {
+		name, err := ParseServiceName(rule.DestinationService, namespace)
+		if err != nil {
+			return Route{}, err
+		}
+		route.Service = name
+	}
+	if rule.Timeout > 0 {
+		route.Timeout = seconds(rule.Timeout)
+	}
+	if rule.RetryAttempts > 0 {
+		route.Attempts = rule.RetryAttempts
+	}
+	route.Breaker = route.Breaker && rule.CircuitBreaker
+	return route, nil
+}
+
+// Route decides for one request: the first group of rules that matches, and in
+// it one by weight; roll is a random number. Without a match, or where all
+// weights of the match are zero, the request goes to the service itself.
+func (r *Router) Route(req *Request, roll uint64) Route {
+	for i := range r.groups {
+		g := &r.groups[i]
+		if g.match.matches(req) {
+			return g.pick(roll, &r.fallback)
+		}
+	}
+	return r.fallback
+}
+
+// Destinations lists the other services that rules send to.
+func (r *Router) Destinations() []ServiceName {
+	var out []ServiceName
+	seen := map[ServiceName]bool{r.fallback.Service: true}
+	for _, g := range r.groups {
+		for _, w := range g.routes {
+			if !seen[w.route.Service] {
+				seen[w.route.Service] = true
+				out = append(out, w.route.Service)
+			}
+		}
+	}
+	return out
+}
+
+func (g *group) add(route Route, weight int) {
+	g.total += uint64(max(weight, 0))
+	g.routes = append(g.routes, weightedRoute{upTo: g.total, route: route})
+}
+
+func (g *group) pick(roll uint64, fallback *Route) Route {
+	if g.total == 0 {
+		return *fallback
+	}
+	if len(g.routes) == 1 {
+		return g.routes[0].route
+	}
+	at := roll % g.total
+	for i := range g.routes {
+		if at < g.routes[i].upTo {
+			return g.routes[i].route
+		}
+	}
+	return *fallback // not reached: at < total
+}
+
+// matchKey is equal for rules with the same match.
+func matchKey(r *TrafficRule) string {
+	names := make([]string, 0, len(r.MatchHeaders))
+	for n := range r.MatchHeaders {
+		names = append(names, strings.ToLower(n)+"\x00"+r.MatchHeaders[n])
+	}
+	sort.Strings(names)
+	return r.MatchMethod + "\x00" + r.MatchPath + "\x00" + strings.Join(names, "\x00")
+}
+
+type matcher struct {
+	method  string
+	path    pattern
+	headers []headerMatch
+}
+
+type headerMatch struct {
+	name  string
+	value pattern
+}
+
+func newMatcher(r *TrafficRule) (matcher, error) {
+	m := matcher{method: r.MatchMethod}
+	if m.method == "*" {
+		m.method = ""
+	}
+	if r.MatchPath != "" {
+		path, err := newPathPattern(r.MatchPath)
+		if err != nil {
+			return m, fmt.Errorf("match_path: %w", err)
+		}
+		m.path = path
+	}
+	for name, want := range r.MatchHeaders {
+		value, err := newPattern(want)
+		if err != nil {
+			return m, fmt.Errorf("match_headers.%s: %w", name, err)
+		}
+		m.headers = append(m.headers, headerMatch{name, value})
+	}
+	sort.Slice(m.headers, func(i, j int) bool { return m.headers[i].name < m.headers[j].name })
+	return m, nil
+}
+
+func (m *matcher) matches(req *Request) bool {
+	if m.method != "" && m.method != req.Method {
+		return false
+	}
+	if m.path.kind != matchAny {
+		path := req.Path
+		if i := strings.IndexByte(path, '?'); i >= 0 {
+			path = path[:i]
+		}
+		if !m.path.matches(path) {
+			return false
+		}
+	}
+	for i := range m.headers {
+		v, ok := req.Header(m.headers[i].name)
+		if !ok || !m.headers[i].value.matches(v) {
+			return false
+		}
+	}
+	return true
+}
+
+type patternKind uint8
+
+const (
+	matchAny patternKind = iota
+	matchExact
+	matchPrefix
+	matchRegex
+)
+
+type pattern struct {
+	kind patternKind
+	text string
+	re   *regexp.Regexp
+}
+
+// newPattern reads a header's pattern: exact, prefix:, regex: or present:.
+func newPattern(s string) (pattern, error) {
+	if rest, ok := strings.CutPrefix(s, "prefix:"); ok {
+		return pattern{kind: matchPrefix, text: rest}, nil
+	}
+	if rest, ok := strings.CutPrefix(s, "regex:"); ok {
+		return newRegex(rest)
+	}
+	if s == "present:" {
+		return pattern{kind: matchAny}, nil
+	}
+	return pattern{kind: matchExact, text: s}, nil
+}
+
+// newPathPattern reads a path's pattern: exact, /prefix* or regex:.
+func newPathPattern(s string) (pattern, error) {
+	if rest, ok := strings.CutPrefix(s, "regex:"); ok {
+		return newRegex(rest)
+	}
+	if rest, ok := strings.CutSuffix(s, "*"); ok {
+		return pattern{kind: matchPrefix, text: rest}, nil
+	}
+	return pattern{kind: matchExact, text: s}, nil
+}
+
+// newRegex anchors at both ends: a rule names whole values, as Envoy does.
+func newRegex(s string) (pattern, error) {
+	re, err := regexp.Compile(`\A(?:` + s + `)\z`)
+	return pattern{kind: matchRegex, re: re}, err
+}
+
+func (p *pattern) matches(s string) bool {
+	switch p.kind {
+	case matchExact:
+		return s == p.text
+	case matchPrefix:
+		return strings.HasPrefix(s, p.text)
+	case matchRegex:
+		return p.re.MatchString(s)
+	default:
+		return true
+	}
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

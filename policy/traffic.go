@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// TrafficRule says where requests of one service go that match it (seed B).
+// Timeout and RetryAttempts of zero mean the mesh's setting.
+type TrafficRule struct {
+	ID                 string            `json:"id"`
+	MatchHeaders       map[string]string `json:"match_headers"`
+	MatchPath          string            `json:"match_path,omitempty"`
+	MatchMethod        string            `json:"match_method,omitempty"`
+	DestinationService string            `json:"destination_service"`
+	DestinationSubset  string            `json:"destination_subset,omitempty"`
+	Weight             int               `json:"weight"`
+	Timeout            float64           `json:"timeout"`        // seconds
+	RetryAttempts      int               `json:"retry_attempts"` // tries in all
+	CircuitBreaker     bool              `json:"circuit_breaker"`
+}
+
+// DefaultTrafficRule holds what a rule may leave out.
+func DefaultTrafficRule() TrafficRule {
+	return TrafficRule{MatchHeaders: map[string]string{}, Weight: 100, CircuitBreaker: true}
+}
+
+// Bounds of what rules and settings may ask for.
+const (
+	maxTimeout  = 24 * 3600.0 // s
+	maxAttempts = 100
+)
+
+// Validate lists what is wrong with a rule. Zero timeout and attempts are
+// taken as "not given".
+func (r *TrafficRule) Validate() Problems {
+	var p Problems
+	for name, want := range r.MatchHeaders {
+		path := join("match_headers", name)
+		if !isToken(name) {
+			p.add(path, "%q is not a header name", name)
+		}
+		checkPattern(&p, path, want)
+	}
+	if r.MatchPath != "" {
+		checkPath(&p, "match_path", r.MatchPath)
+	}
+	if r.MatchMethod != "" && !isToken(r.MatchMethod) {
+		p.add("match_method", "%q is not a method", r.MatchMethod)
+	}
+	if r.DestinationService != "" {
+		if _, err := ParseServiceName(r.DestinationService, "default"); err != nil {
+			p.addErr("destination_service", err)
+		}
+	}
+	if hasControl(r.DestinationSubset) || len(r.DestinationSubset) > 253 {
+		p.add("destination_subset", "must be plain text of at most 253 characters")
+	}
+	p.intIn("weight", r.Weight, 0, 1_000_000)
+	if r.Timeout != 0 {
+		p.secondsIn("timeout", r.Timeout, 0.001, maxTimeout)
+	}
+	if r.RetryAttempts != 0 {
+		p.intIn("retry_attempts", r.RetryAttempts, 1, maxAttempts)
+	}
+	return p
+}
+
+func checkPattern(p *Problems, path, want string) {
+	if re, ok := strings.CutPrefix(want, "regex:"); ok {
+		if _, err := regexp.Compile(re); err != nil {
+			p.addErr(path, err)
+		}
+		return
+	}
+	if hasControl(want) {
+		p.add(path, "holds a control character")
+	}
+}
+
+func checkPath(p *Problems, path, want string) {
+	if strings.HasPrefix(want, "regex:") {
+		checkPattern(p, path, want)
+		return
+	}
+	if !strings.HasPrefix(want, "/") {
+		p.add(path, "%q does not start with / (nor with regex:)", want)
+	} else if i := strings.IndexByte(want, '*'); i >= 0 && i != len(want)-1 {
+		p.add(path, "%q: a * may only stand at the end", want)
+	}
+}
+
+// isToken is RFC 9110 section 5.6.2.
+func isToken(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// Service is what callers of a service need to know of it: where it answers,
+// the rules for its requests and how it is to be treated.
+type Service struct {
+	Name      ServiceName
+	Virtual4  netip.Addr
+	Virtual6  netip.Addr
+	Endpoints []Target
+	Rules     []TrafficRule
+	Traffic   Traffic
+}
+
+// Target is an endpoint as a caller sees it.
+type Target struct {
+	Endpoint
+	Meshed bool // a proxy of the mesh is beside it: it takes mTLS
+}
+
+// Traffic is how requests to a service are treated unless a rule says
+// otherwise: the mesh's settings with the service's own laid over them.
+type Traffic struct {
+	Strategy  string
+	HashKey   string // what consistent_hash hashes: "" the path, "source", or "header:NAME"
+	Timeout   time.Duration
+	Retry     Retry
+	Breaker   Breaker
+	RateLimit RateLimit
+	MTLS      MTLSMode
+	// PlaintextFrom lists callers for whom a rule disables mTLS.
+	PlaintextFrom []ServiceName
+}
+
+// Retry says how often and after which wait a request is tried again.
+type Retry struct {
+	Attempts int           // tries in all; 1 is no retry
+	Delay    time.Duration // × n before try n+1
+}
+
+// Breaker is the setting of the circuit of each endpoint.
+type Breaker struct {
+	Enabled   bool
+	Threshold int
+	Timeout   time.Duration
+}
+
+// RateLimit bounds requests to a service in a sliding window. Limit 0 is none.
+type RateLimit struct {
+	Limit  int
+	Window time.Duration
+	Key    string // "" all together, "source", "header:NAME", "jwt:sub"
+}
+
+// SendsPlaintext tells whether a caller uses no mTLS towards the service.
+func (t *Traffic) SendsPlaintext(caller ServiceName) bool {
+	if t.MTLS == Disabled {
+		return true
+	}
+	for _, p := range t.PlaintextFrom {
+		if matchName(p, caller) {
+			return true
+		}
+	}
+	return false
+}

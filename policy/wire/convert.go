@@ -1,0 +1,238 @@
+package wire
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// The type URLs of the resources on the delta discovery stream, and the name of
+// the one Mesh resource.
+const (
+	MeshType    = "type.googleapis.com/weir.v1.Mesh"
+	ServiceType = "type.googleapis.com/weir.v1.Service"
+	InboundType = "type.googleapis.com/weir.v1.Inbound"
+	LookupType  = "type.googleapis.com/weir.v1.Lookup"
+	MeshName    = "mesh"
+)
+
+// FromName converts a service name.
+func FromName(n policy.ServiceName) *Name { return &Name{Namespace: n.Namespace, Name: n.Name} }
+
+// Policy converts back; nil gives the zero name.
+func (n *Name) Policy() policy.ServiceName {
+	return policy.ServiceName{Namespace: n.GetNamespace(), Name: n.GetName()}
+}
+
+// FromMesh converts the mesh's settings.
+func FromMesh(m policy.Mesh) *Mesh {
+	return &Mesh{
+		TrustDomain: m.TrustDomain, EgressDeny: m.EgressDeny, AccessLog: m.AccessLog,
+		Metrics: m.Metrics, Tracing: m.Tracing, Bundle: m.Bundle,
+	}
+}
+
+// Policy converts back and checks.
+func (m *Mesh) Policy() (policy.Mesh, error) {
+	if m.GetTrustDomain() == "" {
+		return policy.Mesh{}, fmt.Errorf("mesh: no trust domain")
+	}
+	return policy.Mesh{
+		TrustDomain: m.GetTrustDomain(), EgressDeny: m.GetEgressDeny(), AccessLog: m.GetAccessLog(),
+		Metrics: m.GetMetrics(), Tracing: m.GetTracing(), Bundle: m.GetBundle(),
+	}, nil
+}
+
+// FromEndpoint converts an endpoint as callers see it.
+func FromEndpoint(t policy.Target) *Endpoint {
+	addr := t.Addr()
+	return &Endpoint{
+		Id: t.ID, Ip: addr.Addr().AsSlice(), Port: uint32(addr.Port()), Protocol: t.Protocol,
+		Weight: uint32(max(t.Weight, 0)), Labels: t.Labels, Healthy: t.Status != policy.Unhealthy, Meshed: t.Meshed,
+		HealthCheckPath: t.HealthCheckPath,
+	}
+}
+
+// Policy converts back; service names the service the endpoint is of.
+func (e *Endpoint) Policy(service policy.ServiceName) policy.Target {
+	t := policy.Target{Meshed: e.GetMeshed(), Endpoint: policy.Endpoint{
+		ID: e.GetId(), Namespace: service.Namespace, ServiceName: service.Name,
+		Port: int(e.GetPort()), Protocol: e.GetProtocol(), Weight: int(e.GetWeight()),
+		Labels: e.GetLabels(), Status: policy.Healthy, HealthCheckPath: e.GetHealthCheckPath(),
+	}}
+	if ip, ok := netip.AddrFromSlice(e.GetIp()); ok {
+		t.IP = ip.String()
+	}
+	if !e.GetHealthy() {
+		t.Status = policy.Unhealthy
+	}
+	return t
+}
+
+// FromService converts what callers need to know of a service.
+func FromService(s *policy.Service) *Service {
+	out := &Service{Name: FromName(s.Name), VirtualIpv4: s.Virtual4.AsSlice(), VirtualIpv6: s.Virtual6.AsSlice(), Traffic: fromTraffic(&s.Traffic)}
+	for _, t := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, FromEndpoint(t))
+	}
+	for i := range s.Rules {
+		out.Rules = append(out.Rules, fromTrafficRule(&s.Rules[i]))
+	}
+	return out
+}
+
+// Policy converts back and checks; the error names what is wrong.
+func (s *Service) Policy() (*policy.Service, error) {
+	out := &policy.Service{Name: s.GetName().Policy(), Traffic: s.GetTraffic().policy()}
+	if err := out.Name.Validate(); err != nil {
+		return nil, fmt.Errorf("service: %w", err)
+	}
+	out.Virtual4, _ = netip.AddrFromSlice(s.GetVirtualIpv4())
+	out.Virtual6, _ = netip.AddrFromSlice(s.GetVirtualIpv6())
+	for _, e := range s.GetEndpoints() {
+		t := e.Policy(out.Name)
+		if p := t.Validate(); len(p) > 0 {
+			return nil, fmt.Errorf("service %s: endpoint %q: %w", out.Name, e.GetId(), p)
+		}
+		out.Endpoints = append(out.Endpoints, t)
+	}
+	for _, r := range s.GetRules() {
+		rule := r.policy()
+		if p := rule.Validate(); len(p) > 0 {
+			return nil, fmt.Errorf("service %s: traffic rule %q: %w", out.Name, r.GetId(), p)
+		}
+		out.Rules = append(out.Rules, rule)
+	}
+	return out, nil
+}
+
+func fromTrafficRule(r *policy.TrafficRule) *TrafficRule {
+	return &TrafficRule{
+		Id: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: r.MatchPath, MatchMethod: r.MatchMethod,
+		DestinationService: r.DestinationService, DestinationSubset: r.DestinationSubset,
+		Weight: uint32(max(r.Weight, 0)), TimeoutSeconds: r.Timeout, RetryAttempts: uint32(max(r.RetryAttempts, 0)),
+		CircuitBreaker: r.CircuitBreaker,
+	}
+}
+
+func (r *TrafficRule) policy() policy.TrafficRule {
+	return policy.TrafficRule{
+		ID: r.GetId(), MatchHeaders: r.GetMatchHeaders(), MatchPath: r.GetMatchPath(), MatchMethod: r.GetMatchMethod(),
+		DestinationService: r.GetDestinationService(), DestinationSubset: r.GetDestinationSubset(),
+		Weight: int(r.GetWeight()), Timeout: r.GetTimeoutSeconds(), RetryAttempts: int(r.GetRetryAttempts()),
+		CircuitBreaker: r.GetCircuitBreaker(),
+	}
+}
+
+func fromTraffic(t *policy.Traffic) *Traffic {
+	out := &Traffic{
+		Strategy: t.Strategy, HashKey: t.HashKey, Timeout: durationpb.New(t.Timeout),
+		RetryAttempts: uint32(max(t.Retry.Attempts, 0)), RetryDelay: durationpb.New(t.Retry.Delay),
+		Breaker: t.Breaker.Enabled, BreakerThreshold: uint32(max(t.Breaker.Threshold, 0)), BreakerTimeout: durationpb.New(t.Breaker.Timeout),
+		RateLimit: fromRateLimit(t.RateLimit), MtlsMode: string(t.MTLS),
+	}
+	for _, n := range t.PlaintextFrom {
+		out.PlaintextFrom = append(out.PlaintextFrom, FromName(n))
+	}
+	return out
+}
+
+func (t *Traffic) policy() policy.Traffic {
+	out := policy.Traffic{
+		Strategy: t.GetStrategy(), HashKey: t.GetHashKey(), Timeout: duration(t.GetTimeout()),
+		Retry:     policy.Retry{Attempts: int(t.GetRetryAttempts()), Delay: duration(t.GetRetryDelay())},
+		Breaker:   policy.Breaker{Enabled: t.GetBreaker(), Threshold: int(t.GetBreakerThreshold()), Timeout: duration(t.GetBreakerTimeout())},
+		RateLimit: t.GetRateLimit().policy(), MTLS: policy.MTLSMode(t.GetMtlsMode()),
+	}
+	for _, n := range t.GetPlaintextFrom() {
+		out.PlaintextFrom = append(out.PlaintextFrom, n.Policy())
+	}
+	return out
+}
+
+func fromRateLimit(l policy.RateLimit) *RateLimit {
+	return &RateLimit{Limit: uint32(max(l.Limit, 0)), Window: durationpb.New(l.Window), Key: l.Key}
+}
+
+func (l *RateLimit) policy() policy.RateLimit {
+	return policy.RateLimit{Limit: int(l.GetLimit()), Window: duration(l.GetWindow()), Key: l.GetKey()}
+}
+
+func duration(d *durationpb.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return d.AsDuration()
+}
+
+// FromInbound converts what a proxy enforces on calls to its service.
+func FromInbound(in *policy.Inbound) *Inbound {
+	out := &Inbound{
+		Name: FromName(in.Service), MtlsMode: string(in.MTLS), DefaultAllow: in.DefaultAllow,
+		JwtSecret: in.JWTSecret, RateLimit: fromRateLimit(in.RateLimit),
+	}
+	for i := range in.Rules {
+		r := &in.Rules[i]
+		m := &SecurityRule{
+			Id: r.ID, Source: FromName(r.Source()), Destination: FromName(r.Destination()),
+			AllowedMethods: r.AllowedMethods, RequiredJwt: r.RequiredJWT, MtlsMode: string(r.MTLSMode),
+		}
+		for _, a := range r.Addresses {
+			m.Addresses = append(m.Addresses, a.AsSlice())
+		}
+		out.Rules = append(out.Rules, m)
+	}
+	return out
+}
+
+// Policy converts back and checks; the error names what is wrong.
+func (in *Inbound) Policy() (policy.Inbound, error) {
+	out := policy.Inbound{
+		Service: in.GetName().Policy(), MTLS: policy.MTLSMode(in.GetMtlsMode()), DefaultAllow: in.GetDefaultAllow(),
+		JWTSecret: in.GetJwtSecret(), RateLimit: in.GetRateLimit().policy(),
+	}
+	switch out.MTLS {
+	case policy.Strict, policy.Permissive, policy.Disabled:
+	default:
+		return policy.Inbound{}, fmt.Errorf("inbound %s: mtls_mode %q is not known", out.Service, out.MTLS)
+	}
+	for _, m := range in.GetRules() {
+		r := policy.InboundRule{SecurityRule: policy.SecurityRule{
+			ID: m.GetId(), SourceNamespace: m.GetSource().GetNamespace(), SourceService: m.GetSource().GetName(),
+			DestinationNamespace: m.GetDestination().GetNamespace(), DestinationService: m.GetDestination().GetName(),
+			AllowedMethods: m.GetAllowedMethods(), RequiredJWT: m.GetRequiredJwt(), MTLSMode: policy.MTLSMode(m.GetMtlsMode()),
+		}}
+		if p := r.Validate(); len(p) > 0 {
+			return policy.Inbound{}, fmt.Errorf("inbound %s: security rule %q: %w", out.Service, m.GetId(), p)
+		}
+		for _, b := range m.GetAddresses() {
+			if a, ok := netip.AddrFromSlice(b); ok {
+				r.Addresses = append(r.Addresses, a)
+			}
+		}
+		out.Rules = append(out.Rules, r)
+	}
+	return out, nil
+}
+
+// FromFigures converts a proxy's figures.
+func FromFigures(f policy.Figures) *Figures {
+	return &Figures{
+		InboundRequests: f.InboundRequests, OutboundRequests: f.OutboundRequests, RequestErrors: f.RequestErrors,
+		RequestDurationTotal: f.RequestDurationTotal, CircuitBreakerOpens: f.CircuitBreakerOpens,
+		RequestsRouted: f.RequestsRouted, RoutingFailures: f.RoutingFailures, BackendFailures: f.BackendFailures,
+	}
+}
+
+// Policy converts back.
+func (f *Figures) Policy() policy.Figures {
+	return policy.Figures{
+		InboundRequests: f.GetInboundRequests(), OutboundRequests: f.GetOutboundRequests(), RequestErrors: f.GetRequestErrors(),
+		RequestDurationTotal: f.GetRequestDurationTotal(), CircuitBreakerOpens: f.GetCircuitBreakerOpens(),
+		RequestsRouted: f.GetRequestsRouted(), RoutingFailures: f.GetRoutingFailures(), BackendFailures: f.GetBackendFailures(),
+	}
+}

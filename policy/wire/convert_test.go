@@ -1,0 +1,134 @@
+package wire
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+var name = policy.ServiceName{Namespace: "default", Name: "users"}
+
+// throughWire is what arrives of a message that was sent.
+func throughWire[M proto.Message](t *testing.T, sent, into M) M {
+	t.Helper()
+	b, err := proto.Marshal(sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := proto.Unmarshal(b, into); err != nil {
+		t.Fatal(err)
+	}
+	return into
+}
+
+func exampleService() *policy.Service {
+	e := policy.DefaultEndpoint()
+	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = "u-1", "users", "default", "10.0.0.1", 8001
+	e.Labels = map[string]string{"version": "v2"}
+	sick := e
+	sick.ID, sick.IP, sick.Status, sick.Labels = "u-2", "fd00::2", policy.Unhealthy, nil
+	return &policy.Service{
+		Name: name, Virtual4: netip.MustParseAddr("240.240.0.7"), Virtual6: netip.MustParseAddr("fd77:6569:7200::7"),
+		Endpoints: []policy.Target{{Endpoint: e, Meshed: true}, {Endpoint: sick}},
+		Rules: []policy.TrafficRule{{
+			ID: "r", MatchHeaders: map[string]string{"version": "beta"}, MatchPath: "/a*", MatchMethod: "GET",
+			DestinationService: "other", DestinationSubset: "v2", Weight: 7, Timeout: 1.5, RetryAttempts: 2, CircuitBreaker: true,
+		}},
+		Traffic: policy.Traffic{
+			Strategy: "weighted", HashKey: "source", Timeout: time.Second, Retry: policy.Retry{Attempts: 3, Delay: time.Millisecond},
+			Breaker:   policy.Breaker{Enabled: true, Threshold: 5, Timeout: time.Minute},
+			RateLimit: policy.RateLimit{Limit: 100, Window: time.Minute, Key: "header:x"}, MTLS: policy.Permissive,
+			PlaintextFrom: []policy.ServiceName{{Namespace: "default", Name: "old"}},
+		},
+	}
+}
+
+func TestAServiceArrivesAsItWasSent(t *testing.T) {
+	want := exampleService()
+	got, err := throughWire(t, FromService(want), &Service{}).Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestAnInboundArrivesAsItWasSent(t *testing.T) {
+	want := policy.Inbound{
+		Service: name, MTLS: policy.Strict, DefaultAllow: true, JWTSecret: "s", RateLimit: policy.RateLimit{Limit: 3, Window: time.Second, Key: "source"},
+		Rules: []policy.InboundRule{{
+			SecurityRule: policy.SecurityRule{
+				ID: "r", SourceNamespace: "default", SourceService: "*", DestinationNamespace: "default", DestinationService: "users",
+				AllowedMethods: []string{"GET"}, RequiredJWT: true, MTLSMode: policy.Disabled,
+			},
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")},
+		}},
+	}
+	got, err := throughWire(t, FromInbound(&want), &Inbound{}).Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
+	mesh := policy.Mesh{TrustDomain: "weir.local", EgressDeny: true, AccessLog: true, Metrics: true, Tracing: true, Bundle: []byte("pem")}
+	if got, err := throughWire(t, FromMesh(mesh), &Mesh{}).Policy(); err != nil || !reflect.DeepEqual(got, mesh) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	f := policy.Figures{InboundRequests: 1, OutboundRequests: 2, RequestErrors: 3, RequestDurationTotal: 4.5, CircuitBreakerOpens: 5, RequestsRouted: 6, RoutingFailures: 7, BackendFailures: 8}
+	if got := throughWire(t, FromFigures(f), &Figures{}).Policy(); got != f {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestWhatIsNotGoodIsRefusedByName(t *testing.T) {
+	bad := FromService(exampleService())
+	bad.Endpoints[1].Port = 0
+	if _, err := bad.Policy(); err == nil || !strings.Contains(err.Error(), `endpoint "u-2"`) {
+		t.Errorf("error is %v", err)
+	}
+	bad = FromService(exampleService())
+	bad.Rules[0].MatchPath = "regex:("
+	if _, err := bad.Policy(); err == nil || !strings.Contains(err.Error(), `traffic rule "r"`) {
+		t.Errorf("error is %v", err)
+	}
+	if _, err := (&Inbound{Name: FromName(name), MtlsMode: "sometimes"}).Policy(); err == nil {
+		t.Error("an unknown mode is taken")
+	}
+	if _, err := (&Mesh{}).Policy(); err == nil {
+		t.Error("a mesh without trust domain is taken")
+	}
+}
+
+// FuzzService: bytes that decode to a Service are refused or give one that
+// compiles and keeps its meaning on the way back.
+func FuzzService(f *testing.F) {
+	b, _ := proto.Marshal(FromService(exampleService()))
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var m Service
+		if proto.Unmarshal(data, &m) != nil {
+			return
+		}
+		s, err := m.Policy()
+		if err != nil {
+			return
+		}
+		if _, err := policy.NewRouter(s); err != nil {
+			t.Fatalf("taken, but does not compile: %v", err)
+		}
+		if _, err := FromService(s).Policy(); err != nil {
+			t.Fatalf("taken, but not after a second way: %v", err)
+		}
+	})
+}
