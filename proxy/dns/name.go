@@ -1,0 +1,43 @@
+package dns
+
+import "strings"
+
+// meshName takes a query's name apart as a service's name and its namespace.
+// The forms are name, name.namespace, name.namespace.svc and
+// name.namespace.svc.<cluster domain>, in any case, with the trailing dot that
+// every name in a message has. That it is of the form does not mean that there
+// is such a service: example.com is too.
+func (c *Config) meshName(query string) (namespace, name string, ok bool) {
+	query = strings.TrimSuffix(lower(query), ".")
+	if full, ok := strings.CutSuffix(query, "."+c.ClusterDomain); ok {
+		// Only ".svc" is the mesh's under the cluster's domain.
+		if query, ok = strings.CutSuffix(full, ".svc"); !ok || strings.Count(query, ".") != 1 {
+			return "", "", false
+		}
+	}
+	labels := strings.Split(query, ".")
+	for _, l := range labels {
+		if l == "" {
+			return "", "", false
+		}
+	}
+	switch {
+	case len(labels) == 1:
+		return c.Namespace, labels[0], true
+	case len(labels) == 2, len(labels) == 3 && labels[2] == "svc":
+		return labels[1], labels[0], true
+	}
+	return "", "", false
+}
+
+// lower folds ASCII only, as the DNS does (RFC 4343): a byte above 127 is
+// another byte, not another case.
+func lower(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + ('a' - 'A')
+		}
+	}
+	return string(b)
+}
