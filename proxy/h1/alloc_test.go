@@ -1,0 +1,154 @@
+package h1
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	smallRequest  = "GET /orders/17?full=1 HTTP/1.1\r\nHost: orders.shop\r\nUser-Agent: bench/1\r\nAccept: */*\r\nX-Trace: 00-aa-bb-01\r\n\r\n"
+	smallResponse = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 128\r\n\r\n"
+)
+
+// loop is a proxy between a client and an upstream that allocate nothing.
+type loop struct {
+	client net.Conn
+	answer []byte
+	stop   func()
+}
+
+func newLoop(t testing.TB) *loop {
+	front, back := listen(t), listen(t)
+	var wg sync.WaitGroup
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		c, err := back.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		answer := append([]byte(smallResponse), bytes.Repeat([]byte("x"), 128)...)
+		b := make([]byte, 64<<10)
+		for n := 0; ; {
+			m, err := c.Read(b[n:])
+			if err != nil {
+				return
+			}
+			if n += m; bytes.HasSuffix(b[:n], []byte("\r\n\r\n")) {
+				n = 0
+				if _, err := c.Write(answer); err != nil {
+					return
+				}
+			}
+		}
+	}()
+	pool := NewPool(PoolConfig{})
+	go func() {
+		defer wg.Done()
+		c, err := front.Accept()
+		if err != nil {
+			return
+		}
+		_ = Serve(context.Background(), c, nil, nil, func(x *Exchange) {
+			now := x.Now()
+			up := pool.Get(now)
+			if up == nil {
+				c, err := net.Dial("tcp", back.Addr().String())
+				if err != nil {
+					return
+				}
+				up = NewUpstream(c)
+			}
+			x.Set("X-Source-Service", "web")
+			x.Set("X-Source-Namespace", "shop")
+			x.Set("X-Request-ID", "0123456789")
+			x.SetResponse("X-Request-ID", "0123456789")
+			if _, err := x.RoundTrip(up, now.Add(30*time.Second)); err == nil {
+				_ = x.Relay(up)
+			}
+			pool.Put(now, up)
+		})
+	}()
+	c, err := net.Dial("tcp", front.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &loop{client: c}
+	_, _ = io.WriteString(c, smallRequest)
+	r := bufio.NewReader(c)
+	head, err := readHeadText(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, r, 128); err != nil {
+		t.Fatal(err)
+	}
+	l.answer = make([]byte, len(head)+128)
+	l.stop = func() {
+		c.Close()
+		front.Close()
+		back.Close()
+		pool.Close()
+		wg.Wait()
+		pool.Close()
+	}
+	return l
+}
+
+var smallRequestBytes = []byte(smallRequest)
+
+func (l *loop) exchange(t testing.TB) {
+	if _, err := l.client.Write(smallRequestBytes); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(l.client, l.answer); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The whole way of a small exchange, three request fields and one response
+// field set, must not allocate: what is allocated is later collected, on
+// somebody's request.
+func TestASmallExchangeAllocatesNothing(t *testing.T) {
+	l := newLoop(t)
+	defer l.stop()
+	const rounds = 2000
+	best := ^uint64(0)
+	for range 5 { // a collection empties the pools of buffers: take the best of five
+		runtime.GC()
+		for range 100 {
+			l.exchange(t)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range rounds {
+			l.exchange(t)
+		}
+		runtime.ReadMemStats(&after)
+		best = min(best, after.Mallocs-before.Mallocs)
+	}
+	limit := uint64(rounds / 100)
+	if raceEnabled {
+		limit = rounds * 4 // sync.Pool drops at random under the race detector
+	}
+	if best > limit {
+		t.Errorf("%d allocations in %d exchanges", best, rounds)
+	}
+}
+
+func BenchmarkSmallExchange(b *testing.B) {
+	l := newLoop(b)
+	defer l.stop()
+	b.ReportAllocs()
+	for b.Loop() {
+		l.exchange(b)
+	}
+}

@@ -1,0 +1,257 @@
+package h1
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// proxy is a listener whose connections are served with handler, towards the
+// address in upstream.
+type proxy struct {
+	t        *testing.T
+	ln       net.Listener
+	cfg      Config
+	upstream string
+	pool     *Pool
+	handler  Handler
+	dial     func() (net.Conn, error)
+	accepted func(net.Conn) net.Conn // wraps an accepted connection
+
+	drain context.CancelFunc
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	errs  []error // what Serve returned
+	dials int
+}
+
+// startProxy serves until the test ends; it then waits for every connection.
+func startProxy(t *testing.T, upstream string, change func(*proxy)) *proxy {
+	t.Helper()
+	p := &proxy{t: t, upstream: upstream, pool: NewPool(PoolConfig{})}
+	p.handler = p.forward
+	p.dial = func() (net.Conn, error) { return net.Dial("tcp", p.upstream) }
+	if change != nil {
+		change(p)
+	}
+	p.ln = listen(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	p.drain = cancel
+	p.wg.Add(1)
+	go p.accept(ctx)
+	t.Cleanup(func() {
+		cancel()
+		p.ln.Close()
+		p.wg.Wait()
+		p.pool.Close()
+	})
+	return p
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
+}
+
+func (p *proxy) accept(ctx context.Context) {
+	defer p.wg.Done()
+	for {
+		c, err := p.ln.Accept()
+		if err != nil {
+			return
+		}
+		p.wg.Add(1)
+		go func() {
+			defer p.wg.Done()
+			if p.accepted != nil {
+				c = p.accepted(c)
+			}
+			err := Serve(ctx, c, nil, &p.cfg, p.handler)
+			p.mu.Lock()
+			p.errs = append(p.errs, err)
+			p.mu.Unlock()
+		}()
+	}
+}
+
+func (p *proxy) addr() string { return p.ln.Addr().String() }
+
+func (p *proxy) url() string { return "http://" + p.addr() }
+
+func (p *proxy) take() (*Upstream, error) {
+	if up := p.pool.Get(time.Now()); up != nil {
+		return up, nil
+	}
+	p.mu.Lock()
+	p.dials++
+	p.mu.Unlock()
+	c, err := p.dial()
+	if err != nil {
+		return nil, err
+	}
+	return NewUpstream(c), nil
+}
+
+// forward is what a composing package does, in small.
+func (p *proxy) forward(x *Exchange) {
+	for try := 0; ; try++ {
+		up, err := p.take()
+		if err != nil {
+			_ = x.Reply(http.StatusBadGateway, nil)
+			return
+		}
+		_, err = x.RoundTrip(up, time.Time{})
+		if err == nil {
+			_ = x.Relay(up)
+			p.pool.Put(time.Now(), up)
+			return
+		}
+		var e *Error
+		if !errors.As(err, &e) {
+			p.t.Errorf("RoundTrip gave %T %v, not an *Error", err, err)
+		}
+		if e.Stale() && x.CanRetry() && try < 3 {
+			continue
+		}
+		_ = x.Reply(e.Status, []byte(e.Error()))
+		return
+	}
+}
+
+// served waits until n connections have ended and returns what Serve returned.
+func (p *proxy) served(n int) []error {
+	p.t.Helper()
+	for range 1000 {
+		p.mu.Lock()
+		errs := append([]error(nil), p.errs...)
+		p.mu.Unlock()
+		if len(errs) >= n {
+			return errs
+		}
+		time.Sleep(5 * time.Millisecond) // polled, bounded by 5 s
+	}
+	p.t.Fatalf("%d connections have not ended", n)
+	return nil
+}
+
+// rawUpstream accepts connections and runs script on each.
+func rawUpstream(t *testing.T, script func(c net.Conn, r *bufio.Reader)) string {
+	t.Helper()
+	ln := listen(t)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	open := map[net.Conn]bool{}
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			open[c] = true
+			mu.Unlock()
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				script(c, bufio.NewReader(c))
+				c.Close()
+				mu.Lock()
+				delete(open, c)
+				mu.Unlock()
+			}()
+		}
+	}()
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return ln.Addr().String()
+}
+
+// readHeadText reads up to and with the empty line.
+func readHeadText(r *bufio.Reader) (string, error) {
+	var b strings.Builder
+	for {
+		line, err := r.ReadString('\n')
+		b.WriteString(line)
+		if err != nil || line == "\r\n" {
+			return b.String(), err
+		}
+	}
+}
+
+// client is a raw connection to a proxy.
+type client struct {
+	t *testing.T
+	*net.TCPConn
+	r *bufio.Reader
+}
+
+func dialRaw(t *testing.T, addr string) *client {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second)) // a guard, not a measure
+	return &client{t, c.(*net.TCPConn), bufio.NewReader(c)}
+}
+
+func (c *client) send(s string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c.TCPConn, s); err != nil {
+		c.t.Fatalf("send: %v", err)
+	}
+}
+
+// answer reads one final response whole; its body is in the string.
+func (c *client) answer(method string) (*http.Response, string) {
+	c.t.Helper()
+	resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
+	if err != nil {
+		c.t.Fatalf("read response: %v", err)
+	}
+	if resp.StatusCode < 200 {
+		return c.answer(method)
+	}
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		c.t.Fatalf("read response body: %v", err)
+	}
+	return resp, string(body)
+}
+
+// ended checks that nothing more comes.
+func (c *client) ended() {
+	c.t.Helper()
+	rest, err := io.ReadAll(c.r)
+	if len(rest) > 0 {
+		c.t.Errorf("%d bytes after the last answer: %.80q", len(rest), rest)
+	}
+	if isTimeout(err) {
+		c.t.Errorf("the connection was not closed")
+	}
+}

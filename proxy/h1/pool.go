@@ -1,0 +1,120 @@
+package h1
+
+import (
+	"sync"
+	"time"
+)
+
+// PoolConfig bounds a Pool; zero means the default.
+type PoolConfig struct {
+	// MaxIdle is the number of idle connections kept, 256 by default; negative: none.
+	MaxIdle int
+	// MaxAge is the idle time after which a connection is closed, 30 s by
+	// default: below what most servers allow, so that it is seldom they who close.
+	MaxAge time.Duration
+}
+
+// Pool keeps the idle connections to one endpoint. The one used last is taken
+// first: it is the least likely to be closed, and the others may grow old. A
+// Pool may be used by many goroutines.
+type Pool struct {
+	maxIdle int
+	maxAge  time.Duration
+
+	mu     sync.Mutex  // guards what follows; nothing slow is done under it
+	idle   []*Upstream // oldest first
+	closed bool
+}
+
+// NewPool makes an empty pool.
+func NewPool(cfg PoolConfig) *Pool {
+	p := &Pool{maxIdle: cfg.MaxIdle, maxAge: cfg.MaxAge}
+	if cfg.MaxIdle == 0 {
+		p.maxIdle = 256
+	}
+	if cfg.MaxAge <= 0 {
+		p.maxAge = 30 * time.Second
+	}
+	return p
+}
+
+// Get takes the connection that was used last, or returns nil. Whether the
+// upstream closed it meanwhile is found out by RoundTrip, which then fails
+// before anything is sent.
+func (p *Pool) Get(now time.Time) *Upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.idle)
+	if n == 0 || now.Sub(p.idle[n-1].idleSince) >= p.maxAge {
+		return nil // the rest is older still; CloseIdle sees to it
+	}
+	up := p.idle[n-1]
+	p.idle[n-1], p.idle = nil, p.idle[:n-1]
+	return up
+}
+
+// Put gives up back. It closes up when that is not reusable, or the pool is full
+// or closed.
+func (p *Pool) Put(now time.Time, up *Upstream) {
+	if !up.Reusable() || !p.put(now, up) {
+		_ = up.Close()
+	}
+}
+
+func (p *Pool) put(now time.Time, up *Upstream) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.idle) >= p.maxIdle {
+		return false
+	}
+	up.idleSince = now
+	p.idle = append(p.idle, up)
+	return true
+}
+
+// Len is the number of idle connections.
+func (p *Pool) Len() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.idle)
+}
+
+// CloseIdle closes what has been idle for MaxAge, or was closed by the upstream,
+// and returns how many are left. Call it now and then.
+func (p *Pool) CloseIdle(now time.Time) int {
+	p.mu.Lock()
+	all := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	kept := all[:0]
+	for _, up := range all {
+		if now.Sub(up.idleSince) < p.maxAge && up.IdleAlive() {
+			kept = append(kept, up)
+		} else {
+			_ = up.Close()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		closeAll(kept)
+		return 0
+	}
+	p.idle = append(kept, p.idle...)
+	return len(p.idle)
+}
+
+// Close closes all idle connections, and those put later.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	all := p.idle
+	p.idle, p.closed = nil, true
+	p.mu.Unlock()
+	closeAll(all)
+}
+
+func closeAll(ups []*Upstream) {
+	for _, up := range ups {
+		_ = up.Close()
+	}
+}

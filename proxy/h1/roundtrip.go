@@ -1,0 +1,288 @@
+package h1
+
+import (
+	"errors"
+	"net/http"
+	"time"
+)
+
+// maxInterim bounds the interim responses to one request.
+const maxInterim = 64
+
+// RoundTrip sends the request to up and returns with the head of the final
+// response. Interim responses (100, 103) are relayed to the client meanwhile, as
+// is a 101 only to a client that asked. The deadline covers all until the
+// response head is there; zero means none. On error up is closed, and the error
+// is an *Error. Otherwise one of Relay, Discard, Reply or Upgraded must follow.
+func (x *Exchange) RoundTrip(up *Upstream, deadline time.Time) (*Response, error) {
+	if e := x.mayAsk(); e != nil {
+		return nil, e
+	}
+	now := x.s.cfg.Now()
+	if deadline.IsZero() {
+		deadline = now.Add(forever)
+	}
+	x.got = false
+	e := x.ask(up, now, deadline)
+	if e == nil {
+		e = x.awaitHead(up, deadline)
+	}
+	if e != nil {
+		return nil, x.fail(up, e)
+	}
+	giveBuffer(x.out)
+	x.out = nil
+	x.up = up
+	x.pump.headCame()
+	return &x.resp, nil
+}
+
+// mayAsk refuses what only a mistake of the caller can ask for.
+func (x *Exchange) mayAsk() *Error {
+	err := x.toUpstream.err
+	if err == nil && !x.CanRetry() {
+		err = ErrNoReplay
+	}
+	if err == nil {
+		return nil
+	}
+	return &Error{Side: SideLocal, Step: WriteHead, Status: http.StatusInternalServerError, Err: err}
+}
+
+// ask sends the request, or prepares up to send it when it waits for the answer.
+func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
+	up.ok = false
+	up.ask = asking{}
+	x.pump.reset()
+	x.resp.reset()
+	x.body.sent = x.body.from
+	x.out = x.appendRequest(takeBuffer(largeBuffer)[:0])
+	if up.r != up.w {
+		return &Error{Side: SideUpstream, Step: WriteHead, Err: ErrStale}
+	}
+	if !x.body.done || len(x.out)+len(x.body.data())+len(x.body.chunks.trailer)+32 > cap(x.out) {
+		x.pump.start(x, up, deadline, false)
+		return nil
+	}
+	x.out = x.appendBody(x.out)
+	if up.direct != nil {
+		up.ask = asking{pending: x.out, look: true, fresh: !up.used}
+		return nil
+	}
+	if up.used && !up.silent() {
+		return &Error{Side: SideUpstream, Step: WriteHead, Err: ErrStale}
+	}
+	up.armWrite(deadline, deadline.Add(slack(now, deadline)))
+	if n, err := up.write(x.out); err != nil {
+		up.ask.sent = n > 0
+		return x.lastWords(up, err)
+	}
+	up.ask.sent = true
+	return nil
+}
+
+// slack is how late a write may notice its deadline, so that not every request sets a timer.
+func slack(now, deadline time.Time) time.Duration {
+	return max(0, min(time.Second, deadline.Sub(now)/20))
+}
+
+// appendBody frames the data at hand, and the end of the body if it is there.
+func (x *Exchange) appendBody(out []byte) []byte {
+	b := &x.body
+	if b.kind != byChunks {
+		return append(out, b.data()...)
+	}
+	out = appendChunk(out, b.data())
+	if b.done {
+		out = append(out, "0\r\n"...)
+		out = b.chunks.appendTrailer(out, &x.toUpstream)
+		out = append(out, '\r', '\n')
+	}
+	return out
+}
+
+// awaitHead reads up to the end of the final response head.
+func (x *Exchange) awaitHead(up *Upstream, deadline time.Time) *Error {
+	for interim := 0; ; {
+		done, err := x.resp.parse(up.unread(), &x.s.cfg)
+		if err != nil {
+			return x.upstreamError(ReadResponse, err)
+		}
+		if !done {
+			if e := x.fillHead(up, deadline); e != nil {
+				return e
+			}
+			continue
+		}
+		up.r += len(x.resp.b)
+		if x.resp.Status >= 200 || x.resp.Status == http.StatusSwitchingProtocols {
+			break
+		}
+		if interim++; interim > maxInterim || x.resp.cl > 0 || x.resp.chunked {
+			return x.upstreamError(ReadResponse, errInterim)
+		}
+		if e := x.relayInterim(); e != nil {
+			return e
+		}
+		x.resp.reset()
+	}
+	if x.resp.Status == http.StatusSwitchingProtocols && !x.switches() {
+		return x.upstreamError(ReadResponse, errUnasked)
+	}
+	return x.beginContent(up)
+}
+
+var (
+	errInterim = errors.New("too many interim responses, or one with a body")
+	errUnasked = errors.New("101 to a request that did not ask for it")
+)
+
+// fillHead reads more of a response head, sending the request first if it has not gone.
+func (x *Exchange) fillHead(up *Upstream, deadline time.Time) *Error {
+	err := x.waitUpstream(up, deadline, nil)
+	switch a := &up.ask; {
+	case a.stale:
+		return x.upstreamError(WriteHead, ErrStale)
+	case a.err != nil:
+		err, a.err, a.pending = a.err, nil, nil
+		return x.lastWords(up, err)
+	case err == nil && len(a.pending) > 0: // the socket is full: send the rest while listening
+		x.out, a.pending = append(x.out[:0], a.pending...), nil
+		x.pump.start(x, up, deadline, true)
+		return nil
+	}
+	if err != nil {
+		return x.upstreamError(ReadResponse, err)
+	}
+	x.got = true
+	return nil
+}
+
+// lastWords reads what an upstream said that does not take the request: often
+// it has answered 413 or 503 and closed. If it said nothing, the write error stands.
+func (x *Exchange) lastWords(up *Upstream, writeErr error) *Error {
+	e := x.upstreamError(WriteHead, writeErr)
+	if e.Timeout {
+		return e
+	}
+	x.pump.broken = true
+	if err := x.waitUpstream(up, x.s.cfg.Now().Add(time.Second), nil); err != nil {
+		return e
+	}
+	x.got = true
+	return nil
+}
+
+// waitUpstream reads into dst, or into up's buffer with dst nil, until bytes
+// come or the time is over. While it waits it looks after the client.
+func (x *Exchange) waitUpstream(up *Upstream, until time.Time, content *body) error {
+	watch := watchEvery
+	if g := x.s.cfg.HalfCloseGrace; g > 0 && g < watch {
+		watch = g
+	}
+	now := x.s.cfg.Now()
+	for {
+		wake := now.Add(watch)
+		if until.Before(wake) {
+			wake = until
+		}
+		up.armRead(now, wake)
+		if e := x.pump.failure(); e != nil {
+			return e
+		}
+		err := up.more(content)
+		if err == nil || !isTimeout(err) {
+			return err
+		}
+		up.forget()
+		if now = x.s.cfg.Now(); !now.Before(until) {
+			return errSlow
+		}
+		if x.clientGone(now) {
+			return &Error{Side: SideClient, Step: ReadResponse, Status: http.StatusBadRequest, Err: ErrGone}
+		}
+	}
+}
+
+// clientGone looks at the client's socket. A pump reads there itself.
+func (x *Exchange) clientGone(now time.Time) bool {
+	if x.pump.running {
+		return false
+	}
+	switch x.s.peer() {
+	case peerReset:
+		return true
+	case peerClosed:
+		if x.finSeen.IsZero() {
+			x.finSeen = now
+		}
+		grace := x.s.cfg.HalfCloseGrace
+		return grace >= 0 && now.Sub(x.finSeen) >= grace
+	}
+	return false
+}
+
+// upstreamError wraps err, unless it is an *Error already (of the client's side, then).
+func (x *Exchange) upstreamError(step Step, err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	err = truncatedIfEOF(err)
+	timeout := isTimeout(err)
+	return &Error{Side: SideUpstream, Step: step, Timeout: timeout, Status: statusFor(SideUpstream, timeout), Err: err}
+}
+
+// fail ends a round trip: up is of no use any more.
+func (x *Exchange) fail(up *Upstream, e *Error) *Error {
+	e.Sent = up.ask.sent || x.pump.sent.Load()
+	x.pump.stop()
+	if p := x.pump.err; p != nil && e.Side == SideUpstream && !x.got {
+		p.Sent = e.Sent // what broke first explains the rest
+		e = p
+	}
+	e.Got, e.Reused = x.got, up.used
+	if e.Status == 0 {
+		e.Status = statusFor(e.Side, e.Timeout)
+	}
+	if e.Side == SideClient {
+		x.err = e
+	}
+	giveBuffer(x.out)
+	x.out = nil
+	_ = up.Close()
+	return e
+}
+
+// beginContent finds out how the response body is framed, RFC 9112 section 6.3.
+func (x *Exchange) beginContent(up *Upstream) *Error {
+	r, kind := &x.resp, untilClose
+	switch {
+	case r.bodyless(x.Req.Method):
+		kind = noBody
+	case r.chunked:
+		kind = byChunks
+	case r.cl >= 0:
+		kind = byLength
+	}
+	x.content.begin(kind, r.cl, up.buf, up.r, up.w)
+	if err := x.content.advance(); err != nil {
+		return x.upstreamError(ReadContent, err)
+	}
+	return nil
+}
+
+// relayInterim passes a 1xx on. HTTP/1.0 knows none (RFC 9110 section 15.2), and
+// one 100 is enough for a client, however many upstreams are tried.
+func (x *Exchange) relayInterim() *Error {
+	r := &x.resp
+	if x.Req.Minor == 0 || r.Status == http.StatusContinue && x.continued {
+		return nil
+	}
+	x.continued = x.continued || r.Status == http.StatusContinue
+	b := takeBuffer(largeBuffer)
+	defer giveBuffer(b)
+	return x.writeClient(append(x.appendResponse(b[:0], &noEdits), '\r', '\n'))
+}
+
+var noEdits edits
