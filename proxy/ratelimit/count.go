@@ -1,0 +1,147 @@
+package ratelimit
+
+import (
+	"math"
+	"time"
+)
+
+// rules is a policy made ready.
+type rules struct {
+	policy   Policy
+	exact    bool  // a sliding window by the times of its requests, not by two counters
+	interval int64 // token bucket: ns per token. Rounded to whole ns, the rate is right to 0.1 %
+}
+
+func newRules(p Policy, exactLimit int) rules {
+	return rules{policy: p, exact: p.Burst == 0 && p.Limit <= exactLimit, interval: int64(p.Window) / int64(p.Limit)}
+}
+
+// A count is what one policy has seen of one key. Times are ns since the limiter's start.
+type count struct {
+	last int64 // the newest time seen
+
+	// The exact window: a ring of the times of the n requests in it.
+	times   []int64
+	head, n int
+
+	// Two counters: the fixed window number index, and the one before.
+	index     int64
+	prev, cur int
+
+	// The token bucket: when it will be full again (the theoretical arrival time of GCRA, ITU-T I.371).
+	full int64
+}
+
+// clear forgets everything but the room for times.
+func (c *count) clear() { *c = count{times: c.times} }
+
+func (r *rules) decide(c *count, now int64, spend bool) Decision {
+	// Requests read the clock before they take the lock: a later one may come first. Time stands still for it, by less than a scheduling delay.
+	now = max(now, c.last)
+	c.last = now
+	switch {
+	case r.policy.Burst > 0:
+		return r.bucket(c, now, spend)
+	case r.exact:
+		return r.log(c, now, spend)
+	}
+	return r.counters(c, now, spend)
+}
+
+// decision fills in the rest: whoever is refused has nothing left until Reset.
+func decision(ok bool, limit, remaining int, reset time.Duration) Decision {
+	d := Decision{OK: ok, Limit: limit, Remaining: remaining, Reset: reset}
+	if !ok {
+		d.RetryAfter = reset
+	}
+	return d
+}
+
+// log is the exact sliding window: a request counts for exactly Window, so that after RetryAfter the next one is allowed.
+func (r *rules) log(c *count, now int64, spend bool) Decision {
+	window, limit := int64(r.policy.Window), r.policy.Limit
+	for c.n > 0 && now-c.times[c.head] >= window {
+		if c.head++; c.head == len(c.times) {
+			c.head = 0
+		}
+		c.n--
+	}
+	ok := c.n < limit
+	if ok && spend {
+		c.push(now, limit)
+	}
+	reset := int64(0)
+	if c.n > 0 {
+		reset = c.times[c.head] + window - now
+	}
+	return decision(ok, limit, limit-c.n, time.Duration(reset))
+}
+
+func (c *count) push(now int64, limit int) {
+	if c.n == len(c.times) { // only where the ring was not made whole: a key with few requests keeps a small one
+		bigger := make([]int64, min(max(2*c.n, 8), limit))
+		copied := copy(bigger, c.times[c.head:])
+		copy(bigger[copied:], c.times[:c.head])
+		c.times, c.head = bigger, 0
+	}
+	at := c.head + c.n
+	if at >= len(c.times) {
+		at -= len(c.times)
+	}
+	c.times[at] = now
+	c.n++
+}
+
+// counters is the approximate sliding window.
+func (r *rules) counters(c *count, now int64, spend bool) Decision {
+	window, limit := int64(r.policy.Window), r.policy.Limit
+	switch index := now / window; {
+	case index == c.index+1:
+		c.index, c.prev, c.cur = index, c.cur, 0
+	case index > c.index:
+		c.index, c.prev, c.cur = index, 0, 0
+	}
+	offset := float64(now-c.index*window) / float64(window)
+	used := float64(c.prev)*(1-offset) + float64(c.cur)
+	ok := used+1 <= float64(limit)
+	if ok && spend {
+		c.cur++
+		used++
+	}
+	remaining := max(int(float64(limit)-used), 0)
+	reset := time.Duration(0)
+	if used > 0 {
+		reset = c.until(float64(limit-remaining-1), offset, window)
+	}
+	if !ok {
+		return decision(false, limit, 0, reset)
+	}
+	return decision(true, limit, remaining, reset)
+}
+
+// until is the time until no more than level is used: in this window while the last one slides out, or in the next while this one does.
+// A microsecond on top pays for rounding.
+func (c *count) until(level, offset float64, window int64) time.Duration {
+	at := 1 + 1 - level/float64(max(c.cur, 1))
+	if float64(c.cur) <= level {
+		at = 1 - (level-float64(c.cur))/float64(max(c.prev, 1))
+	}
+	return time.Duration(math.Ceil(max(at-offset, 0)*float64(window))) + time.Microsecond
+}
+
+// bucket is the token bucket as a single time: a token taken puts off by one interval the moment when the bucket is full.
+func (r *rules) bucket(c *count, now int64, spend bool) Decision {
+	burst := r.policy.Burst
+	full := max(c.full, now)
+	ok := full+r.interval-now <= int64(burst)*r.interval
+	if ok && spend {
+		full += r.interval
+		c.full = full
+	}
+	missing := (full - now + r.interval - 1) / r.interval
+	reset := int64(0)
+	if missing > 0 {
+		reset = full - now - (missing-1)*r.interval
+	}
+	return decision(ok, burst, burst-int(missing), time.Duration(reset))
+}

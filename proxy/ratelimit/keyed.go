@@ -1,0 +1,122 @@
+package ratelimit
+
+import (
+	"fmt"
+	"hash/maphash"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	defaultKeys = 10_000
+	maxKeys     = 1 << 24
+	shards      = 16   // locks, where there are keys enough to spread
+	shardedKeys = 1024 // below this many keys one lock, and exactly the least recently used key is forgotten
+)
+
+// Keyed holds one count per key (source identity, header value, JWT subject). Safe for concurrent use.
+type Keyed struct {
+	rules  rules        // never changed
+	start  time.Time    // never changed
+	seed   maphash.Seed // chooses shards, nothing that a caller can see
+	shards []shard
+}
+
+type shard struct {
+	most int // keys, never changed
+
+	mu   sync.Mutex // guards what follows
+	keys map[string]*entry
+	used entry // head of a ring of entries, the most recently used next
+	_    [64]byte
+}
+
+type entry struct {
+	key        string
+	count      count
+	prev, next *entry
+}
+
+// NewKeyed returns a limiter for at most maxKeys keys (0 = 10 000). Above that the least recently used key of some thousand is forgotten, with its count:
+// where clients choose the key freely, one that cycles through more keys than that is not limited, but neither is memory exhausted,
+// which is bounded by about 150 bytes and 8 bytes × min(Limit, 1000) per key.
+func NewKeyed(p Policy, keys int, start time.Time) (*Keyed, error) {
+	if err := p.Check(); err != nil {
+		return nil, err
+	}
+	if keys < 0 || keys > maxKeys {
+		return nil, fmt.Errorf("ratelimit: %d keys is not in 0..%d", keys, maxKeys)
+	}
+	if keys == 0 {
+		keys = defaultKeys
+	}
+	n := 1
+	if keys >= shardedKeys {
+		n = shards
+	}
+	k := &Keyed{rules: newRules(p, exactLimitPerKey), start: start, seed: maphash.MakeSeed(), shards: make([]shard, n)}
+	for i := range k.shards {
+		s := &k.shards[i]
+		s.most = keys / n
+		s.keys = make(map[string]*entry)
+		s.used.prev, s.used.next = &s.used, &s.used
+	}
+	return k, nil
+}
+
+// Allow asks for one request of key; a refused one is not counted. It allocates for a new key, and when a key's window has to grow.
+func (k *Keyed) Allow(key string, now time.Time) Decision {
+	at := int64(now.Sub(k.start))
+	s := &k.shards[0]
+	if len(k.shards) > 1 {
+		s = &k.shards[maphash.String(k.seed, key)%shards]
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return k.rules.decide(&s.entryLocked(key).count, at, true)
+}
+
+// entryLocked returns the key's entry as the most recently used one.
+func (s *shard) entryLocked(key string) *entry {
+	e := s.keys[key]
+	if e != nil {
+		e.unlink()
+	} else {
+		e = s.vacantLocked()
+		e.key = strings.Clone(key) // the caller's may be a piece of a buffer
+		s.keys[e.key] = e
+	}
+	e.prev, e.next = &s.used, s.used.next
+	e.prev.next, e.next.prev = e, e
+	return e
+}
+
+// vacantLocked returns an entry for a new key: that of the least recently used one, with its room, if there are enough.
+func (s *shard) vacantLocked() *entry {
+	if len(s.keys) < s.most {
+		return new(entry)
+	}
+	e := s.used.prev
+	e.unlink()
+	delete(s.keys, e.key)
+	e.count.clear()
+	return e
+}
+
+func (e *entry) unlink() { e.prev.next, e.next.prev = e.next, e.prev }
+
+// Len returns the number of keys held.
+func (k *Keyed) Len() int {
+	n := 0
+	for i := range k.shards {
+		s := &k.shards[i]
+		s.mu.Lock()
+		n += len(s.keys)
+		s.mu.Unlock()
+	}
+	return n
+}
+
+// Policy returns the policy in force.
+func (k *Keyed) Policy() Policy { return k.rules.policy }

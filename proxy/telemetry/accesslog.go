@@ -1,0 +1,194 @@
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+const (
+	defaultLogSize = 1 << 20                // bytes that may wait for the writer
+	keepLogSize    = 64 << 10               // a buffer that grew above this is given back when it has been written
+	flushEvery     = 100 * time.Millisecond // how long a record waits: one write takes many, and no request wakes another goroutine
+	maxPath        = 2048
+	maxWord        = 512 // every other text
+)
+
+// Record is one access log line; empty fields are left out. Texts are cut at 512 bytes.
+type Record struct {
+	Time        time.Time
+	Direction   Direction
+	RequestID   string
+	Source      string // SPIFFE ID or address
+	Destination string // service.namespace or address
+	Endpoint    string
+	Method      string
+	Path        string // cut at 2048 bytes
+	Protocol    string // "http1", "http2", "tcp", …
+	Status      int
+	Reason      string // as in the weir-error header, or why a connection ended
+	Duration    time.Duration
+	BytesIn     int64
+	BytesOut    int64
+	Attempts    int
+	Route       string // id of the rule
+	TraceID     string
+}
+
+// AccessLog writes records as JSON lines. A nil *AccessLog is valid and writes nothing.
+type AccessLog struct {
+	w       io.Writer
+	size    int
+	encoder zapcore.Encoder
+	fields  sync.Pool     // of *[]zapcore.Field
+	full    chan struct{} // tells Run that half of the room is used
+
+	mu      sync.Mutex // guards what follows
+	waiting []byte
+	records int // in waiting
+	dropped uint64
+}
+
+// NewAccessLog returns a log to w that holds up to size bytes (0 = 1 MiB) until Run writes them; as much again may be in the writing. It starts nothing.
+func NewAccessLog(w io.Writer, size int) *AccessLog {
+	if size <= 0 {
+		size = defaultLogSize
+	}
+	return &AccessLog{
+		w:    w,
+		size: size,
+		encoder: zapcore.NewJSONEncoder(zapcore.EncoderConfig{
+			TimeKey:    "time",
+			EncodeTime: func(t time.Time, e zapcore.PrimitiveArrayEncoder) { zapcore.RFC3339NanoTimeEncoder(t.UTC(), e) },
+			LineEnding: "\n",
+		}),
+		fields: sync.Pool{New: func() any { return new([]zapcore.Field) }},
+		full:   make(chan struct{}, 1),
+	}
+}
+
+// Log adds a record to those that wait. It never blocks on the writer: if that stalls until there is no room, the record is dropped and counted.
+func (l *AccessLog) Log(r *Record) {
+	if l == nil {
+		return
+	}
+	fields := l.fields.Get().(*[]zapcore.Field)
+	*fields = r.appendFields((*fields)[:0])
+	line, err := l.encoder.EncodeEntry(zapcore.Entry{Time: r.Time}, *fields)
+	clear(*fields) // they hold the request's strings
+	l.fields.Put(fields)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil { // cannot be: no field has a type that fails
+		l.dropped++
+		return
+	}
+	defer line.Free()
+	if len(l.waiting)+line.Len() > l.size {
+		l.dropped++
+		return
+	}
+	l.waiting = append(l.waiting, line.Bytes()...)
+	l.records++
+	if len(l.waiting) > l.size/2 {
+		select {
+		case l.full <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (r *Record) appendFields(f []zapcore.Field) []zapcore.Field {
+	text := func(key, value string, most int) {
+		if value != "" {
+			f = append(f, zap.String(key, value[:min(len(value), most)]))
+		}
+	}
+	text("direction", string(r.Direction), maxWord)
+	text("request_id", r.RequestID, maxWord)
+	text("source", r.Source, maxWord)
+	text("destination", r.Destination, maxWord)
+	text("endpoint", r.Endpoint, maxWord)
+	text("method", r.Method, maxWord)
+	text("path", r.Path, maxPath)
+	text("protocol", r.Protocol, maxWord)
+	if r.Status != 0 {
+		f = append(f, zap.Int("status", r.Status))
+	}
+	text("reason", r.Reason, maxWord)
+	f = append(f,
+		zap.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
+		zap.Int64("bytes_in", r.BytesIn),
+		zap.Int64("bytes_out", r.BytesOut))
+	if r.Attempts != 0 {
+		f = append(f, zap.Int("attempts", r.Attempts))
+	}
+	text("route", r.Route, maxWord)
+	text("trace_id", r.TraceID, maxWord)
+	return f
+}
+
+// Run writes until ctx ends, then writes what waits and returns. It outlasts failing writes: their records are counted as dropped; what it returns is the error
+// of the last write, if that failed. A write that hangs holds Run, not Log.
+func (l *AccessLog) Run(ctx context.Context) error {
+	if l == nil {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	var spare []byte
+	var err error
+	for {
+		select {
+		case <-ctx.Done():
+			_, err = l.flush(spare, err)
+			return err
+		case <-tick.C:
+		case <-l.full:
+		}
+		spare, err = l.flush(spare, err)
+	}
+}
+
+// flush writes what waits and gives its buffer back; before is the outcome of the last write, and stays if there is nothing to write.
+func (l *AccessLog) flush(spare []byte, before error) ([]byte, error) {
+	l.mu.Lock()
+	batch, records := l.waiting, l.records
+	if records == 0 {
+		l.mu.Unlock()
+		return spare, before
+	}
+	l.waiting, l.records = spare[:0], 0
+	l.mu.Unlock()
+
+	n, err := l.w.Write(batch)
+	if err == nil && n < len(batch) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		l.mu.Lock()
+		l.dropped += uint64(records)
+		l.mu.Unlock()
+		err = fmt.Errorf("write access log: %w", err)
+	}
+	if cap(batch) > keepLogSize {
+		batch = nil
+	}
+	return batch, err
+}
+
+// Dropped returns the number of records lost: no room, or a failed write.
+func (l *AccessLog) Dropped() uint64 {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dropped
+}
