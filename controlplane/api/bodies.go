@@ -1,0 +1,179 @@
+package api
+
+import "github.com/weir-mesh/weir/policy"
+
+// Optional fields are pointers: what is left out, or null, takes its default,
+// and an explicit 0 stays a 0.
+
+type endpointBody struct {
+	ID              string            `json:"id" doc:"unique within the service" example:"user-service-1"`
+	ServiceName     string            `json:"service_name" example:"user-service"`
+	Namespace       string            `json:"namespace" example:"default"`
+	IP              string            `json:"ip" example:"10.0.1.10"`
+	Port            int               `json:"port" example:"8001"`
+	Protocol        *string           `json:"protocol" required:"false"`
+	HealthCheckPath *string           `json:"health_check_path" required:"false"`
+	Weight          *int              `json:"weight" required:"false"`
+	Labels          map[string]string `json:"labels" required:"false" nullable:"true" doc:"\"version\" (or \"subset\") is what destination_subset picks by"`
+}
+
+func (b *endpointBody) endpoint() policy.Endpoint {
+	e := policy.DefaultEndpoint()
+	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = b.ID, b.ServiceName, b.Namespace, b.IP, b.Port
+	override(&e.Protocol, b.Protocol)
+	override(&e.HealthCheckPath, b.HealthCheckPath)
+	override(&e.Weight, b.Weight)
+	if b.Labels != nil {
+		e.Labels = b.Labels
+	}
+	return e
+}
+
+func newEndpointBody(e *policy.Endpoint) endpointBody {
+	return endpointBody{
+		ID: e.ID, ServiceName: e.ServiceName, Namespace: e.Namespace, IP: e.IP, Port: e.Port,
+		Protocol: given(e.Protocol), HealthCheckPath: given(e.HealthCheckPath), Weight: &e.Weight, Labels: e.Labels,
+	}
+}
+
+type trafficRuleBody struct {
+	MatchHeaders       map[string]string `json:"match_headers" required:"false" nullable:"true" doc:"by name: the exact value, or prefix:…, regex:…, present:"`
+	MatchPath          *string           `json:"match_path" required:"false" doc:"exact, /prefix* or regex:…"`
+	MatchMethod        *string           `json:"match_method" required:"false"`
+	DestinationService *string           `json:"destination_service" required:"false" doc:"name or namespace/name; empty is the service itself"`
+	DestinationSubset  *string           `json:"destination_subset" required:"false"`
+	Weight             *int              `json:"weight" required:"false" doc:"share among rules with the same match"`
+	Timeout            *float64          `json:"timeout" required:"false" doc:"seconds; left out, the mesh's setting"`
+	RetryAttempts      *int              `json:"retry_attempts" required:"false" doc:"tries in all, 1 is no retry; left out, the mesh's setting"`
+	CircuitBreaker     *bool             `json:"circuit_breaker" required:"false"`
+}
+
+func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
+	r := policy.DefaultTrafficRule()
+	if b.MatchHeaders != nil {
+		r.MatchHeaders = b.MatchHeaders
+	}
+	override(&r.MatchPath, b.MatchPath)
+	override(&r.MatchMethod, b.MatchMethod)
+	override(&r.DestinationService, b.DestinationService)
+	override(&r.DestinationSubset, b.DestinationSubset)
+	override(&r.Weight, b.Weight)
+	override(&r.Timeout, b.Timeout)
+	override(&r.RetryAttempts, b.RetryAttempts)
+	override(&r.CircuitBreaker, b.CircuitBreaker)
+	p := r.Validate()
+	// A rule keeps 0 for "the mesh's setting", which the body says by silence.
+	if b.Timeout != nil && *b.Timeout == 0 {
+		p = append(p, policy.Problem{Path: "timeout", Message: "0 s is no timeout; leave it out for the mesh's setting"})
+	}
+	if b.RetryAttempts != nil && *b.RetryAttempts == 0 {
+		p = append(p, policy.Problem{Path: "retry_attempts", Message: "0 is no number of tries; 1 is no retry, left out is the mesh's setting"})
+	}
+	return r, p
+}
+
+func newTrafficRuleBody(r *policy.TrafficRule) trafficRuleBody {
+	return trafficRuleBody{
+		MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
+		DestinationService: given(r.DestinationService), DestinationSubset: given(r.DestinationSubset),
+		Weight: &r.Weight, Timeout: given(r.Timeout), RetryAttempts: given(r.RetryAttempts), CircuitBreaker: &r.CircuitBreaker,
+	}
+}
+
+type securityRuleBody struct {
+	SourceNamespace      string   `json:"source_namespace" doc:"* is every one"`
+	SourceService        string   `json:"source_service" doc:"* is every one"`
+	DestinationNamespace string   `json:"destination_namespace" doc:"* is every one"`
+	DestinationService   string   `json:"destination_service" doc:"* is every one"`
+	AllowedMethods       []string `json:"allowed_methods" required:"false" doc:"* is every one"`
+	RequiredJWT          *bool    `json:"required_jwt" required:"false"`
+	MTLSMode             *string  `json:"mtls_mode" required:"false" doc:"left out, the mesh's setting"`
+}
+
+func (b *securityRuleBody) rule() (policy.SecurityRule, policy.Problems) {
+	r := policy.SecurityRule{
+		SourceNamespace: b.SourceNamespace, SourceService: b.SourceService,
+		DestinationNamespace: b.DestinationNamespace, DestinationService: b.DestinationService,
+		AllowedMethods: policy.DefaultMethods(),
+	}
+	if b.AllowedMethods != nil {
+		r.AllowedMethods = b.AllowedMethods
+	}
+	override(&r.RequiredJWT, b.RequiredJWT)
+	if b.MTLSMode != nil {
+		r.MTLSMode = policy.MTLSMode(*b.MTLSMode)
+	}
+	p := r.Validate()
+	if b.MTLSMode != nil && *b.MTLSMode == "" {
+		p = append(p, policy.Problem{Path: "mtls_mode", Message: `"" is not one of strict, permissive, disabled`})
+	}
+	return r, p
+}
+
+func newSecurityRuleBody(r *policy.SecurityRule) securityRuleBody {
+	return securityRuleBody{
+		SourceNamespace: r.SourceNamespace, SourceService: r.SourceService,
+		DestinationNamespace: r.DestinationNamespace, DestinationService: r.DestinationService,
+		AllowedMethods: r.AllowedMethods, RequiredJWT: &r.RequiredJWT, MTLSMode: given(string(r.MTLSMode)),
+	}
+}
+
+type issueBody struct {
+	ServiceName string  `json:"service_name"`
+	Namespace   string  `json:"namespace"`
+	CSR         *string `json:"csr,omitempty" required:"false" nullable:"true" doc:"a certificate signing request, PEM; with it no private key is made"`
+}
+
+type tokenBody struct {
+	ServiceName string   `json:"service_name"`
+	Namespace   string   `json:"namespace"`
+	TTL         *float64 `json:"ttl,omitempty" required:"false" nullable:"true" doc:"seconds; left out, 24 hours"`
+}
+
+// trafficRuleView is a rule as it is listed: with null for what does not match
+// on anything, as seed B's clients expect, and the settings in force.
+type trafficRuleView struct {
+	ID                 string            `json:"id"`
+	MatchHeaders       map[string]string `json:"match_headers"`
+	MatchPath          *string           `json:"match_path"`
+	MatchMethod        *string           `json:"match_method"`
+	DestinationService string            `json:"destination_service"`
+	DestinationSubset  *string           `json:"destination_subset"`
+	Weight             int               `json:"weight"`
+	Timeout            float64           `json:"timeout" doc:"seconds"`
+	RetryAttempts      int               `json:"retry_attempts"`
+	CircuitBreaker     bool              `json:"circuit_breaker"`
+}
+
+func viewTrafficRule(r *policy.TrafficRule, t *policy.Traffic) trafficRuleView {
+	v := trafficRuleView{
+		ID: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
+		DestinationService: r.DestinationService, DestinationSubset: given(r.DestinationSubset),
+		Weight: r.Weight, Timeout: r.Timeout, RetryAttempts: r.RetryAttempts, CircuitBreaker: r.CircuitBreaker,
+	}
+	if v.MatchHeaders == nil {
+		v.MatchHeaders = map[string]string{}
+	}
+	if v.Timeout == 0 {
+		v.Timeout = t.Timeout.Seconds()
+	}
+	if v.RetryAttempts == 0 {
+		v.RetryAttempts = t.Retry.Attempts
+	}
+	return v
+}
+
+func override[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+// given is nil for the zero value.
+func given[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}

@@ -1,0 +1,85 @@
+package api
+
+import (
+	"context"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+const pemType = "application/x-pem-file"
+
+type rootOutput struct {
+	ContentType string `header:"Content-Type"`
+	Body        []byte
+}
+
+func (s *server) rootCertificate(context.Context, *nothing) (*rootOutput, error) {
+	return &rootOutput{ContentType: pemType, Body: s.Authority.RootPEM()}, nil
+}
+
+type issueInput struct {
+	Body issueBody
+}
+
+func (s *server) issueCertificate(_ context.Context, in *issueInput) (*output[Certificate], error) {
+	b := &in.Body
+	problems := checkName(b.Namespace, b.ServiceName, "service_name")
+	if b.CSR != nil {
+		if block, _ := pem.Decode([]byte(*b.CSR)); block == nil {
+			problems = append(problems, policy.Problem{Path: "csr", Message: "is not PEM (-----BEGIN CERTIFICATE REQUEST-----)"})
+		}
+	}
+	if err := badRequest("body", problems); err != nil {
+		return nil, err
+	}
+	name := policy.ServiceName{Namespace: b.Namespace, Name: b.ServiceName}
+	out := Certificate{CACertificate: string(s.Authority.RootPEM())}
+	if b.CSR != nil {
+		chain, err := s.Authority.IssueForCSR(name, []byte(*b.CSR))
+		if err != nil {
+			return nil, refuse(http.StatusBadRequest, "body.csr: %v", err)
+		}
+		out.Certificate = string(chain)
+		return &output[Certificate]{out}, nil
+	}
+	key, chain, err := s.Authority.IssueWithKey(name)
+	if err != nil {
+		return nil, s.answerFor("issue the certificate", err)
+	}
+	out.PrivateKey, out.Certificate = string(key), string(chain)
+	return &output[Certificate]{out}, nil
+}
+
+// Bounds of a join token's time to live.
+const (
+	minTokenTTL = time.Second
+	maxTokenTTL = 365 * 24 * time.Hour
+)
+
+type tokenInput struct {
+	Body tokenBody
+}
+
+func (s *server) createToken(_ context.Context, in *tokenInput) (*output[Token], error) {
+	b := &in.Body
+	problems := checkName(b.Namespace, b.ServiceName, "service_name")
+	var ttl time.Duration
+	if b.TTL != nil {
+		if low, high := minTokenTTL.Seconds(), maxTokenTTL.Seconds(); !(*b.TTL >= low && *b.TTL <= high) {
+			problems = append(problems, policy.Problem{Path: "ttl", Message: fmt.Sprintf("%v s is not in %v..%v s", *b.TTL, low, int64(high))})
+		}
+		ttl = time.Duration(*b.TTL * float64(time.Second))
+	}
+	if err := badRequest("body", problems); err != nil {
+		return nil, err
+	}
+	token, expires, err := s.Authority.NewToken(policy.ServiceName{Namespace: b.Namespace, Name: b.ServiceName}, ttl)
+	if err != nil {
+		return nil, s.answerFor("make the token", err)
+	}
+	return &output[Token]{Token{Token: token, Expires: float64(expires.UnixNano()) / 1e9}}, nil
+}

@@ -1,0 +1,103 @@
+package api
+
+import "github.com/weir-mesh/weir/policy"
+
+// ServiceSummary is a service as GET /services lists it.
+type ServiceSummary struct {
+	Namespace        string `json:"namespace"`
+	ServiceName      string `json:"service_name"`
+	VirtualIPv4      string `json:"virtual_ipv4" doc:"the address that the mesh's DNS gives for the service"`
+	VirtualIPv6      string `json:"virtual_ipv6"`
+	Endpoints        int    `json:"endpoints"`
+	HealthyEndpoints int    `json:"healthy_endpoints"`
+	TrafficRules     int    `json:"traffic_rules"`
+}
+
+// Service names the service.
+func (s *ServiceSummary) Service() policy.ServiceName {
+	return policy.ServiceName{Namespace: s.Namespace, Name: s.ServiceName}
+}
+
+// ProxyStatus is a connected proxy as GET /proxies lists it.
+type ProxyStatus struct {
+	ID          string          `json:"id"`
+	Namespace   string          `json:"namespace"`
+	ServiceName string          `json:"service_name"`
+	Version     string          `json:"version"`
+	Addresses   []string        `json:"addresses" doc:"the addresses that the proxy is beside" nullable:"false"`
+	ConnectedAt float64         `json:"connected_at" doc:"Unix seconds"`
+	Subscribed  int             `json:"subscribed" doc:"resources the proxy follows"`
+	Resources   []ResourceState `json:"resources" nullable:"false"`
+
+	InboundRequests      uint64  `json:"inbound_requests"`
+	OutboundRequests     uint64  `json:"outbound_requests"`
+	RequestErrors        uint64  `json:"request_errors"`
+	RequestDurationTotal float64 `json:"request_duration_total" doc:"seconds"`
+	CircuitBreakerOpens  uint64  `json:"circuit_breaker_opens"`
+}
+
+// SetFigures fills in what the proxy reported of its traffic.
+func (p *ProxyStatus) SetFigures(f policy.Figures) {
+	p.InboundRequests, p.OutboundRequests = f.InboundRequests, f.OutboundRequests
+	p.RequestErrors, p.RequestDurationTotal = f.RequestErrors, f.RequestDurationTotal
+	p.CircuitBreakerOpens = f.CircuitBreakerOpens
+}
+
+// ResourceState tells how far a proxy has followed the resources of one type.
+type ResourceState struct {
+	Type    string `json:"type" doc:"Mesh, Service, Inbound or Lookup"`
+	Version string `json:"version" doc:"the newest that the proxy took"`
+	Refused string `json:"refused" doc:"why the proxy refused the last one sent; empty when it took it"`
+}
+
+// Certificate is what POST /certificates/issue answers, all of it PEM.
+type Certificate struct {
+	PrivateKey    string `json:"private_key,omitempty" doc:"PKCS #8; absent when a csr was given"`
+	Certificate   string `json:"certificate" doc:"leaf first"`
+	CACertificate string `json:"ca_certificate"`
+}
+
+// Token is what POST /tokens answers.
+type Token struct {
+	Token   string  `json:"token"`
+	Expires float64 `json:"expires" doc:"Unix seconds"`
+}
+
+// Metrics is what GET /metrics answers.
+type Metrics struct {
+	Registry     RegistryMetrics     `json:"registry"`
+	LoadBalancer LoadBalancerMetrics `json:"load_balancer"`
+	Proxies      ProxyMetrics        `json:"proxies"`
+}
+
+// RegistryMetrics counts what is registered.
+type RegistryMetrics struct {
+	TotalServices      int `json:"total_services"`
+	HealthyEndpoints   int `json:"healthy_endpoints"`
+	UnhealthyEndpoints int `json:"unhealthy_endpoints"`
+	TrafficRules       int `json:"traffic_rules"`
+	SecurityRules      int `json:"security_rules"`
+}
+
+// LoadBalancerMetrics sums what the connected proxies routed.
+type LoadBalancerMetrics struct {
+	RequestsRouted  uint64 `json:"requests_routed"`
+	RoutingFailures uint64 `json:"routing_failures"`
+	BackendFailures uint64 `json:"backend_failures"`
+}
+
+// ProxyMetrics sums what the connected proxies served.
+type ProxyMetrics struct {
+	TotalProxies          int    `json:"total_proxies"`
+	TotalInboundRequests  uint64 `json:"total_inbound_requests"`
+	TotalOutboundRequests uint64 `json:"total_outbound_requests"`
+	TotalRequestErrors    uint64 `json:"total_request_errors"`
+}
+
+// Status is what GET /status answers.
+type Status struct {
+	Status   string  `json:"status"`
+	Services int     `json:"services"`
+	Proxies  int     `json:"proxies"`
+	Uptime   float64 `json:"uptime" doc:"seconds since the control plane started"`
+}

@@ -1,0 +1,182 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+func newDocument(version string) *huma.OpenAPI {
+	if version == "" {
+		version = "dev"
+	}
+	return &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "weir control plane", Version: version,
+			Description: "Services, rules, certificates and settings of a service mesh. Times are seconds.",
+			Contact:     &huma.Contact{Name: "weir", URL: "https://github.com/weir-mesh/weir"},
+		},
+		Tags: []*huma.Tag{
+			{Name: "services", Description: "Endpoints and the services that they make up."},
+			{Name: "traffic-rules", Description: "Where requests go."},
+			{Name: "security-rules", Description: "Who may call whom."},
+			{Name: "certificates", Description: "The mesh's certificate authority."},
+			{Name: "tokens", Description: "Tokens with which proxies join."},
+			{Name: "config", Description: "The settings of the mesh."},
+			{Name: "metrics", Description: "Counts of the control plane and its proxies."},
+			{Name: "status", Description: "How the control plane is."},
+			{Name: "proxies", Description: "The connected proxies."},
+		},
+		Servers: []*huma.Server{{URL: BasePath}},
+		Components: &huma.Components{
+			Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+			SecuritySchemes: map[string]*huma.SecurityScheme{
+				"admin": {Type: "http", Scheme: "bearer", Description: "the text of admin.token in the control plane's data directory"},
+			},
+		},
+		Security: []map[string][]string{{"admin": {}}},
+	}
+}
+
+// answers describes what a route answers besides 200.
+func answers(method, path string) map[string]*huma.Response {
+	out := map[string]*huma.Response{"401": refusal("The admin token is missing or wrong.")}
+	if method == http.MethodPost {
+		out["400"] = refusal("The request is wrong; nothing of it is stored.")
+		out["413"] = refusal("The body is larger than 1 MiB.")
+	}
+	if method == http.MethodDelete && !strings.HasPrefix(path, "/services/") {
+		out["404"] = refusal("There is none with this id.")
+	}
+	if method != http.MethodGet {
+		out["503"] = refusal("It cannot be done now; nothing was stored that was not answered with 200.")
+	}
+	return out
+}
+
+func refusal(description string) *huma.Response {
+	return &huma.Response{
+		Description: description,
+		Content:     map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Ref: "#/components/schemas/Failure"}}},
+	}
+}
+
+// bounds adds to the document what policy's Validate checks. huma must not
+// check it: policy's words are the better ones, and there is one judge only.
+var bounds = []struct {
+	schema, field string
+	add           map[string]any
+}{
+	{"EndpointBody", "port", map[string]any{"minimum": 1, "maximum": 65535}},
+	{"EndpointBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.Protocols)}},
+	{"EndpointBody", "health_check_path", map[string]any{"default": "/health", "pattern": "^/"}},
+	{"EndpointBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
+	{"EndpointBody", "labels", map[string]any{"default": map[string]any{}, "maxProperties": 64}},
+	{"TrafficRuleBody", "match_headers", map[string]any{"default": map[string]any{}}},
+	{"TrafficRuleBody", "destination_service", map[string]any{"default": ""}},
+	{"TrafficRuleBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
+	{"TrafficRuleBody", "timeout", map[string]any{"minimum": 0.001, "maximum": 86400}},
+	{"TrafficRuleBody", "retry_attempts", map[string]any{"minimum": 1, "maximum": 100}},
+	{"TrafficRuleBody", "circuit_breaker", map[string]any{"default": true}},
+	{"SecurityRuleBody", "allowed_methods", map[string]any{"default": policy.DefaultMethods(), "minItems": 1}},
+	{"SecurityRuleBody", "required_jwt", map[string]any{"default": false}},
+	{"SecurityRuleBody", "mtls_mode", map[string]any{"enum": orNull([]string{"strict", "permissive", "disabled"})}},
+	{"TokenBody", "ttl", map[string]any{"minimum": minTokenTTL.Seconds(), "maximum": maxTokenTTL.Seconds()}},
+}
+
+func orNull(words []string) []any {
+	var out []any
+	for _, w := range words {
+		out = append(out, w)
+	}
+	return append(out, nil)
+}
+
+// finishDocument completes the document that huma made of the Go types.
+func finishDocument(doc *huma.OpenAPI) ([]byte, error) {
+	settings := doc.Components.Schemas.Schema(reflect.TypeFor[policy.Settings](), true, "Settings")
+	b, err := json.Marshal(doc)
+	if err != nil {
+		return nil, fmt.Errorf("encode the OpenAPI document: %w", err)
+	}
+	var tree node
+	if err := json.Unmarshal(b, &tree); err != nil {
+		return nil, fmt.Errorf("read the OpenAPI document: %w", err)
+	}
+	schemas := tree.at("components", "schemas")
+	for _, bound := range bounds {
+		field := schemas.at(bound.schema, "properties", bound.field)
+		if field == nil {
+			return nil, fmt.Errorf("the OpenAPI document has no field %s.%s", bound.schema, bound.field)
+		}
+		for k, v := range bound.add {
+			field[k] = v
+		}
+	}
+	describeSettings(schemas)
+	paths := tree.at("paths")
+	ref := map[string]any{"schema": map[string]any{"$ref": settings.Ref}}
+	paths.at("/config", "post", "requestBody", "content")["application/json"] = ref
+	paths.at("/config", "get", "responses", "200", "content")["application/json"] = ref
+	root := paths.at("/certificates/ca", "get")
+	root["security"] = []any{}
+	delete(root.at("responses"), "401")
+	root.at("responses", "200")["content"] = map[string]any{pemType: map[string]any{"schema": map[string]any{"type": "string"}}}
+	return json.Marshal(tree)
+}
+
+// describeSettings makes every setting optional, as it is in a patch, and adds
+// the names that seed B has for some.
+func describeSettings(schemas node) {
+	seen := map[string]bool{}
+	var relax func(v any)
+	relax = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			delete(v, "required")
+			if ref, ok := v["$ref"].(string); ok && !seen[ref] {
+				seen[ref] = true
+				relax(schemas[strings.TrimPrefix(ref, "#/components/schemas/")])
+			}
+			for k, inner := range v {
+				if k != "examples" && k != "default" {
+					relax(inner)
+				}
+			}
+		case []any:
+			for _, inner := range v {
+				relax(inner)
+			}
+		}
+	}
+	relax(schemas["Settings"])
+	top := schemas.at("Settings", "properties")
+	top["global_timeout"] = map[string]any{"type": "number", "description": "the same as resilience.timeout.default"}
+	top["default_retry_attempts"] = map[string]any{"type": "integer", "description": "the same as resilience.retry.max_attempts"}
+	top["circuit_breaker_enabled"] = map[string]any{"type": "boolean", "description": "the same as resilience.circuit_breaker.enabled"}
+	observability := schemas.at("Observability", "properties")
+	observability["tracing_enabled"] = map[string]any{"type": "boolean", "description": "the same as tracing.enabled"}
+	observability["metrics_enabled"] = map[string]any{"type": "boolean", "description": "the same as metrics.enabled"}
+}
+
+// node is an object of the document.
+type node map[string]any
+
+// at gives the object at a path, or nil.
+func (n node) at(path ...string) node {
+	for _, key := range path {
+		next, ok := n[key].(map[string]any)
+		if !ok {
+			return nil
+		}
+		n = next
+	}
+	return n
+}

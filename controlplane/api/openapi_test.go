@@ -1,0 +1,72 @@
+package api_test
+
+import (
+	"encoding/json"
+	"sort"
+	"strings"
+	"testing"
+)
+
+func TestTheDocumentDescribesEveryRoute(t *testing.T) {
+	got := send(t, serve(t, newMesh()), "GET", "/api/v1/openapi.json", "")
+	var doc struct {
+		OpenAPI string
+		Servers []struct{ URL string }
+		Paths   map[string]map[string]struct {
+			OperationID string
+			Responses   map[string]any
+		}
+		Components struct {
+			Schemas map[string]struct {
+				Required   []string
+				Properties map[string]map[string]any
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(got.body), &doc); err != nil || got.status != 200 {
+		t.Fatal(got.status, err)
+	}
+	var routes []string
+	for path, methods := range doc.Paths {
+		for method, op := range methods {
+			routes = append(routes, strings.ToUpper(method)+" "+path)
+			if op.OperationID == "" || op.Responses["200"] == nil || op.Responses["422"] != nil {
+				t.Errorf("%s %s: %+v", method, path, op)
+			}
+		}
+	}
+	sort.Strings(routes)
+	if want := `DELETE /security-rules/{rule_id}
+DELETE /services/{namespace}/{service}/{endpoint_id}
+DELETE /traffic-rules/{namespace}/{service}/{rule_id}
+GET /certificates/ca
+GET /config
+GET /metrics
+GET /proxies
+GET /security-rules
+GET /services
+GET /services/{namespace}/{service}
+GET /status
+GET /traffic-rules/{namespace}/{service}
+POST /certificates/issue
+POST /config
+POST /security-rules
+POST /services/register
+POST /tokens
+POST /traffic-rules/{namespace}/{service}`; strings.Join(routes, "\n") != want {
+		t.Errorf("routes:\n%s", strings.Join(routes, "\n"))
+	}
+	if doc.OpenAPI != "3.1.0" || len(doc.Servers) != 1 || doc.Servers[0].URL != "/api/v1" {
+		t.Errorf("%s %v", doc.OpenAPI, doc.Servers)
+	}
+	endpoint := doc.Components.Schemas["EndpointBody"]
+	if strings.Join(endpoint.Required, " ") != "id service_name namespace ip port" || endpoint.Properties["port"]["maximum"] != 65535.0 {
+		t.Errorf("%+v", endpoint)
+	}
+	if s := doc.Components.Schemas["Settings"]; len(s.Required) != 0 || s.Properties["global_timeout"] == nil {
+		t.Errorf("settings: %+v", s)
+	}
+	if strings.Contains(got.body, "$schema") {
+		t.Error("the document promises $schema fields")
+	}
+}

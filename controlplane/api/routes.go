@@ -1,0 +1,139 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// routes builds the routes and the document that describes them.
+func (s *server) routes() (*http.ServeMux, error) {
+	mux := http.NewServeMux()
+	api := humago.NewWithPrefix(mux, BasePath, huma.Config{
+		OpenAPI:                      newDocument(s.Version),
+		Formats:                      map[string]huma.Format{"application/json": jsonFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+	})
+	s.register(api)
+	document, err := finishDocument(api.OpenAPI())
+	if err != nil {
+		return nil, err
+	}
+	mux.HandleFunc("GET "+BasePath+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/openapi+json")
+		_, _ = w.Write(document) // a client that is gone needs no document
+	})
+	return mux, nil
+}
+
+// register lists every route of the API.
+func (s *server) register(api huma.API) {
+	add(api, "GET /services", "list-services", "List the services of the mesh", s.listServices)
+	add(api, "POST /services/register", "register-endpoint", "Register an endpoint, or replace the one of the same service and id", s.registerEndpoint)
+	add(api, "GET /services/{namespace}/{service}", "list-endpoints", "List a service's endpoints, unhealthy ones too", s.listEndpoints)
+	add(api, "DELETE /services/{namespace}/{service}/{endpoint_id}", "deregister-endpoint", "Remove an endpoint; that it was not there is no error", s.deregisterEndpoint)
+
+	add(api, "POST /traffic-rules/{namespace}/{service}", "add-traffic-rule", "Append a rule to a service's", s.addTrafficRule)
+	add(api, "GET /traffic-rules/{namespace}/{service}", "list-traffic-rules", "List a service's rules in the order of evaluation", s.listTrafficRules)
+	add(api, "DELETE /traffic-rules/{namespace}/{service}/{rule_id}", "delete-traffic-rule", "Remove a rule", s.deleteTrafficRule)
+
+	add(api, "POST /security-rules", "add-security-rule", "Allow a source to call a destination", s.addSecurityRule)
+	add(api, "GET /security-rules", "list-security-rules", "List who may call whom", s.listSecurityRules)
+	add(api, "DELETE /security-rules/{rule_id}", "delete-security-rule", "Remove a rule", s.deleteSecurityRule)
+
+	add(api, "GET /certificates/ca", "get-ca-certificate", "Get the root's certificate; needs no token", s.rootCertificate)
+	add(api, "POST /certificates/issue", "issue-certificate", "Issue a certificate for a service", s.issueCertificate)
+	add(api, "POST /tokens", "create-token", "Make a join token for a service's proxies", s.createToken)
+
+	add(api, "POST /config", "update-config", "Merge a patch into the settings", s.updateConfig)
+	add(api, "GET /config", "get-config", "Get the effective settings, without secrets", s.getConfig)
+
+	add(api, "GET /metrics", "get-metrics", "Get the counts of the control plane and its proxies", s.getMetrics)
+	add(api, "GET /status", "get-status", "Tell how the control plane is", s.getStatus)
+	add(api, "GET /proxies", "list-proxies", "List the connected proxies", s.listProxies)
+}
+
+// add registers one route, "METHOD /path".
+func add[I, O any](api huma.API, route, id, summary string, h func(context.Context, *I) (*O, error)) {
+	method, path, _ := strings.Cut(route, " ")
+	op := huma.Operation{
+		OperationID: id, Method: method, Path: path, Summary: summary, Description: summary + ".",
+		Tags: []string{strings.Split(path, "/")[1]},
+		// front has read the body already, within its own bounds.
+		MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		Responses: answers(method, path),
+	}
+	input := reflect.TypeFor[I]()
+	if body, ok := input.FieldByName("Body"); ok {
+		op.Metadata = map[string]any{knownFields: fieldNames(body.Type)}
+	}
+	// A raw body's checks are its handler's.
+	_, op.SkipValidateBody = input.FieldByName("RawBody")
+	huma.Register(api, op, h)
+}
+
+func fieldNames(t reflect.Type) []string {
+	var names []string
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		names = append(names, name)
+	}
+	return names
+}
+
+// Shapes that several routes share.
+type (
+	nothing struct{}
+
+	servicePathInput struct {
+		Namespace string `path:"namespace"`
+		Service   string `path:"service"`
+	}
+	statusBody struct {
+		Status string `json:"status"`
+	}
+	statusOutput struct {
+		Body statusBody
+	}
+	addedOutput struct {
+		Location string `header:"Location"`
+		ID       string `header:"X-Resource-Id"`
+		Body     statusBody
+	}
+	output[T any] struct {
+		Body T
+	}
+)
+
+// resourceID is the header that names what a POST added; its body is seed B's.
+const resourceID = "X-Resource-Id"
+
+func (in *servicePathInput) name() policy.ServiceName {
+	return policy.ServiceName{Namespace: in.Namespace, Name: in.Service}
+}
+
+// checkName lists what is wrong with a service's name, under the names that the
+// fields have in bodies.
+func checkName(namespace, service, serviceField string) policy.Problems {
+	var p policy.Problems
+	if err := (policy.ServiceName{Namespace: namespace, Name: "x"}).Validate(); err != nil {
+		p = append(p, policy.Problem{Path: "namespace", Message: err.Error()})
+	} else if namespace == policy.ControlPlane.Namespace {
+		p = append(p, policy.Problem{Path: "namespace", Message: `"` + namespace + `" is the control plane's own`})
+	}
+	if err := (policy.ServiceName{Namespace: "x", Name: service}).Validate(); err != nil {
+		p = append(p, policy.Problem{Path: serviceField, Message: err.Error()})
+	}
+	return p
+}
+
+func done(status string) *statusOutput {
+	return &statusOutput{Body: statusBody{Status: status}}
+}

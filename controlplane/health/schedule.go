@@ -1,0 +1,218 @@
+package health
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+const (
+	// firstWithin is how soon a new endpoint is checked first. The spread keeps
+	// the endpoints of a restarted control plane from being checked all at once.
+	firstWithin = time.Second
+	historySize = 16
+)
+
+type key struct {
+	service policy.ServiceName
+	id      string
+}
+
+// item is one endpoint's place in the schedule.
+type item struct {
+	key     key
+	target  policy.Target
+	due     time.Time
+	at      int                // place in the queue; -1 while it is being checked
+	started time.Time          // of the last check; zero before the first
+	cancel  context.CancelFunc // of the running check
+
+	healthy bool // after the thresholds
+	streak  int  // results in a row that contradict healthy
+	since   time.Time
+	history []Result
+}
+
+// schedule says which endpoint is checked when and what its results amount to.
+// It has no clock and no goroutine.
+type schedule struct {
+	unhealthyAfter int
+	healthyAfter   int
+	random         func() float64
+
+	interval time.Duration
+	items    map[key]*item
+	queue    queue
+}
+
+func newSchedule(unhealthyAfter, healthyAfter int, random func() float64) *schedule {
+	return &schedule{unhealthyAfter: unhealthyAfter, healthyAfter: healthyAfter, random: random, items: map[key]*item{}}
+}
+
+// update takes the endpoints and the interval that hold from now on.
+func (s *schedule) update(targets []policy.Target, interval time.Duration, now time.Time) {
+	if interval != s.interval {
+		s.interval = interval
+		s.respread(now)
+	}
+	present := make(map[key]bool, len(targets))
+	for _, t := range targets {
+		k := key{t.Service(), t.ID}
+		present[k] = true
+		it := s.items[k]
+		if it != nil && sameCheck(&it.target, &t) {
+			it.target = t // its status may have changed
+			continue
+		}
+		if it != nil {
+			s.remove(it)
+		}
+		s.add(k, t, now)
+	}
+	for k, it := range s.items {
+		if !present[k] {
+			s.remove(it)
+		}
+	}
+}
+
+// sameCheck tells whether an endpoint is still reached in the same way.
+func sameCheck(a, b *policy.Target) bool {
+	return a.IP == b.IP && a.Port == b.Port && a.Protocol == b.Protocol &&
+		a.HealthCheckPath == b.HealthCheckPath && a.Meshed == b.Meshed
+}
+
+func (s *schedule) add(k key, t policy.Target, now time.Time) {
+	it := &item{key: k, target: t, healthy: t.Status != policy.Unhealthy}
+	it.due = now.Add(s.upTo(min(firstWithin, s.interval)))
+	s.items[k] = it
+	heap.Push(&s.queue, it)
+}
+
+// remove forgets an item; a check of it that is running is cut off.
+func (s *schedule) remove(it *item) {
+	delete(s.items, it.key)
+	if it.at >= 0 {
+		heap.Remove(&s.queue, it.at)
+	} else if it.cancel != nil {
+		it.cancel()
+	}
+}
+
+// respread gives what waits its place under a new interval.
+func (s *schedule) respread(now time.Time) {
+	for _, it := range s.queue {
+		if it.started.IsZero() {
+			continue
+		}
+		if it.due = it.started.Add(s.jittered()); it.due.Before(now) {
+			it.due = now.Add(s.upTo(min(firstWithin, s.interval)))
+		}
+	}
+	heap.Init(&s.queue)
+}
+
+// next takes out the item whose check is due, or says how long none is. ok is
+// false when nothing waits at all.
+func (s *schedule) next(now time.Time) (it *item, wait time.Duration, ok bool) {
+	if len(s.queue) == 0 {
+		return nil, 0, false
+	}
+	if wait = s.queue[0].due.Sub(now); wait > 0 {
+		return nil, wait, true
+	}
+	it = heap.Pop(&s.queue).(*item)
+	it.started = now
+	return it, 0, true
+}
+
+// judge takes a result in and completes it; false when the item is gone.
+func (s *schedule) judge(it *item, r Result) (Result, bool) {
+	if s.items[it.key] != it {
+		return r, false
+	}
+	if r.Passed == it.healthy {
+		it.streak = 0
+	} else if it.streak++; it.streak >= s.threshold(r.Passed) {
+		it.healthy, it.streak, it.since = r.Passed, 0, r.At
+	}
+	r.Healthy = it.healthy
+	r.Changed = it.healthy != (it.target.Status != policy.Unhealthy)
+	if len(it.history) == historySize {
+		it.history = slices.Delete(it.history, 0, 1)
+	}
+	it.history = append(it.history, r)
+	return r, true
+}
+
+func (s *schedule) threshold(passed bool) int {
+	if passed {
+		return s.healthyAfter
+	}
+	return s.unhealthyAfter
+}
+
+// requeue puts an item back after its check.
+func (s *schedule) requeue(it *item, now time.Time) {
+	if s.items[it.key] != it {
+		return
+	}
+	if it.due = it.started.Add(s.jittered()); it.due.Before(now) {
+		it.due = now
+	}
+	heap.Push(&s.queue, it)
+}
+
+// status lists what is known, by service and id.
+func (s *schedule) status() []Status {
+	out := make([]Status, 0, len(s.items))
+	for _, it := range s.items {
+		out = append(out, Status{
+			Service: it.key.service, ID: it.key.id, Healthy: it.healthy, Since: it.since,
+			History: slices.Clone(it.history),
+		})
+	}
+	slices.SortFunc(out, func(a, b Status) int {
+		return cmp.Or(cmp.Compare(a.Service.String(), b.Service.String()), cmp.Compare(a.ID, b.ID))
+	})
+	return out
+}
+
+// jittered is the interval ±10 %, so that checks which fell together drift apart.
+func (s *schedule) jittered() time.Duration {
+	return time.Duration(float64(s.interval) * (0.9 + 0.2*s.random()))
+}
+
+func (s *schedule) upTo(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * s.random())
+}
+
+// queue is a heap by due.
+type queue []*item
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].at, q[j].at = i, j
+}
+
+func (q *queue) Push(x any) {
+	it := x.(*item)
+	it.at = len(*q)
+	*q = append(*q, it)
+}
+
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	it := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	it.at = -1
+	return it
+}

@@ -1,0 +1,225 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// How the control plane itself ends a stream.
+var (
+	errRevoked    = status.Error(codes.PermissionDenied, "the identity is not accepted any more")
+	errSuperseded = status.Error(codes.Aborted, "a newer stream of the same proxy took this one's place")
+	errClosing    = status.Error(codes.Unavailable, "the control plane is shutting down")
+)
+
+// DeltaAggregatedResources serves one proxy's discovery stream. A proxy that
+// does not read blocks this goroutine in Send and nothing else; what changes
+// meanwhile is sent once, as it is then.
+func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	service, err := s.identify(stream.Context())
+	if err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(stream.Context())
+	defer end(nil)
+	requests := make(chan *discovery.DeltaDiscoveryRequest)
+	go receive(ctx, stream.Recv, requests, end)
+
+	first, err := await(ctx, s.closed, requests, nil)
+	if err != nil {
+		return asStatus(err)
+	}
+	id := first.GetNode().GetId()
+	if err := checkProxyID(id); err != nil {
+		return err
+	}
+	ses := newSession(proxyKey{service, id}, s.cfg.Now(), s.cfg.MaxNames, end)
+	if err := s.open(ses); err != nil {
+		return err
+	}
+	defer s.leave(ses)
+
+	for req := first; ; {
+		if req != nil {
+			if err := s.take(ses, req); err != nil {
+				return err
+			}
+		}
+		if err := s.flush(ses, stream.Send); err != nil {
+			return err
+		}
+		if req, err = await(ctx, s.closed, requests, ses.wake); err != nil {
+			return asStatus(err)
+		}
+	}
+}
+
+// identify names the peer of a stream.
+func (s *Server) identify(ctx context.Context) (policy.ServiceName, error) {
+	service, err := s.cfg.Identity(ctx)
+	if err != nil {
+		return service, status.Errorf(codes.Unauthenticated, "no identity: %v", err)
+	}
+	return service, nil
+}
+
+// receive hands on what a stream brings. It ends with the stream, whose end is
+// the context's cause.
+func receive[T any](ctx context.Context, recv func() (*T, error), to chan<- *T, end context.CancelCauseFunc) {
+	for {
+		m, err := recv()
+		if err != nil {
+			end(err)
+			return
+		}
+		select {
+		case to <- m:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// await gives the next message, or nil when woken, or why the stream ends.
+func await[T any](ctx context.Context, closed <-chan struct{}, from <-chan *T, wake <-chan struct{}) (*T, error) {
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-closed:
+		return nil, errClosing
+	case m := <-from:
+		return m, nil
+	case <-wake:
+		return nil, nil
+	}
+}
+
+// asStatus turns the end of a stream into what its handler returns: a peer that
+// is done makes no error.
+func asStatus(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.FromContextError(err).Err()
+}
+
+func checkProxyID(id string) error {
+	if id == "" || len(id) > maxProxyID {
+		return status.Errorf(codes.InvalidArgument, "the proxy's id %q does not have 1 to %d bytes", clip(id), maxProxyID)
+	}
+	for _, c := range []byte(id) {
+		if c <= ' ' || c >= 0x7f {
+			return status.Errorf(codes.InvalidArgument, "the proxy's id %q may hold only printable ASCII without spaces", clip(id))
+		}
+	}
+	return nil
+}
+
+// open makes a session the one of its proxy; an older one, whose connection is
+// likely dead, ends.
+func (s *Server) open(ses *session) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return errClosing
+	}
+	if old := s.sessions[ses.key]; old != nil {
+		old.end(errSuperseded)
+	}
+	s.sessions[ses.key] = ses
+	return nil
+}
+
+// leave forgets a session and the topics that nobody else follows.
+func (s *Server) leave(ses *session) {
+	names := ses.followed()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range names {
+		s.unfollowLocked(ses, kind(k), names[k])
+	}
+	if s.sessions[ses.key] == ses {
+		delete(s.sessions, ses.key)
+	}
+}
+
+// take lets a session take a message in and follows the topics it names.
+func (s *Server) take(ses *session, req *discovery.DeltaDiscoveryRequest) error {
+	out, err := ses.request(req, s.cfg.Now())
+	if out.nack != "" {
+		s.cfg.Log.Warn("a proxy refused a change", zap.Stringer("service", ses.key.service),
+			zap.String("proxy", ses.key.id), zap.String("type", kindNames[out.kind]), zap.String("reason", clip(out.nack)))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	topics := s.topics[out.kind]
+	for _, name := range out.added {
+		if topics[name] == nil {
+			topics[name] = &topic{kind: out.kind, name: name, subscribers: map[*session]struct{}{}}
+		}
+		topics[name].subscribers[ses] = struct{}{}
+	}
+	s.unfollowLocked(ses, out.kind, out.removed)
+	return err
+}
+
+func (s *Server) unfollowLocked(ses *session, k kind, names []string) {
+	for _, name := range names {
+		if t := s.topics[k][name]; t != nil {
+			delete(t.subscribers, ses)
+			if len(t.subscribers) == 0 {
+				delete(s.topics[k], name)
+			}
+		}
+	}
+}
+
+// flush sends what is due.
+func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse) error) error {
+	for k := range kinds {
+		for names := ses.due(k); len(names) > 0; names = ses.due(k) {
+			topics, revision := s.find(k, names)
+			entries := make([]*entry, len(names))
+			for i, t := range topics {
+				entries[i] = s.load(t)
+			}
+			for _, resp := range ses.respond(k, names, entries, revision) {
+				if err := send(resp); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// find gives the topics of names that a session follows. The revision is read
+// before the topics are: what is sent is of it or newer.
+func (s *Server) find(k kind, names []string) ([]*topic, int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	topics := make([]*topic, len(names))
+	for i, name := range names {
+		topics[i] = s.topics[k][name]
+	}
+	return topics, s.revision
+}
+
+func (s *Server) load(t *topic) *entry {
+	e, fresh, err := t.load(s.cfg.Source)
+	if fresh && err != nil {
+		s.cfg.Log.Error("a resource cannot be published; the one before it stays", zap.Error(err))
+	}
+	return e
+}
