@@ -1,0 +1,129 @@
+// Package ca is the mesh's certificate authority: it keeps the root, signs, and
+// makes and checks join tokens. Where its secrets are kept, who may ask for a
+// token and how certificates are used are left to others.
+package ca
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// What callers branch on. Errors wrap these.
+var (
+	// ErrName says that a service cannot have a certificate or token under the
+	// name asked for.
+	ErrName = errors.New("name")
+	// ErrCSR says that a certificate signing request is not one, is not signed
+	// by its key, has a weak key, or asks for the identity of another.
+	ErrCSR = errors.New("certificate signing request")
+	// ErrToken says that a join token was refused. ErrTokenMalformed,
+	// ErrTokenSignature, ErrTokenExpired and ErrTokenDomain say why.
+	ErrToken          = errors.New("join token")
+	ErrTokenMalformed = fmt.Errorf("%w: malformed", ErrToken)
+	ErrTokenSignature = fmt.Errorf("%w: not signed by this mesh", ErrToken)
+	ErrTokenExpired   = fmt.Errorf("%w: expired", ErrToken)
+	ErrTokenDomain    = fmt.Errorf("%w: of another trust domain", ErrToken)
+	// ErrPeer says that a caller has no identity of this mesh.
+	ErrPeer = errors.New("peer")
+)
+
+// Keeper keeps secrets: the first value made for a key is the value for ever,
+// for every process that shares the keeper.
+type Keeper interface {
+	GetOrCreate(ctx context.Context, key string, make func() ([]byte, error)) ([]byte, error)
+}
+
+// Lifetimes of certificates.
+const (
+	DefaultLeafTTL = 24 * time.Hour
+	MaxLeafTTL     = 30 * 24 * time.Hour
+	RootTTL        = 365 * 24 * time.Hour
+	// backdate allows for clocks that are behind.
+	backdate = 2 * time.Minute
+)
+
+// Config says whose authority it is.
+type Config struct {
+	// TrustDomain is the name of the mesh in SPIFFE IDs ("weir.local").
+	TrustDomain string
+	// LeafTTL is how long certificates are valid; DefaultLeafTTL when zero, at
+	// most MaxLeafTTL and at least a minute.
+	LeafTTL time.Duration
+	// Hosts are names and addresses that the control plane's own certificate has
+	// besides control.weir-system, localhost, 127.0.0.1 and ::1.
+	Hosts []string
+	// Keep keeps the roots with their keys, and the secret of the tokens.
+	Keep Keeper
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+	// Log takes refusals and rotations; nil drops them. No token, key or
+	// request is logged.
+	Log *zap.Logger
+}
+
+// Authority signs certificates and tokens. Its methods may be called by many
+// goroutines.
+type Authority struct {
+	cfg    Config
+	domain spiffeid.TrustDomain
+	secret []byte // of the tokens
+
+	mu    sync.Mutex // guards what follows
+	roots []*root    // oldest first, those still valid
+	own   *tls.Certificate
+	ownBy *root // that signed own
+}
+
+// New reads the root and the token secret from the keeper, or makes them at the
+// first start. It fails when the kept root is of another trust domain.
+func New(ctx context.Context, cfg Config) (*Authority, error) {
+	cfg.LeafTTL = cmp.Or(cfg.LeafTTL, DefaultLeafTTL)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.LeafTTL < time.Minute || cfg.LeafTTL > MaxLeafTTL {
+		return nil, fmt.Errorf("lifetime of certificates: %v is not in %v..%v", cfg.LeafTTL, time.Minute, MaxLeafTTL)
+	}
+	domain, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("trust domain %q: %w", cfg.TrustDomain, err)
+	}
+	a := &Authority{cfg: cfg, domain: domain}
+	if a.secret, err = cfg.Keep.GetOrCreate(ctx, "token-secret", newSecret); err != nil {
+		return nil, fmt.Errorf("secret of the join tokens: %w", err)
+	}
+	if len(a.secret) < secretSize {
+		return nil, fmt.Errorf("secret of the join tokens: %d bytes are kept, %d are meant", len(a.secret), secretSize)
+	}
+	if _, err := a.Rotate(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// TrustDomain gives the mesh's name in SPIFFE IDs.
+func (a *Authority) TrustDomain() string { return a.domain.Name() }
+
+// checkName refuses names that no workload can have.
+func checkName(name policy.ServiceName) error {
+	if err := name.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrName, err)
+	}
+	if name.Namespace == policy.ControlPlane.Namespace {
+		return fmt.Errorf("%w: the namespace %q is the control plane's own", ErrName, name.Namespace)
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package ca
+
+import (
+	"context"
+	"errors"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/policy/wire"
+)
+
+// JoinServer is the gRPC service weir.v1.Join, to be registered on a server
+// with ServerTLS.
+type JoinServer struct {
+	wire.UnimplementedJoinServer
+	ca *Authority
+}
+
+// JoinServer gives the service that hands out this authority's certificates.
+func (a *Authority) JoinServer() *JoinServer { return &JoinServer{ca: a} }
+
+// Join turns a join token and a request into a certificate. Codes:
+// Unauthenticated for the token, InvalidArgument for the request.
+func (j *JoinServer) Join(ctx context.Context, req *wire.JoinRequest) (*wire.JoinResponse, error) {
+	name, err := j.ca.CheckToken(req.GetToken())
+	if err != nil {
+		return nil, j.refuse(ctx, "join", name, err)
+	}
+	return j.issue(ctx, "join", name, req.GetCsr())
+}
+
+// Renew turns a caller's present identity and a request into a certificate.
+// Codes: Unauthenticated for the present certificate, InvalidArgument for the
+// request, PermissionDenied for a name that cannot renew.
+func (j *JoinServer) Renew(ctx context.Context, req *wire.RenewRequest) (*wire.JoinResponse, error) {
+	name, err := j.ca.Peer(ctx)
+	if err != nil {
+		return nil, j.refuse(ctx, "renew", name, err)
+	}
+	return j.issue(ctx, "renew", name, req.GetCsr())
+}
+
+func (j *JoinServer) issue(ctx context.Context, step string, name policy.ServiceName, csr []byte) (*wire.JoinResponse, error) {
+	cert, err := j.ca.IssueForCSR(name, csr)
+	if err != nil {
+		return nil, j.refuse(ctx, step, name, err)
+	}
+	return &wire.JoinResponse{Certificate: cert, Bundle: j.ca.Bundle(), TrustDomain: j.ca.TrustDomain()}, nil
+}
+
+// refuse logs a refusal, with its reason and never what was shown, and makes
+// the answer. What is our own fault is not told to the caller in detail.
+func (j *JoinServer) refuse(ctx context.Context, step string, name policy.ServiceName, err error) error {
+	from := "unknown"
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		from = p.Addr.String()
+	}
+	log := j.ca.cfg.Log.With(zap.String("step", step), zap.String("from", from), zap.Stringer("service", name), zap.Error(err))
+	code := codeOf(err)
+	if code == codes.Internal {
+		log.Error("a certificate could not be issued")
+		return status.Error(code, "the certificate could not be issued; the control plane's log tells why")
+	}
+	log.Warn("a certificate was refused")
+	return status.Error(code, err.Error())
+}
+
+func codeOf(err error) codes.Code {
+	switch {
+	case errors.Is(err, ErrToken), errors.Is(err, ErrPeer):
+		return codes.Unauthenticated
+	case errors.Is(err, ErrCSR):
+		return codes.InvalidArgument
+	case errors.Is(err, ErrName):
+		return codes.PermissionDenied
+	default:
+		return codes.Internal
+	}
+}

@@ -1,0 +1,195 @@
+package ca
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// MeshALPN is the protocol name by which workloads tell the mesh's TLS from
+// their application's.
+const MeshALPN = "weir"
+
+// ServerTLS is for the port that proxies use: TLS 1.3, the control plane's own
+// certificate followed by the root, and a client's certificate verified if it
+// shows one. Handlers ask Peer who it is. The certificate renews itself.
+func (a *Authority) ServerTLS() *tls.Config {
+	return a.serverTLS(tls.VerifyClientCertIfGiven, "h2")
+}
+
+// HTTPSTLS is for the REST API on an address that is not loopback: the same
+// certificate, and clients are not asked for one.
+func (a *Authority) HTTPSTLS() *tls.Config {
+	return a.serverTLS(tls.NoClientCert, "h2", "http/1.1")
+}
+
+func (a *Authority) serverTLS(auth tls.ClientAuthType, protocols ...string) *tls.Config {
+	base := &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: protocols, Time: a.cfg.Now, ClientAuth: auth,
+		// Connections to the control plane are few and long. Without tickets
+		// every one of them is verified against the present bundle.
+		SessionTicketsDisabled: true,
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return a.ownCertificate() },
+	}
+	cfg := base.Clone()
+	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		c := base.Clone()
+		c.ClientCAs = a.pool()
+		return c, nil
+	}
+	return cfg
+}
+
+// ClientTLS is for the control plane's calls to workloads: TLS 1.3, its own
+// certificate, ALPN "weir". The workload must be the service named; the zero
+// name takes any workload of the mesh, and the caller asks PeerOf which it is.
+func (a *Authority) ClientTLS(expect policy.ServiceName) *tls.Config {
+	cfg := &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{MeshALPN}, Time: a.cfg.Now,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return a.ownCertificate() },
+		// The chain is verified below, against the roots of the moment and
+		// without a host name: workloads are known by their SPIFFE ID.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			name, err := a.verify(state)
+			if err == nil && !expect.IsZero() && name != expect {
+				err = fmt.Errorf("%w: it is %s, expected is %s", ErrPeer, name, expect)
+			}
+			return err
+		},
+	}
+	if !expect.IsZero() {
+		cfg.ServerName = expect.Name + "." + expect.Namespace
+	}
+	return cfg
+}
+
+// verify checks a server's chain and gives its name.
+func (a *Authority) verify(state tls.ConnectionState) (policy.ServiceName, error) {
+	if len(state.PeerCertificates) == 0 {
+		return policy.ServiceName{}, fmt.Errorf("%w: no certificate", ErrPeer)
+	}
+	intermediates := x509.NewCertPool()
+	for _, c := range state.PeerCertificates[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{
+		Roots: a.pool(), Intermediates: intermediates, CurrentTime: a.cfg.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	if err != nil {
+		return policy.ServiceName{}, fmt.Errorf("%w: %w", ErrPeer, err)
+	}
+	return a.nameIn(state.PeerCertificates[0])
+}
+
+// Peer tells which service is at the other end of a gRPC call, from its
+// verified certificate. Errors wrap ErrPeer.
+func (a *Authority) Peer(ctx context.Context) (policy.ServiceName, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return policy.ServiceName{}, fmt.Errorf("%w: not a network call", ErrPeer)
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return policy.ServiceName{}, fmt.Errorf("%w: not over TLS", ErrPeer)
+	}
+	return a.PeerOf(info.State)
+}
+
+// PeerOf tells which service is at the other end of a connection that was made
+// with ServerTLS or ClientTLS. A certificate that has ended since counts no
+// longer. Errors wrap ErrPeer.
+func (a *Authority) PeerOf(state tls.ConnectionState) (policy.ServiceName, error) {
+	if len(state.PeerCertificates) == 0 {
+		return policy.ServiceName{}, fmt.Errorf("%w: no certificate was shown", ErrPeer)
+	}
+	leaf := state.PeerCertificates[0]
+	if a.cfg.Now().After(leaf.NotAfter) {
+		return policy.ServiceName{}, fmt.Errorf("%w: its certificate has expired", ErrPeer)
+	}
+	return a.nameIn(leaf)
+}
+
+// nameIn reads the name in a verified certificate: exactly one URI (X509-SVID
+// section 2), a SPIFFE ID of this trust domain.
+func (a *Authority) nameIn(cert *x509.Certificate) (policy.ServiceName, error) {
+	if len(cert.URIs) != 1 {
+		return policy.ServiceName{}, fmt.Errorf("%w: its certificate has %d URIs, not one", ErrPeer, len(cert.URIs))
+	}
+	id, err := spiffeid.FromURI(cert.URIs[0])
+	if err != nil {
+		return policy.ServiceName{}, fmt.Errorf("%w: %w", ErrPeer, err)
+	}
+	if !id.MemberOf(a.domain) {
+		return policy.ServiceName{}, fmt.Errorf("%w: %s is not of the trust domain %q", ErrPeer, id, a.domain.Name())
+	}
+	name, err := policy.ParseSPIFFEPath(id.Path())
+	if err != nil {
+		return policy.ServiceName{}, fmt.Errorf("%w: %w", ErrPeer, err)
+	}
+	return name, nil
+}
+
+// ownCertificate gives the control plane's certificate, made anew with a new
+// key when half its life is over or another root signs.
+func (a *Authority) ownCertificate() (*tls.Certificate, error) {
+	a.mu.Lock()
+	own, by := a.own, a.ownBy
+	now := a.cfg.Now()
+	signer, err := a.signerLocked(now)
+	a.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(errors.New("the control plane's own certificate"), err)
+	}
+	if own != nil && by.cert.Equal(signer.cert) && now.Before(halfLife(own.Leaf)) {
+		return own, nil
+	}
+	return a.makeOwn()
+}
+
+func halfLife(leaf *x509.Certificate) time.Time {
+	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+}
+
+// makeOwn may be run by two callers at once; either result serves.
+func (a *Authority) makeOwn() (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make the control plane's key: %w", err)
+	}
+	// control.weir-system is what proxies call it by, as they call workloads
+	// service.namespace.
+	hosts := []string{policy.ControlPlane.Name + "." + policy.ControlPlane.Namespace, "localhost", "127.0.0.1", "::1"}
+	for _, h := range a.cfg.Hosts {
+		if h != "" && !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	der, signer, err := a.sign(policy.ControlPlane, key.Public(), hosts)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("the control plane's certificate: %w", err)
+	}
+	own := &tls.Certificate{Certificate: [][]byte{der, signer.cert.Raw}, PrivateKey: key, Leaf: leaf}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.own, a.ownBy = own, signer
+	return own, nil
+}

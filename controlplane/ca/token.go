@@ -1,0 +1,119 @@
+package ca
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+const (
+	tokenVersion = "weir1"
+	secretSize   = 32
+	maxToken     = 4096 // bytes; ours have about 350
+
+	// DefaultTokenTTL and MaxTokenTTL bound how long a join token can be used.
+	DefaultTokenTTL = 24 * time.Hour
+	MaxTokenTTL     = 365 * 24 * time.Hour
+)
+
+// claims are what a token says. The fingerprint lets the holder verify the
+// control plane at first contact.
+type claims struct {
+	Service   string `json:"svc"`
+	Namespace string `json:"ns"`
+	Expires   int64  `json:"exp"` // Unix seconds
+	Nonce     string `json:"nonce"`
+	Domain    string `json:"td"`
+	CA        string `json:"ca"` // hex SHA-256 of the root's SPKI
+}
+
+var tokenEncoding = base64.RawURLEncoding.Strict()
+
+func newSecret() ([]byte, error) {
+	secret := make([]byte, secretSize)
+	_, err := rand.Read(secret)
+	return secret, err
+}
+
+// NewToken makes a token with which proxies of a service can join until it
+// expires; ttl 0 is DefaultTokenTTL. It may be used more than once, by every
+// replica. It names the root that signs now: when that changes, about once a
+// year, tokens made before are of no use any more. Errors wrap ErrName, or say
+// what is wrong with ttl.
+func (a *Authority) NewToken(name policy.ServiceName, ttl time.Duration) (token string, expires time.Time, err error) {
+	if err := checkName(name); err != nil {
+		return "", time.Time{}, err
+	}
+	if ttl == 0 {
+		ttl = DefaultTokenTTL
+	}
+	if ttl < time.Second || ttl > MaxTokenTTL {
+		return "", time.Time{}, fmt.Errorf("lifetime of a token: %v is not in %v..%v", ttl, time.Second, MaxTokenTTL)
+	}
+	signer, err := a.signer()
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("token for %s: %w", name, err)
+	}
+	expires = a.cfg.Now().Add(ttl).Truncate(time.Second)
+	body, err := json.Marshal(claims{
+		Service: name.Name, Namespace: name.Namespace, Expires: expires.Unix(),
+		Nonce: rand.Text(), Domain: a.domain.Name(), CA: signer.fingerprint(),
+	})
+	if err != nil {
+		return "", time.Time{}, fmt.Errorf("token for %s: %w", name, err)
+	}
+	text := tokenVersion + "." + tokenEncoding.EncodeToString(body)
+	return text + "." + tokenEncoding.EncodeToString(a.mac(text)), expires, nil
+}
+
+// CheckToken tells for which service a token is. The errors are
+// ErrTokenMalformed, ErrTokenSignature, ErrTokenExpired and ErrTokenDomain, and
+// never show the token.
+func (a *Authority) CheckToken(token string) (policy.ServiceName, error) {
+	none := policy.ServiceName{}
+	// The decoder passes over line breaks, so they are refused here.
+	if len(token) > maxToken || strings.ContainsAny(token, "\r\n") {
+		return none, ErrTokenMalformed
+	}
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 || parts[0] != tokenVersion {
+		return none, ErrTokenMalformed
+	}
+	body, err1 := tokenEncoding.DecodeString(parts[1])
+	mac, err2 := tokenEncoding.DecodeString(parts[2])
+	if err1 != nil || err2 != nil {
+		return none, ErrTokenMalformed
+	}
+	// The signature comes before anything that the token says.
+	if !hmac.Equal(mac, a.mac(parts[0]+"."+parts[1])) {
+		return none, ErrTokenSignature
+	}
+	var c claims
+	if err := json.Unmarshal(body, &c); err != nil {
+		return none, ErrTokenMalformed
+	}
+	if c.Domain != a.domain.Name() {
+		return none, fmt.Errorf("%w: %q, and this mesh is %q", ErrTokenDomain, c.Domain, a.domain.Name())
+	}
+	if at := time.Unix(c.Expires, 0); !a.cfg.Now().Before(at) {
+		return none, fmt.Errorf("%w at %s", ErrTokenExpired, at.UTC().Format(time.RFC3339))
+	}
+	name := policy.ServiceName{Namespace: c.Namespace, Name: c.Service}
+	if err := checkName(name); err != nil {
+		return none, err
+	}
+	return name, nil
+}
+
+func (a *Authority) mac(text string) []byte {
+	h := hmac.New(sha256.New, a.secret)
+	h.Write([]byte(text)) // never fails
+	return h.Sum(nil)
+}

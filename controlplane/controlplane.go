@@ -1,0 +1,236 @@
+// Package controlplane composes the control plane: the store, the certificate
+// authority, the publication to proxies, health checks and the REST API. What
+// each does is in the package of its name below; here they meet.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/weir-mesh/weir/controlplane/ca"
+	"github.com/weir-mesh/weir/controlplane/health"
+	"github.com/weir-mesh/weir/controlplane/publish"
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy/wire"
+)
+
+// Config is everything a control plane needs.
+type Config struct {
+	DataDir     string   // the embedded store and admin.token
+	HTTPAddr    string   // REST API
+	GRPCAddr    string   // proxies
+	Store       []string // etcd URLs; empty is the embedded store
+	TrustDomain string
+	InsecureAPI bool          // no admin token; loopback only
+	LeafTTL     time.Duration // of workload certificates; 0 is 24 h
+	Hosts       []string      // names and addresses in the control plane's own certificate
+	Version     string
+	Log         *zap.Logger
+	// Ready is called once both ports answer, with their addresses.
+	Ready func(http, grpc net.Addr)
+}
+
+// Run serves until ctx ends. When it returns, nothing that it started is left.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	secure, err := needsTLS(cfg.HTTPAddr)
+	if err != nil {
+		return err
+	}
+	if secure && cfg.InsecureAPI {
+		return fmt.Errorf("--insecure-api on %s: an API without a token is served on loopback only; use 127.0.0.1 or leave --insecure-api out", cfg.HTTPAddr)
+	}
+	token, err := adminToken(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, store.Config{DataDir: filepath.Join(cfg.DataDir, "etcd"), Endpoints: cfg.Store, Log: cfg.Log.Named("store")})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.Hosts, Keep: st, Log: cfg.Log.Named("ca")})
+	if err != nil {
+		return err
+	}
+	p := &plane{cfg: cfg, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log}
+	return p.run(ctx)
+}
+
+// plane is a running control plane.
+type plane struct {
+	cfg     Config
+	token   string
+	secure  bool // the API is served over TLS
+	started time.Time
+	log     *zap.Logger
+
+	store  *store.Store
+	ca     *ca.Authority
+	view   *view
+	pub    *publish.Server
+	health *health.Checker
+}
+
+func (p *plane) run(ctx context.Context) error {
+	p.view = newView(p.store.State(), p.ca.TrustDomain(), p.ca.Bundle)
+	if err := p.compose(); err != nil {
+		return err
+	}
+	handler, err := p.api()
+	if err != nil {
+		return err
+	}
+	web, err := p.listenHTTP(handler)
+	if err != nil {
+		return err
+	}
+	defer web.close()
+	grpcLn, err := net.Listen("tcp", p.cfg.GRPCAddr)
+	if err != nil {
+		return fmt.Errorf("--grpc-addr: %w", err)
+	}
+	defer func() { _ = grpcLn.Close() }()
+
+	watch := p.store.Watch()
+	defer watch.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ended("store", p.store.Run(ctx)) })
+	g.Go(func() error { return p.follow(ctx, watch) })
+	g.Go(func() error { return ended("health checks", p.health.Run(ctx)) })
+	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
+	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })
+	g.Go(func() error { return ended("API", web.serve(ctx)) })
+	p.log.Info("control plane is running", zap.Stringer("api", web.ln.Addr()), zap.Bool("https", p.secure),
+		zap.Stringer("proxies", grpcLn.Addr()), zap.String("trust_domain", p.ca.TrustDomain()))
+	if p.cfg.Ready != nil {
+		p.cfg.Ready(web.ln.Addr(), grpcLn.Addr())
+	}
+	return g.Wait()
+}
+
+func (p *plane) compose() error {
+	var err error
+	p.pub, err = publish.New(publish.Config{Source: p.view, Identity: p.ca.Peer, Attach: p.attach, Log: p.log.Named("publish")})
+	if err != nil {
+		return err
+	}
+	p.health, err = health.New(p.healthConfig())
+	return err
+}
+
+// follow tells the parts what changed in the store.
+func (p *plane) follow(ctx context.Context, watch *store.Watch) error {
+	for {
+		change, err := watch.Next(ctx)
+		if err != nil {
+			return ended("follow the store", err)
+		}
+		p.pub.Changed(p.view.apply(change))
+		p.health.Changed()
+	}
+}
+
+func (p *plane) bundleChanged([]byte) { p.pub.Changed(publish.Change{Mesh: true}) }
+
+// serveGRPC serves proxies. At the end streams are closed at once: proxies
+// keep what they know and look for the next control plane.
+func (p *plane) serveGRPC(ctx context.Context, ln net.Listener) error {
+	srv := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(p.ca.ServerTLS())),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	wire.RegisterJoinServer(srv, p.ca.JoinServer())
+	p.pub.Register(srv)
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		p.pub.Close()
+		srv.Stop()
+	})
+	err := srv.Serve(ln)
+	if !stop() {
+		<-stopped
+		return nil
+	}
+	return err
+}
+
+// needsTLS tells whether the API's address may be reached from elsewhere.
+func needsTLS(addr string) (bool, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false, fmt.Errorf("--http-addr %q: %w; meant is host:port", addr, err)
+	}
+	if host == "localhost" {
+		return false, nil
+	}
+	ip, err := netip.ParseAddr(host)
+	return err != nil || !ip.IsLoopback(), nil
+}
+
+func ended(part string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed) || errors.Is(err, store.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", part, err)
+}
+
+// web is the REST API's server.
+type web struct {
+	ln  net.Listener
+	srv *http.Server
+}
+
+func (p *plane) listenHTTP(handler http.Handler) (*web, error) {
+	ln, err := net.Listen("tcp", p.cfg.HTTPAddr)
+	if err != nil {
+		return nil, fmt.Errorf("--http-addr: %w", err)
+	}
+	srv := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: zap.NewStdLog(p.log.Named("api")),
+	}
+	if p.secure {
+		srv.TLSConfig = p.ca.HTTPSTLS()
+	}
+	return &web{ln: ln, srv: srv}, nil
+}
+
+func (w *web) serve(ctx context.Context) error {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		limit, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if w.srv.Shutdown(limit) != nil {
+			_ = w.srv.Close()
+		}
+	})
+	serve := w.srv.Serve
+	if w.srv.TLSConfig != nil {
+		serve = func(ln net.Listener) error { return w.srv.ServeTLS(ln, "", "") }
+	}
+	err := serve(w.ln)
+	if !stop() {
+		<-done
+	}
+	return err
+}
+
+func (w *web) close() { _ = w.ln.Close() }

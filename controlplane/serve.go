@@ -1,0 +1,251 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/controlplane/health"
+	"github.com/weir-mesh/weir/controlplane/publish"
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
+)
+
+// api puts the REST API before the parts.
+func (p *plane) api() (http.Handler, error) {
+	return api.New(api.Config{
+		Registry: p, Traffic: p, Security: p, Settings: p, Authority: authority{p}, Proxies: p,
+		Token: p.token, Insecure: p.cfg.InsecureAPI, Version: p.cfg.Version, Started: p.started, Log: p.log.Named("api"),
+	})
+}
+
+// absent turns the store's "not found" into the API's.
+func absent(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
+	}
+	return err
+}
+
+// Register implements api.Registry.
+func (p *plane) Register(ctx context.Context, e policy.Endpoint) error {
+	e.LastSeen = unix(time.Now())
+	return p.store.PutEndpoint(ctx, e)
+}
+
+// Deregister implements api.Registry.
+func (p *plane) Deregister(ctx context.Context, name policy.ServiceName, id string) error {
+	return absent(p.store.DeleteEndpoint(ctx, name.Namespace, name.Name, id))
+}
+
+// Endpoints implements api.Registry.
+func (p *plane) Endpoints(name policy.ServiceName) []policy.Endpoint {
+	stored := p.store.Endpoints(name)
+	out := make([]policy.Endpoint, len(stored))
+	for i := range stored {
+		out[i] = stored[i].Endpoint
+	}
+	return out
+}
+
+// Services implements api.Registry.
+func (p *plane) Services() []api.ServiceSummary {
+	st := p.store.State()
+	out := make([]api.ServiceSummary, 0, len(st.Services))
+	for name, s := range st.Services {
+		sum := api.ServiceSummary{Namespace: name.Namespace, ServiceName: name.Name, Endpoints: len(s.Endpoints), TrafficRules: len(s.Rules)}
+		if v4, v6, err := policy.VirtualAddrs(s.VirtualIndex); err == nil {
+			sum.VirtualIPv4, sum.VirtualIPv6 = v4.String(), v6.String()
+		}
+		for i := range s.Endpoints {
+			if s.Endpoints[i].Status != policy.Unhealthy {
+				sum.HealthyEndpoints++
+			}
+		}
+		out = append(out, sum)
+	}
+	slices.SortFunc(out, func(a, b api.ServiceSummary) int {
+		return strings.Compare(a.Service().String(), b.Service().String())
+	})
+	return out
+}
+
+// AddTrafficRule implements api.TrafficRules.
+func (p *plane) AddTrafficRule(ctx context.Context, name policy.ServiceName, r policy.TrafficRule) (string, error) {
+	return p.store.AddTrafficRule(ctx, name, r)
+}
+
+// DeleteTrafficRule implements api.TrafficRules.
+func (p *plane) DeleteTrafficRule(ctx context.Context, name policy.ServiceName, id string) error {
+	return absent(p.store.DeleteTrafficRule(ctx, name, id))
+}
+
+// TrafficRules implements api.TrafficRules.
+func (p *plane) TrafficRules(name policy.ServiceName) []policy.TrafficRule {
+	if s := p.store.State().Services[name]; s != nil {
+		return s.Rules
+	}
+	return nil
+}
+
+// AddSecurityRule implements api.SecurityRules.
+func (p *plane) AddSecurityRule(ctx context.Context, r policy.SecurityRule) (string, error) {
+	return p.store.AddSecurityRule(ctx, r)
+}
+
+// DeleteSecurityRule implements api.SecurityRules.
+func (p *plane) DeleteSecurityRule(ctx context.Context, id string) error {
+	return absent(p.store.DeleteSecurityRule(ctx, id))
+}
+
+// SecurityRules implements api.SecurityRules.
+func (p *plane) SecurityRules() []policy.SecurityRule { return p.store.State().Security }
+
+// Settings implements api.Settings.
+func (p *plane) Settings() policy.Settings { return p.store.State().Settings }
+
+// UpdateSettings implements api.Settings.
+func (p *plane) UpdateSettings(ctx context.Context, patch []byte) error {
+	return p.store.UpdateSettings(ctx, patch)
+}
+
+// Proxies implements api.Proxies.
+func (p *plane) Proxies() []api.ProxyStatus {
+	known := p.pub.Proxies()
+	out := make([]api.ProxyStatus, 0, len(known))
+	for i := range known {
+		k := &known[i]
+		s := api.ProxyStatus{
+			ID: k.ID, Namespace: k.Service.Namespace, ServiceName: k.Service.Name, Version: k.Version,
+			Addresses: make([]string, len(k.Addresses)), ConnectedAt: unix(k.ConnectedAt), Subscribed: k.Subscribed,
+			Resources: make([]api.ResourceState, len(k.Types)),
+		}
+		for j, a := range k.Addresses {
+			s.Addresses[j] = a.String()
+		}
+		for j, t := range k.Types {
+			s.Resources[j] = api.ResourceState{Type: t.Type, Version: fmt.Sprint(t.Acked), Refused: t.Nack}
+		}
+		s.SetFigures(k.Figures)
+		out = append(out, s)
+	}
+	return out
+}
+
+// Totals implements api.Proxies.
+func (p *plane) Totals() policy.Figures { return p.pub.Totals() }
+
+// authority is the certificate authority as the API wants it.
+type authority struct{ p *plane }
+
+func (a authority) RootPEM() []byte { return a.p.ca.RootPEM() }
+
+func (a authority) IssueForCSR(name policy.ServiceName, csr []byte) ([]byte, error) {
+	return a.p.ca.IssueForCSR(name, csr)
+}
+
+func (a authority) IssueWithKey(name policy.ServiceName) (keyPEM, chainPEM []byte, err error) {
+	chainPEM, keyPEM, err = a.p.ca.IssueWithKey(name)
+	return keyPEM, chainPEM, err
+}
+
+func (a authority) NewToken(name policy.ServiceName, ttl time.Duration) (string, time.Time, error) {
+	return a.p.ca.NewToken(name, ttl)
+}
+
+// attach takes a proxy and its endpoints in, under a lease.
+func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease, error) {
+	now := unix(time.Now())
+	endpoints := make([]policy.Endpoint, len(hello.Endpoints))
+	for i, t := range hello.Endpoints {
+		e := t.Endpoint
+		e.Status, e.LastSeen = policy.Healthy, now
+		if problems := e.Validate(); len(problems) > 0 {
+			return nil, status.Errorf(codes.InvalidArgument, "endpoint %q: %v", e.ID, problems)
+		}
+		endpoints[i] = e
+	}
+	l, err := p.store.Attach(ctx, store.Proxy{ID: hello.ProxyID, Service: hello.Service, Addresses: hello.Addresses, Version: hello.Version}, endpoints)
+	if err != nil {
+		return nil, err
+	}
+	return &lease{l: l, store: p.store, endpoints: endpoints}, nil
+}
+
+// lease is a proxy's lease: its messages show that its endpoints are there.
+type lease struct {
+	l         *store.Lease
+	store     *store.Store
+	endpoints []policy.Endpoint
+}
+
+func (l *lease) TTL() time.Duration { return l.l.TTL() }
+
+func (l *lease) KeepAlive(ctx context.Context) error {
+	err := l.l.KeepAlive(ctx)
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: %w", publish.ErrLeaseLost, err)
+	}
+	now := unix(time.Now())
+	for i := range l.endpoints {
+		e := &l.endpoints[i]
+		l.store.Seen(e.Namespace, e.ServiceName, e.ID, now)
+	}
+	return err
+}
+
+func (l *lease) Close(ctx context.Context) error { return l.l.Close(ctx) }
+
+func (p *plane) healthConfig() health.Config {
+	checks := func() *policy.LoadBalancing { s := p.view.settings(); return &s.LoadBalancing }
+	return health.Config{
+		Targets: p.view.targets, Report: p.report,
+		Enabled:  func() bool { return checks().HealthCheck.Enabled },
+		Interval: func() time.Duration { return duration(checks().HealthCheck.Interval) },
+		Timeout:  func() time.Duration { return duration(checks().HealthCheck.Timeout) },
+		TLS:      func() *tls.Config { return p.ca.ClientTLS(policy.ServiceName{}) },
+		VerifyPeer: func(state tls.ConnectionState, want policy.ServiceName) error {
+			got, err := p.ca.PeerOf(state)
+			if err == nil && got != want {
+				err = fmt.Errorf("the workload there is %s, not %s", got, want)
+			}
+			return err
+		},
+		Log: p.log.Named("health"),
+	}
+}
+
+// report stores what a check found.
+func (p *plane) report(ctx context.Context, t policy.Target, r health.Result) {
+	p.store.Seen(t.Namespace, t.ServiceName, t.ID, unix(r.At))
+	if !r.Changed {
+		return
+	}
+	word := policy.Healthy
+	if !r.Healthy {
+		word = policy.Unhealthy
+	}
+	p.log.Info("endpoint is "+word, zap.Stringer("service", t.Service()), zap.String("endpoint", t.ID), zap.String("check", r.Detail))
+	if err := p.store.SetStatus(ctx, t.Namespace, t.ServiceName, t.ID, word); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
+		p.log.Warn("an endpoint's state could not be stored; the next check tries again", zap.String("endpoint", t.ID), zap.Error(err))
+	}
+}
+
+func unix(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}
+
+func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }

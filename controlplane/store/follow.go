@@ -1,0 +1,223 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// retryAfter is the wait before a broken watch is opened again.
+const retryAfter = 500 * time.Millisecond
+
+// Run follows what changes in etcd until ctx ends (nil), the store is closed
+// (nil), or the embedded etcd fails (the error says how; nothing that was
+// acknowledged is lost). A cluster that is away is waited for.
+func (s *Store) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := s.setFollowing(true); err != nil {
+		return err
+	}
+	defer s.setFollowing(false) //nolint:errcheck // off cannot fail
+	for {
+		err := s.follow(ctx)
+		if ctx.Err() != nil || s.isClosed() {
+			return nil
+		}
+		if failure := s.server.failure(); failure != nil {
+			return failure
+		}
+		s.cfg.Log.Warn("following etcd was interrupted; what is known stays in force", zap.Error(explain(err)))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.server.failed():
+		case <-time.After(retryAfter):
+		}
+		if err := s.load(ctx); err == nil {
+			s.cfg.Log.Info("following etcd again")
+		}
+	}
+}
+
+func (s *Store) setFollowing(on bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if on && s.closed {
+		return ErrClosed
+	}
+	if on && s.following {
+		return errors.New("the store is followed already")
+	}
+	s.following = on
+	if !on {
+		s.announceLocked() // writers that wait are to look for themselves
+	}
+	return nil
+}
+
+func (s *Store) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// follow takes changes from one watch until it breaks.
+func (s *Store) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	changes := s.client.Watch(ctx, s.keys.mesh(), clientv3.WithPrefix(), clientv3.WithRev(s.State().Revision+1))
+	for {
+		select {
+		case <-s.server.failed():
+			return s.server.failure()
+		case resp, ok := <-changes:
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			// ErrCompacted is among these: what was missed is gone, and
+			// Run reads everything again.
+			if err := resp.Err(); err != nil {
+				return err
+			}
+			s.apply(resp.Events)
+		}
+	}
+}
+
+// apply takes events, in order of revision, into a new State.
+func (s *Store) apply(events []*clientv3.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	revision := s.current.Load().Revision
+	known := revision
+	for _, ev := range events {
+		if ev.Kv.ModRevision <= known {
+			continue // a load was faster
+		}
+		if ev.Type == mvccpb.DELETE {
+			s.model.remove(string(ev.Kv.Key), ev.Kv.ModRevision)
+		} else {
+			s.model.put(ev.Kv)
+		}
+		revision = ev.Kv.ModRevision
+	}
+	if revision > known {
+		s.publishLocked(revision)
+	}
+}
+
+// load reads the whole state and tells what differs from the one before.
+func (s *Store) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.keys.mesh(), clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("read the state: %w", explain(err))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if resp.Header.Revision <= s.current.Load().Revision {
+		return nil // the watch was faster
+	}
+	fresh := newModel(s.keys, s.cfg.Log)
+	for _, kv := range resp.Kvs {
+		fresh.put(kv)
+	}
+	fresh.after(s.model, resp.Header.Revision)
+	s.model = fresh
+	s.publishLocked(resp.Header.Revision)
+	return nil
+}
+
+// publishLocked makes the model's State the current one and tells of it.
+func (s *Store) publishLocked(revision int64) {
+	st, c := s.model.state(revision)
+	s.current.Store(st)
+	s.forgetSeen(&c, st)
+	if !c.empty() {
+		for w := range s.watches {
+			w.tellLocked(&c)
+		}
+	}
+	s.announceLocked()
+}
+
+func (s *Store) announceLocked() {
+	if !s.closed {
+		close(s.advanced)
+		s.advanced = make(chan struct{})
+	}
+}
+
+// forgetSeen drops what was heard of endpoints that are gone.
+func (s *Store) forgetSeen(c *Change, st *State) {
+	s.seenMu.Lock()
+	defer s.seenMu.Unlock()
+	for name := range c.Services {
+		for id := range s.seen[name] {
+			if _, ok := st.endpoint(name, id); !ok {
+				delete(s.seen[name], id)
+			}
+		}
+		if len(s.seen[name]) == 0 {
+			delete(s.seen, name)
+		}
+	}
+}
+
+// await returns when the State holds a revision, so that who writes reads what
+// was written. While nobody follows, it reads for itself.
+func (s *Store) await(ctx context.Context, revision int64) error {
+	return s.awaitThat(ctx, func() bool { return s.current.Load().Revision >= revision })
+}
+
+// awaitThat waits for a condition, which is asked with mu held.
+func (s *Store) awaitThat(ctx context.Context, holds func() bool) error {
+	for {
+		s.mu.Lock()
+		closed, following, advanced, ok := s.closed, s.following, s.advanced, holds()
+		s.mu.Unlock()
+		switch {
+		case ok:
+			return nil
+		case closed:
+			return fmt.Errorf("stored, but not read back: %w", ErrClosed)
+		case !following:
+			return s.load(ctx)
+		}
+		select {
+		case <-advanced:
+		case <-s.server.failed():
+			return fmt.Errorf("stored, but not read back: %w", s.server.failure())
+		case <-ctx.Done():
+			return fmt.Errorf("stored, but not read back in time: %w", ctx.Err())
+		}
+	}
+}
+
+// explain says in the store's words what etcd's client reports.
+func explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("%w: etcd's quota is used up: %w", ErrFull, err)
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
+		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail),
+		errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost), errors.Is(err, rpctypes.ErrStopped), errors.Is(err, rpctypes.ErrTooManyRequests),
+		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}

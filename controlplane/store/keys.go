@@ -1,0 +1,86 @@
+package store
+
+import (
+	"strings"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// keys is the prefix of every key. Below it:
+//
+//	mesh/services/<namespace>/<service>/virtual         index of the virtual addresses
+//	mesh/services/<namespace>/<service>/endpoints/<id>  endpointRecord
+//	mesh/services/<namespace>/<service>/rules/<id>      policy.TrafficRule
+//	mesh/security/<id>                                  policy.SecurityRule
+//	mesh/settings                                       policy.Settings
+//	mesh/proxies/<id>                                   proxyRecord
+//	virtual-last                                        the last index given out
+//	secrets/<key>                                       raw bytes
+//	leaders/<task>                                      elections
+//
+// Values are JSON. Only mesh/ is watched and read as a whole, so secrets are
+// read by none but those who ask for them.
+type keys string
+
+func (k keys) mesh() string        { return string(k) + "mesh/" }
+func (k keys) settings() string    { return string(k) + "mesh/settings" }
+func (k keys) virtualLast() string { return string(k) + "virtual-last" }
+
+func (k keys) security(id string) string { return string(k) + "mesh/security/" + id }
+func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + id }
+func (k keys) secret(key string) string  { return string(k) + "secrets/" + key }
+func (k keys) leader(task string) string { return string(k) + "leaders/" + task }
+
+func (k keys) service(n policy.ServiceName) string {
+	return string(k) + "mesh/services/" + n.String() + "/"
+}
+func (k keys) virtual(n policy.ServiceName) string { return k.service(n) + "virtual" }
+func (k keys) endpoints(n policy.ServiceName) string {
+	return k.service(n) + "endpoints/"
+}
+func (k keys) endpoint(n policy.ServiceName, id string) string { return k.endpoints(n) + id }
+func (k keys) rules(n policy.ServiceName) string               { return k.service(n) + "rules/" }
+func (k keys) rule(n policy.ServiceName, id string) string     { return k.rules(n) + id }
+
+// kind is what a key below mesh/ holds.
+type kind int
+
+const (
+	unknownKey kind = iota
+	virtualKey
+	endpointKey
+	ruleKey
+	securityKey
+	settingsKey
+	proxyKey
+)
+
+// parse reads a key below mesh/.
+func (k keys) parse(key string) (kind, policy.ServiceName, string) {
+	none := policy.ServiceName{}
+	rest, ok := strings.CutPrefix(key, k.mesh())
+	if !ok {
+		return unknownKey, none, ""
+	}
+	parts := strings.Split(rest, "/")
+	switch {
+	case rest == "settings":
+		return settingsKey, none, ""
+	case len(parts) == 2 && parts[0] == "security":
+		return securityKey, none, parts[1]
+	case len(parts) == 2 && parts[0] == "proxies":
+		return proxyKey, none, parts[1]
+	case len(parts) < 4 || parts[0] != "services":
+		return unknownKey, none, ""
+	}
+	name := policy.ServiceName{Namespace: parts[1], Name: parts[2]}
+	switch {
+	case len(parts) == 4 && parts[3] == "virtual":
+		return virtualKey, name, ""
+	case len(parts) == 5 && parts[3] == "endpoints":
+		return endpointKey, name, parts[4]
+	case len(parts) == 5 && parts[3] == "rules":
+		return ruleKey, name, parts[4]
+	}
+	return unknownKey, none, ""
+}

@@ -1,0 +1,291 @@
+package store
+
+import (
+	"cmp"
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// endpointRecord is an endpoint as stored.
+type endpointRecord struct {
+	policy.Endpoint
+	ProxyID string `json:"proxy_id,omitempty"`
+}
+
+// proxyRecord is a proxy as stored, with the ids of the endpoints it attached.
+type proxyRecord struct {
+	Namespace string       `json:"namespace"`
+	Service   string       `json:"service"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	Version   string       `json:"version,omitempty"`
+	Endpoints []string     `json:"endpoints,omitempty"`
+}
+
+// model is what etcd holds, key by key, from which States are made. It has no
+// lock, clock or socket: it takes keys and values and gives States.
+type model struct {
+	keys keys
+	log  *zap.Logger
+
+	services map[policy.ServiceName]*serviceModel
+	security map[string]ordered[policy.SecurityRule]
+	settings policy.Settings
+	proxies  map[string]storedProxy
+
+	// What of the last State is still good.
+	last    State
+	touched Change
+}
+
+type serviceModel struct {
+	virtual    int
+	virtualRev int64 // etcd's modification revision of the virtual key
+	endpoints  map[string]storedEndpoint
+	rules      map[string]ordered[policy.TrafficRule]
+	revision   int64
+}
+
+type storedEndpoint struct {
+	Endpoint
+	revision int64
+	lease    int64
+}
+
+type storedProxy struct {
+	Proxy
+	lease int64
+}
+
+// ordered is a rule with the revision at which it was created: rules are
+// evaluated in that order.
+type ordered[T any] struct {
+	created int64
+	value   T
+}
+
+func newModel(k keys, log *zap.Logger) *model {
+	return &model{
+		keys: k, log: log, services: map[policy.ServiceName]*serviceModel{},
+		security: map[string]ordered[policy.SecurityRule]{}, settings: policy.DefaultSettings(),
+		proxies: map[string]storedProxy{},
+		last:    State{Services: map[policy.ServiceName]*Service{}, Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings(), Proxies: map[string]Proxy{}},
+	}
+}
+
+func (m *model) service(name policy.ServiceName) *serviceModel {
+	s := m.services[name]
+	if s == nil {
+		s = &serviceModel{endpoints: map[string]storedEndpoint{}, rules: map[string]ordered[policy.TrafficRule]{}}
+		m.services[name] = s
+	}
+	return s
+}
+
+// put takes a key's new value. One that cannot be read was not written by us:
+// it is logged and passed over, so that one bad key does not stop the mesh.
+func (m *model) put(kv *mvccpb.KeyValue) {
+	what, name, id := m.keys.parse(string(kv.Key))
+	err := m.putParsed(what, name, id, kv)
+	if what == unknownKey || err != nil {
+		m.log.Error("a key in etcd cannot be read and is passed over", zap.ByteString("key", kv.Key), zap.Error(err))
+		return
+	}
+	m.touch(what, name, kv.ModRevision)
+}
+
+func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvccpb.KeyValue) (err error) {
+	switch what {
+	case virtualKey:
+		var index int
+		if index, err = decode[int](kv); err == nil {
+			s := m.service(name)
+			s.virtual, s.virtualRev = index, kv.ModRevision
+		}
+	case endpointKey:
+		var r endpointRecord
+		if r, err = decode[endpointRecord](kv); err == nil {
+			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID}
+			m.service(name).endpoints[id] = storedEndpoint{Endpoint: e, revision: kv.ModRevision, lease: kv.Lease}
+		}
+	case ruleKey:
+		var r policy.TrafficRule
+		if r, err = decode[policy.TrafficRule](kv); err == nil {
+			m.service(name).rules[id] = ordered[policy.TrafficRule]{kv.CreateRevision, r}
+		}
+	case securityKey:
+		var r policy.SecurityRule
+		if r, err = decode[policy.SecurityRule](kv); err == nil {
+			m.security[id] = ordered[policy.SecurityRule]{kv.CreateRevision, r}
+		}
+	case settingsKey:
+		var set policy.Settings
+		if set, err = readSettings(kv.Value); err == nil {
+			m.settings = set
+		}
+	case proxyKey:
+		var r proxyRecord
+		if r, err = decode[proxyRecord](kv); err == nil {
+			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version}
+			m.proxies[id] = storedProxy{Proxy: p, lease: kv.Lease}
+		}
+	}
+	return err
+}
+
+func decode[T any](kv *mvccpb.KeyValue) (T, error) {
+	var v T
+	err := json.Unmarshal(kv.Value, &v)
+	return v, err
+}
+
+// remove takes the end of a key at a revision.
+func (m *model) remove(key string, revision int64) {
+	what, name, id := m.keys.parse(key)
+	switch what {
+	case virtualKey:
+		s := m.service(name)
+		s.virtual, s.virtualRev = 0, 0
+	case endpointKey:
+		delete(m.service(name).endpoints, id)
+	case ruleKey:
+		delete(m.service(name).rules, id)
+	case securityKey:
+		delete(m.security, id)
+	case settingsKey:
+		m.settings = policy.DefaultSettings()
+	case proxyKey:
+		delete(m.proxies, id)
+	}
+	m.touch(what, name, revision)
+}
+
+func (m *model) touch(what kind, name policy.ServiceName, revision int64) {
+	c := Change{}
+	switch what {
+	case virtualKey, endpointKey, ruleKey:
+		c.Services = map[policy.ServiceName]struct{}{name: {}}
+		s := m.services[name]
+		s.revision = max(s.revision, revision)
+	case securityKey:
+		c.Security = true
+	case settingsKey:
+		c.Settings = true
+	case proxyKey:
+		c.Proxies = true
+	}
+	m.touched.add(&c)
+}
+
+// holds tells whether a lease still holds a proxy or one of these endpoints.
+func (m *model) holds(lease int64, proxy Proxy, endpoints []string) bool {
+	if m.proxies[proxy.ID].lease == lease {
+		return true
+	}
+	svc := m.services[proxy.Service]
+	return svc != nil && slices.ContainsFunc(endpoints, func(id string) bool { return svc.endpoints[id].lease == lease })
+}
+
+// state makes the State at a revision and tells how it differs from the last.
+// What did not change is shared with it.
+func (m *model) state(revision int64) (*State, Change) {
+	c := m.touched
+	m.touched = Change{}
+	m.last.Revision = revision
+	if len(c.Services) > 0 {
+		m.last.Services = maps.Clone(m.last.Services)
+	}
+	for name := range c.Services {
+		if svc := m.services[name].build(name); svc != nil {
+			m.last.Services[name] = svc
+		} else {
+			delete(m.last.Services, name)
+		}
+	}
+	if c.Security {
+		m.last.Security = inOrder(m.security)
+	}
+	if c.Settings {
+		m.last.Settings = m.settings
+	}
+	if c.Proxies {
+		m.last.Proxies = make(map[string]Proxy, len(m.proxies))
+		for id, p := range m.proxies {
+			m.last.Proxies[id] = p.Proxy
+		}
+	}
+	out := m.last
+	return &out, c
+}
+
+// after lets a model that was read as a whole follow on another: what is equal
+// is shared and counts as unchanged.
+func (m *model) after(old *model, revision int64) {
+	now, _ := m.state(revision)
+	m.last = old.last
+	m.touched = Change{Services: map[policy.ServiceName]struct{}{}}
+	for name, svc := range now.Services {
+		was := old.last.Services[name]
+		if was != nil {
+			svc.Revision = was.Revision // what follows compares the rest
+		}
+		if !reflect.DeepEqual(svc, was) {
+			m.touched.Services[name] = struct{}{}
+		}
+		if was != nil { // a key that went leaves no revision behind
+			m.services[name].revision = revision
+		}
+	}
+	for name := range old.last.Services {
+		if now.Services[name] == nil {
+			m.touched.Services[name] = struct{}{}
+			m.service(name)
+		}
+	}
+	m.touched.Security = !reflect.DeepEqual(now.Security, old.last.Security)
+	m.touched.Settings = !reflect.DeepEqual(now.Settings, old.last.Settings)
+	m.touched.Proxies = !reflect.DeepEqual(now.Proxies, old.last.Proxies)
+}
+
+// build gives nil for a service that has nothing but its virtual address.
+func (s *serviceModel) build(name policy.ServiceName) *Service {
+	if s.empty() {
+		return nil
+	}
+	out := &Service{Name: name, VirtualIndex: s.virtual, Revision: s.revision, Rules: inOrder(s.rules)}
+	for _, id := range slices.Sorted(maps.Keys(s.endpoints)) {
+		out.Endpoints = append(out.Endpoints, s.endpoints[id].Endpoint)
+	}
+	return out
+}
+
+func (s *serviceModel) empty() bool { return len(s.endpoints) == 0 && len(s.rules) == 0 }
+
+func inOrder[T any](rules map[string]ordered[T]) []T {
+	ids := slices.SortedFunc(maps.Keys(rules), func(a, b string) int {
+		return cmp.Or(cmp.Compare(rules[a].created, rules[b].created), cmp.Compare(a, b))
+	})
+	out := make([]T, 0, len(ids))
+	for _, id := range ids {
+		out = append(out, rules[id].value)
+	}
+	return out
+}
+
+// readSettings lays stored settings over the defaults, so that a setting which
+// a later version adds has its default.
+func readSettings(value []byte) (policy.Settings, error) {
+	set := policy.DefaultSettings()
+	if len(value) == 0 {
+		return set, nil
+	}
+	err := json.Unmarshal(value, &set)
+	return set, err
+}

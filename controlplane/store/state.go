@@ -1,0 +1,94 @@
+package store
+
+import (
+	"net/netip"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// State is the whole state of the mesh at one revision. It is immutable: those
+// who hold one may keep it and must not write to it. Parts that did not change
+// are shared between one State and the next, so pointers can be compared.
+type State struct {
+	// Revision is etcd's at the last change; 0 when nothing was ever stored.
+	Revision int64
+	Services map[policy.ServiceName]*Service
+	Security []policy.SecurityRule // in order of creation
+	Settings policy.Settings
+	Proxies  map[string]Proxy // by id
+}
+
+// Service is a service that has endpoints or rules.
+type Service struct {
+	Name policy.ServiceName
+	// VirtualIndex is that of its addresses (policy.VirtualAddrs), 1..MaxVirtual.
+	// It never changes, and outlives the service.
+	VirtualIndex int
+	Endpoints    []Endpoint           // by id
+	Rules        []policy.TrafficRule // in order of creation, which is that of evaluation
+	Revision     int64                // etcd's at the service's last change
+}
+
+// Endpoint is an endpoint as stored. LastSeen is as registered; Store.Endpoints
+// tells what was heard since.
+type Endpoint struct {
+	policy.Endpoint
+	Leased  bool   // it goes when its proxy is silent for the lease's time
+	ProxyID string // the proxy that attached it; "" when registered otherwise
+}
+
+// Proxy is a proxy that is attached.
+type Proxy struct {
+	ID        string
+	Service   policy.ServiceName
+	Addresses []netip.Addr // those it is beside
+	Version   string
+}
+
+// State gives the newest state this process knows. It never blocks.
+func (s *Store) State() *State { return s.current.Load() }
+
+// Endpoints gives a service's endpoints by id, with the newest LastSeen; none
+// for an unknown service.
+func (s *Store) Endpoints(name policy.ServiceName) []Endpoint {
+	svc := s.State().Services[name]
+	if svc == nil {
+		return nil
+	}
+	out := make([]Endpoint, len(svc.Endpoints))
+	copy(out, svc.Endpoints)
+	s.seenMu.Lock()
+	defer s.seenMu.Unlock()
+	for i := range out {
+		out[i].LastSeen = max(out[i].LastSeen, s.seen[name][out[i].ID])
+	}
+	return out
+}
+
+// Seen notes when an endpoint was last heard of, in Unix seconds. It is kept in
+// this process's memory only, and for an endpoint that exists.
+func (s *Store) Seen(namespace, service, id string, unix float64) {
+	name := policy.ServiceName{Namespace: namespace, Name: service}
+	if _, ok := s.State().endpoint(name, id); !ok {
+		return
+	}
+	s.seenMu.Lock()
+	defer s.seenMu.Unlock()
+	if s.seen[name] == nil {
+		s.seen[name] = map[string]float64{}
+	}
+	s.seen[name][id] = unix
+}
+
+func (st *State) endpoint(name policy.ServiceName, id string) (*Endpoint, bool) {
+	svc := st.Services[name]
+	if svc == nil {
+		return nil, false
+	}
+	for i := range svc.Endpoints {
+		if svc.Endpoints[i].ID == id {
+			return &svc.Endpoints[i], true
+		}
+	}
+	return nil, false
+}

@@ -1,0 +1,181 @@
+// Package store keeps the mesh's state in etcd, embedded or a cluster, and tells
+// what changed. What the state means, who may change it and who is to hear of
+// it are left to others.
+package store
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// What callers branch on. Errors wrap these.
+var (
+	// ErrNotFound says that what is to be changed does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrConflict says that what is to be added exists already.
+	ErrConflict = errors.New("exists already")
+	// ErrLocked says that another process uses the data directory.
+	ErrLocked = errors.New("the data directory is in use")
+	// ErrFull says that there is no room: on the disk, in etcd's quota, or among
+	// the virtual addresses. Nothing was stored.
+	ErrFull = errors.New("no room left")
+	// ErrUnavailable says that etcd did not answer in time: a cluster without a
+	// majority, or not reachable. Whether a write was stored is not known.
+	ErrUnavailable = errors.New("etcd does not answer")
+	// ErrClosed says that the store was closed.
+	ErrClosed = errors.New("the store is closed")
+)
+
+// Config says where the state is kept.
+type Config struct {
+	// DataDir is the directory of the embedded etcd, and of nothing else; it is
+	// made when absent and its mode set to 0700. Only one process may use it.
+	// Not used with Endpoints.
+	DataDir string
+	// Endpoints are the client URLs of an etcd cluster ("http://10.0.0.1:2379").
+	// Empty means an embedded single member in DataDir.
+	Endpoints []string
+	// TLS is how https Endpoints are spoken to; nil takes the system's roots.
+	TLS *tls.Config
+	// Prefix is that of every key; "/weir/" when empty. Meshes that share a
+	// cluster differ in it.
+	Prefix string
+	// LeaseTTL is how long what is attached outlives the last KeepAlive; 10 s
+	// when zero. etcd takes whole seconds and at least 2.
+	LeaseTTL time.Duration
+	// Log takes warnings; nil drops them.
+	Log *zap.Logger
+	// NewID makes the ids of rules that come without one; random when nil.
+	NewID func() string
+}
+
+func (c Config) withDefaults() Config {
+	c.Prefix = "/" + strings.Trim(cmp.Or(c.Prefix, "weir"), "/") + "/"
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.NewID == nil {
+		c.NewID = func() string { return strings.ToLower(rand.Text()[:10]) }
+	}
+	return c
+}
+
+// requestTimeout bounds a request whose context has no earlier deadline. A
+// cluster elects a leader in about a second; after ten there is no majority.
+const requestTimeout = 10 * time.Second
+
+// Store is the mesh's state. Its methods may be called by many goroutines.
+type Store struct {
+	cfg    Config
+	keys   keys
+	client *clientv3.Client
+	server *server // nil with an external cluster
+
+	current atomic.Pointer[State]
+
+	allocMu sync.Mutex // held while a virtual address is given out
+
+	mu        sync.Mutex // guards what follows
+	model     *model
+	watches   map[*Watch]struct{}
+	advanced  chan struct{} // closed and replaced when current advances
+	following bool          // Run is at work
+	closed    bool
+
+	seenMu sync.Mutex                                // guards seen
+	seen   map[policy.ServiceName]map[string]float64 // Unix seconds, by endpoint id
+}
+
+// Open starts the embedded etcd, or connects to the cluster, and reads the
+// state. It starts what an open database needs; Run follows changes and Close
+// ends everything. GetOrCreate and every write work before Run too; a write
+// then reads the whole state again, so Run is to be started soon.
+// The errors are ErrLocked, ErrFull, ErrUnavailable, or say what is wrong with
+// the directory.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	s := &Store{
+		cfg: cfg, keys: keys(cfg.Prefix), watches: map[*Watch]struct{}{},
+		advanced: make(chan struct{}), seen: map[policy.ServiceName]map[string]float64{},
+	}
+	s.model = newModel(s.keys, cfg.Log)
+	empty, _ := s.model.state(0)
+	s.current.Store(empty)
+	if err := s.connect(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Store) connect(ctx context.Context) error {
+	if len(s.cfg.Endpoints) > 0 {
+		client, err := dial(ctx, s.cfg)
+		s.client = client
+		return err
+	}
+	srv, err := startServer(ctx, s.cfg.DataDir, s.cfg.Log)
+	if err != nil {
+		return err
+	}
+	s.server, s.client = srv, srv.client()
+	return nil
+}
+
+func dial(ctx context.Context, cfg Config) (*clientv3.Client, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: cfg.Endpoints, TLS: cfg.TLS, Logger: quiet(cfg.Log), DialTimeout: requestTimeout,
+		// A peer that vanished without a word is noticed after 15 s.
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := client.Get(ctx, cfg.Prefix, clientv3.WithCountOnly()); err != nil {
+		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), explain(err)), client.Close())
+	}
+	return client, nil
+}
+
+// Close ends what Open started. Run and Next return; writes answer ErrClosed.
+// Closing twice does nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	for w := range s.watches {
+		close(w.done)
+	}
+	clear(s.watches)
+	close(s.advanced)
+	s.mu.Unlock()
+	err := s.client.Close()
+	if errors.Is(err, context.Canceled) {
+		err = nil // the in-process client reports its own end
+	}
+	if s.server != nil {
+		err = errors.Join(err, s.server.stop())
+	}
+	return err
+}

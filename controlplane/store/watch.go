@@ -1,0 +1,97 @@
+package store
+
+import (
+	"context"
+	"maps"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// Change tells what changed since the last one, and the state after it.
+type Change struct {
+	State    *State
+	Services map[policy.ServiceName]struct{} // those that changed, came or went
+	Security bool
+	Settings bool
+	Proxies  bool
+}
+
+func (c *Change) empty() bool {
+	return len(c.Services) == 0 && !c.Security && !c.Settings && !c.Proxies
+}
+
+func (c *Change) add(other *Change) {
+	if c.Services == nil {
+		c.Services = map[policy.ServiceName]struct{}{}
+	}
+	maps.Copy(c.Services, other.Services)
+	c.Security = c.Security || other.Security
+	c.Settings = c.Settings || other.Settings
+	c.Proxies = c.Proxies || other.Proxies
+}
+
+// Watch hears of changes. Changes between two calls of Next become one, so a
+// slow reader costs no memory and misses no end state.
+type Watch struct {
+	store *Store
+	wake  chan struct{} // holds a token when pending is not empty
+	done  chan struct{} // closed when the store closes
+
+	pending Change // guarded by store.mu
+}
+
+// Watch starts to hear of changes; the first Next returns everything that is.
+// Close ends it.
+func (s *Store) Watch() *Watch {
+	w := &Watch{store: s, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		close(w.done)
+		return w
+	}
+	w.pending.add(everything(s.current.Load()))
+	w.wake <- struct{}{}
+	s.watches[w] = struct{}{}
+	return w
+}
+
+func everything(st *State) *Change {
+	c := &Change{Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Proxies: true}
+	for name := range st.Services {
+		c.Services[name] = struct{}{}
+	}
+	return c
+}
+
+// Next waits for a change. The error is ctx's, or ErrClosed.
+func (w *Watch) Next(ctx context.Context) (Change, error) {
+	select {
+	case <-ctx.Done():
+		return Change{}, ctx.Err()
+	case <-w.done:
+		return Change{}, ErrClosed
+	case <-w.wake:
+	}
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	out := w.pending
+	out.State = w.store.current.Load()
+	w.pending = Change{}
+	return out, nil
+}
+
+// Close stops hearing of changes.
+func (w *Watch) Close() {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	delete(w.store.watches, w)
+}
+
+func (w *Watch) tellLocked(c *Change) {
+	w.pending.add(c)
+	select {
+	case w.wake <- struct{}{}:
+	default: // a token is there already
+	}
+}

@@ -1,0 +1,288 @@
+package controlplane
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/weir-mesh/weir/controlplane/publish"
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
+)
+
+// view shows the store's state as what proxies need to know, and which of that
+// a change of the state touches. It is publish's Source.
+type view struct {
+	trustDomain string
+	bundle      func() []byte
+
+	mu       sync.RWMutex // guards what follows
+	state    *store.State
+	virtual  map[netip.Addr]policy.ServiceName
+	byAddr   map[netip.AddrPort][]policy.ServiceName // whose endpoint it is, in order
+	byIP     map[netip.Addr]map[policy.ServiceName]int
+	besides  map[netip.Addr]int // addresses with a proxy beside them
+	disabled bool               // some rule disables mTLS for its callers
+}
+
+func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
+	v := &view{
+		trustDomain: trustDomain, bundle: bundle, state: &store.State{Settings: st.Settings},
+		virtual: map[netip.Addr]policy.ServiceName{}, byAddr: map[netip.AddrPort][]policy.ServiceName{},
+		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{},
+	}
+	services := map[policy.ServiceName]struct{}{}
+	for name := range st.Services {
+		services[name] = struct{}{}
+	}
+	v.apply(store.Change{State: st, Services: services, Security: true, Settings: true, Proxies: true})
+	return v
+}
+
+// apply takes a change over and tells which resources it touches.
+func (v *view) apply(c store.Change) publish.Change {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old := v.state
+	v.state = c.State
+	out := publish.Change{Revision: c.State.Revision}
+	touched := map[policy.ServiceName]struct{}{}
+	lookups := map[string]struct{}{}
+	for name := range c.Services {
+		touched[name] = struct{}{}
+		v.indexLocked(old.Services[name], -1, lookups)
+		v.indexLocked(c.State.Services[name], +1, lookups)
+	}
+	if c.Proxies {
+		v.besideLocked(old.Proxies, c.State.Proxies, touched)
+	}
+	was := v.disabled
+	if c.Security || c.Settings {
+		v.disabled = disablesMTLS(c.State)
+	}
+	// Rules that disable mTLS tell callers by their addresses, and tell callers
+	// to send plaintext.
+	out.AllInbounds = c.Security || c.Settings || v.disabled
+	out.AllServices = c.Settings || c.Security && (was || v.disabled)
+	out.Mesh = c.Settings
+	out.Services = slices.Collect(maps.Keys(touched))
+	out.Lookups = slices.Collect(maps.Keys(lookups))
+	return out
+}
+
+func disablesMTLS(st *store.State) bool {
+	return st.Settings.MTLSMode == policy.Disabled ||
+		slices.ContainsFunc(st.Security, func(r policy.SecurityRule) bool { return r.MTLSMode == policy.Disabled })
+}
+
+// indexLocked enters a service's addresses (by is +1) or takes them out (-1),
+// and notes the lookups that this touches.
+func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}) {
+	if s == nil {
+		return
+	}
+	v4, v6, err := policy.VirtualAddrs(s.VirtualIndex)
+	for _, a := range []netip.Addr{v4, v6} {
+		if err != nil {
+			break
+		}
+		lookups[a.String()] = struct{}{}
+		if by > 0 {
+			v.virtual[a] = s.Name
+		} else {
+			delete(v.virtual, a)
+		}
+	}
+	for i := range s.Endpoints {
+		at := s.Endpoints[i].Addr()
+		lookups[at.String()] = struct{}{}
+		v.ownLocked(at, s.Name, by)
+		users := v.byIP[at.Addr()]
+		if users == nil {
+			users = map[policy.ServiceName]int{}
+			v.byIP[at.Addr()] = users
+		}
+		if users[s.Name] += by; users[s.Name] <= 0 {
+			delete(users, s.Name)
+		}
+		if len(users) == 0 {
+			delete(v.byIP, at.Addr())
+		}
+	}
+}
+
+// ownLocked keeps byAddr in order, so that an address of two services leads to
+// the same one everywhere.
+func (v *view) ownLocked(at netip.AddrPort, name policy.ServiceName, by int) {
+	owners := v.byAddr[at]
+	i, found := slices.BinarySearchFunc(owners, name, func(a, b policy.ServiceName) int { return compareNames(a, b) })
+	switch {
+	case by > 0 && !found:
+		v.byAddr[at] = slices.Insert(slices.Clone(owners), i, name)
+	case by < 0 && found && len(owners) == 1:
+		delete(v.byAddr, at)
+	case by < 0 && found:
+		v.byAddr[at] = slices.Delete(slices.Clone(owners), i, i+1)
+	}
+}
+
+func compareNames(a, b policy.ServiceName) int {
+	switch {
+	case a == b:
+		return 0
+	case a.String() < b.String():
+		return -1
+	default:
+		return 1
+	}
+}
+
+// besideLocked takes over where proxies are, and notes the services with an
+// endpoint where one came or went.
+func (v *view) besideLocked(old, now map[string]store.Proxy, touched map[policy.ServiceName]struct{}) {
+	moved := map[netip.Addr]int{}
+	for _, p := range old {
+		for _, a := range p.Addresses {
+			moved[a]--
+		}
+	}
+	for _, p := range now {
+		for _, a := range p.Addresses {
+			moved[a]++
+		}
+	}
+	for a, by := range moved {
+		if by == 0 {
+			continue
+		}
+		if v.besides[a] += by; v.besides[a] <= 0 {
+			delete(v.besides, a)
+		}
+		for name := range v.byIP[a] {
+			touched[name] = struct{}{}
+		}
+	}
+}
+
+// Mesh implements publish.Source.
+func (v *view) Mesh() policy.Mesh {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := &v.state.Settings
+	return policy.Mesh{
+		TrustDomain: v.trustDomain, EgressDeny: s.Egress == "deny", AccessLog: s.Observability.AccessLogging,
+		Metrics: s.Observability.Metrics.Enabled, Tracing: s.Observability.Tracing.Enabled, Bundle: v.bundle(),
+	}
+}
+
+// Service implements publish.Source.
+func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := v.state.Services[name]
+	if s == nil {
+		return nil, false
+	}
+	out := &policy.Service{Name: name, Rules: s.Rules, Traffic: v.state.Settings.TrafficFor(name)}
+	out.Virtual4, out.Virtual6, _ = policy.VirtualAddrs(s.VirtualIndex)
+	for i := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, v.targetLocked(&s.Endpoints[i]))
+	}
+	for i := range v.state.Security {
+		r := &v.state.Security[i]
+		if r.MTLSMode == policy.Disabled && r.AppliesTo(name) {
+			out.Traffic.PlaintextFrom = append(out.Traffic.PlaintextFrom, r.Source())
+		}
+	}
+	return out, true
+}
+
+func (v *view) targetLocked(e *store.Endpoint) policy.Target {
+	t := policy.Target{Endpoint: e.Endpoint, Meshed: v.besides[e.Addr().Addr()] > 0}
+	t.LastSeen = 0 // not for proxies: it would make every check a change
+	return t
+}
+
+// Inbound implements publish.Source.
+func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := &v.state.Settings
+	in := policy.Inbound{Service: name, MTLS: s.MTLSMode, DefaultAllow: s.DefaultPolicy == "allow"}
+	needsSecret := false
+	for i := range v.state.Security {
+		r := &v.state.Security[i]
+		if !r.AppliesTo(name) {
+			continue
+		}
+		rule := policy.InboundRule{SecurityRule: *r}
+		if r.MTLSMode == policy.Disabled || (r.MTLSMode == "" && s.MTLSMode == policy.Disabled) {
+			rule.Addresses = v.addressesLocked(r.Source())
+		}
+		needsSecret = needsSecret || r.RequiredJWT
+		in.Rules = append(in.Rules, rule)
+	}
+	limit := s.TrafficFor(name).RateLimit
+	if limit.Key == "source" || limit.Key == "jwt:sub" {
+		in.RateLimit = limit
+		needsSecret = needsSecret || limit.Key == "jwt:sub"
+	}
+	if needsSecret {
+		in.JWTSecret = s.Security.JWTSecret
+	}
+	return in
+}
+
+// addressesLocked are where a service is known to be: its endpoints and the
+// addresses its proxies are beside, in order.
+func (v *view) addressesLocked(name policy.ServiceName) []netip.Addr {
+	set := map[netip.Addr]struct{}{}
+	if s := v.state.Services[name]; s != nil {
+		for i := range s.Endpoints {
+			set[s.Endpoints[i].Addr().Addr()] = struct{}{}
+		}
+	}
+	for _, p := range v.state.Proxies {
+		if p.Service == name {
+			for _, a := range p.Addresses {
+				set[a] = struct{}{}
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(set), netip.Addr.Compare)
+}
+
+// Lookup implements publish.Source.
+func (v *view) Lookup(resource string) (policy.ServiceName, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if a, err := netip.ParseAddr(resource); err == nil {
+		name, ok := v.virtual[a]
+		return name, ok
+	}
+	at, err := netip.ParseAddrPort(resource)
+	if err != nil || len(v.byAddr[at]) == 0 {
+		return policy.ServiceName{}, false
+	}
+	return v.byAddr[at][0], true
+}
+
+// targets lists all endpoints for the health checks.
+func (v *view) targets() []policy.Target {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []policy.Target
+	for _, s := range v.state.Services {
+		for i := range s.Endpoints {
+			out = append(out, v.targetLocked(&s.Endpoints[i]))
+		}
+	}
+	return out
+}
+
+func (v *view) settings() policy.Settings {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.state.Settings
+}
