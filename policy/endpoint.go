@@ -27,8 +27,9 @@ const (
 	Unhealthy = "unhealthy"
 )
 
-// Protocols an endpoint can declare. "http" takes HTTP/1.1, and HTTP/2 by its
-// preface; "tcp" and "tls" are relayed as they are.
+// Protocols an endpoint can declare. "http" is HTTP/1.1, read request by
+// request; what is not HTTP there is refused, the app's own TLS excepted. The
+// others are carried connection by connection.
 var Protocols = []string{"http", "http2", "grpc", "tcp", "tls"}
 
 // DefaultEndpoint holds what a registration may leave out.

@@ -3,7 +3,9 @@ package policy
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"sort"
 	"strings"
@@ -30,8 +32,11 @@ func (s Settings) Merge(patch []byte) (Settings, error) {
 	if err := dec.Decode(&tree); err != nil {
 		return s, fmt.Errorf("not a JSON object: %w", err)
 	}
-	if dec.More() {
-		return s, fmt.Errorf("not a JSON object: more follows after its end")
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return s, errors.New("not a JSON object: more follows after its end")
+	}
+	if tree == nil {
+		return s, errors.New("not a JSON object: null")
 	}
 	if err := expandShortcuts(tree); err != nil {
 		return s, err

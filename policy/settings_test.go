@@ -60,6 +60,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		`{"security": {"cors": {"allow_origins": "x"}}}`:                   `security.cors.allow_origins: "x" is not a list`,
 		`{"load_balancing": {"strategy": "fastest"}}`:                      `load_balancing.strategy: "fastest" is not one of`,
 		`[1]`:   `not a JSON object`,
+		`{}}`:   `more follows`,
+		`null`:  `not a JSON object: null`,
 		`{} {}`: `more follows`,
 		`{`:     `not a JSON object`,
 		`{"security": {"ssl": {"enabled": true}}}`:          `security.ssl: enabled needs cert_file`,
