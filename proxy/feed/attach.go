@@ -1,0 +1,173 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/weir-mesh/weir/policy/wire"
+)
+
+const (
+	defaultTTL = 10 * time.Second // until the control plane tells its own
+	minTTL     = 300 * time.Millisecond
+	// silentTTLs is after how many times the lease's life without an answer the
+	// control plane counts as stuck, and another connection is tried. An answer is
+	// also missing while its store is away: then moving on is no loss either.
+	silentTTLs = 3
+	// leaveTimeout bounds the wait for the control plane to have removed our
+	// endpoints.
+	leaveTimeout = time.Second
+)
+
+// errSilent ends a session whose control plane does not answer any more.
+var errSilent = errors.New("the control plane stopped answering")
+
+// attachLoop keeps us attached as long as the session lasts; run is Run's
+// context. A control plane that refuses the attachment is still followed, and
+// asked again.
+func (f *Feed) attachLoop(run, session context.Context, conn *grpc.ClientConn) error {
+	last := ""
+	for failed := 0; ; failed++ {
+		err := f.attach(run, session, conn)
+		switch {
+		case session.Err() != nil:
+			return nil
+		case run.Err() != nil:
+			return errEnded
+		case errors.Is(err, errSilent):
+			return err
+		case err == nil: // we left, and only follow on
+			select {
+			case <-session.Done():
+				return nil
+			case <-run.Done():
+				return errEnded
+			}
+		}
+		if text := err.Error(); text != last {
+			last = text // told once, however often it is tried
+			f.cfg.Log.Warn("not attached: our endpoints are not offered; trying again", zap.Error(err))
+		}
+		timer := time.NewTimer(f.backoff(failed * len(f.cfg.Control)))
+		select {
+		case <-session.Done():
+		case <-run.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// attach says who we are, then keeps the lease alive. It returns nil after it
+// took leave.
+func (f *Feed) attach(run, session context.Context, conn *grpc.ClientConn) error {
+	select {
+	case <-f.leaving:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithCancel(session)
+	defer cancel()
+	stream, err := wire.NewAttachmentClient(conn).Attach(ctx)
+	if err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	answers := make(chan time.Duration)
+	ended := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ended <- receiveTTL(ctx, stream, answers)
+	}()
+	defer func() { cancel(); <-done }()
+	return f.attached(run, stream, answers, ended)
+}
+
+type attachStream = grpc.BidiStreamingClient[wire.AttachRequest, wire.AttachResponse]
+
+func receiveTTL(ctx context.Context, stream attachStream, answers chan<- time.Duration) error {
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		select {
+		case answers <- resp.GetTtl().AsDuration():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan time.Duration, ended <-chan error) error {
+	ttl, heard := defaultTTL, time.Now() // for the timer only: a span of real time
+	if err := stream.Send(&wire.AttachRequest{Hello: f.hello(), Figures: wire.FromFigures(f.cfg.Figures())}); err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("attach: %w", err)
+	}
+	timer := time.NewTimer(ttl / 3)
+	defer timer.Stop()
+	for {
+		select {
+		case <-run.Done():
+			return f.takeLeave(stream, ended)
+		case <-f.leaving:
+			return f.takeLeave(stream, ended)
+		case err := <-ended:
+			return fmt.Errorf("attachment: %w", err)
+		case d := <-answers:
+			heard = time.Now()
+			if d = max(d, minTTL); d != ttl {
+				ttl = d
+				timer.Reset(ttl / 3)
+			}
+		case <-timer.C:
+			if time.Since(heard) > silentTTLs*ttl {
+				return errSilent
+			}
+			timer.Reset(ttl / 3)
+			// io.EOF: the reason comes through ended.
+			if err := stream.Send(&wire.AttachRequest{Figures: wire.FromFigures(f.cfg.Figures())}); err != nil && !errors.Is(err, io.EOF) {
+				return fmt.Errorf("attachment: %w", err)
+			}
+		}
+	}
+}
+
+// takeLeave has our endpoints removed and waits until they are. What fails is
+// cured by the lease, which expires.
+func (f *Feed) takeLeave(stream attachStream, ended <-chan error) error {
+	err := stream.Send(&wire.AttachRequest{Figures: wire.FromFigures(f.cfg.Figures()), Leaving: true})
+	err = errors.Join(err, stream.CloseSend())
+	if err != nil {
+		f.cfg.Log.Warn("leave was not taken: our endpoints stay until their lease expires", zap.Error(err))
+		return nil
+	}
+	timer := time.NewTimer(leaveTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, io.EOF) {
+			f.cfg.Log.Warn("leaving failed: our endpoints stay until their lease expires", zap.Error(err))
+		}
+	case <-timer.C:
+		f.cfg.Log.Warn("leave was not answered: our endpoints may stay until their lease expires")
+	}
+	return nil
+}
+
+func (f *Feed) hello() *wire.Hello {
+	h := &wire.Hello{ProxyId: f.cfg.ProxyID, Version: f.cfg.Version}
+	for _, a := range f.cfg.Addresses {
+		h.Addresses = append(h.Addresses, a.Unmap().AsSlice())
+	}
+	for _, t := range f.cfg.Endpoints {
+		h.Endpoints = append(h.Endpoints, wire.FromEndpoint(t))
+	}
+	return h
+}

@@ -1,0 +1,147 @@
+package feed
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/policy/wire"
+)
+
+// message waits for the next message of an attachment.
+func (c *control) message(what string, want func(*wire.AttachRequest) bool) *wire.AttachRequest {
+	c.t.Helper()
+	for {
+		select {
+		case m := <-c.attached:
+			if want(m) {
+				return m
+			}
+		case <-time.After(20 * time.Second):
+			c.t.Fatal("never: " + what)
+		}
+	}
+}
+
+func hello(m *wire.AttachRequest) bool   { return m.Hello != nil }
+func leaving(m *wire.AttachRequest) bool { return m.Leaving }
+func alive(m *wire.AttachRequest) bool   { return m.Hello == nil && !m.Leaving }
+
+func offering(cfg *Config) {
+	e := policy.DefaultEndpoint()
+	e.ID, e.Namespace, e.ServiceName, e.IP, e.Port = "web-1-80", own.Namespace, own.Name, "10.0.0.1", 80
+	cfg.Endpoints = []policy.Target{{Endpoint: e, Meshed: true}}
+	n := uint64(0)
+	cfg.Figures = func() policy.Figures { n++; return policy.Figures{InboundRequests: n} }
+}
+
+func TestAttachedWithHelloThenKeptAlive(t *testing.T) {
+	c := newControl(t)
+	c.ttl = minTTL
+	at, _ := c.serve("", nil)
+	var a app
+	start(t, &a, []string{at}, offering)
+	h := c.message("hello", hello)
+	if h.Hello.ProxyId != "web-1" || h.Hello.Version != "1.2.3" || len(h.Hello.Addresses) != 1 || len(h.Hello.Endpoints) != 1 {
+		t.Error(h)
+	}
+	if e := h.Hello.Endpoints[0].Policy(own); e.Addr() != netip.MustParseAddrPort("10.0.0.1:80") || !e.Meshed {
+		t.Errorf("%+v", e)
+	}
+	last := h.Figures.GetInboundRequests()
+	for range 3 {
+		m := c.message("a sign of life", alive)
+		if m.Figures.GetInboundRequests() != last+1 {
+			t.Error("figures are not those of now:", m.Figures)
+		}
+		last = m.Figures.GetInboundRequests()
+	}
+}
+
+func TestAtTheEndLeaveIsTaken(t *testing.T) {
+	c := newControl(t)
+	at, _ := c.serve("", nil)
+	var a app
+	f, stop := start(t, &a, []string{at}, offering)
+	ready(t, f)
+	c.message("hello", hello)
+	stop()
+	select {
+	case m := <-c.attached:
+		if !m.Leaving || m.Figures == nil {
+			t.Error(m)
+		}
+	default:
+		t.Error("Run ended before leave was taken")
+	}
+}
+
+func TestLeaveBeforeTheEndKeepsFollowing(t *testing.T) {
+	c := newControl(t)
+	at, stop := c.serve("", nil)
+	var a app
+	f, _ := start(t, &a, []string{at}, offering)
+	ready(t, f)
+	c.message("hello", hello)
+	f.Leave()
+	f.Leave()
+	c.message("leaving", leaving)
+	c.set(wire.ServiceType, store.String(), service(store, 80))
+	if !f.Service(t.Context(), store) {
+		t.Error("not followed")
+	}
+	// Not offered again after a reconnect.
+	stop()
+	connected(t, f, false)
+	c.serve(at, nil)
+	connected(t, f, true)
+	c.set(wire.ServiceType, bank.String(), service(bank, 80))
+	if !f.Service(t.Context(), bank) {
+		t.Error("not followed")
+	}
+	if len(c.attached) > 0 {
+		t.Error("attached again:", <-c.attached)
+	}
+}
+
+func TestARefusedAttachmentIsTriedAgainAndStateIsFollowed(t *testing.T) {
+	c := newControl(t)
+	c.attach, c.ttl = errRefused, minTTL
+	at, _ := c.serve("", nil)
+	var a app
+	f, _ := start(t, &a, []string{at}, offering)
+	ready(t, f)
+	for range 3 {
+		c.message("hello", hello)
+	}
+	if !f.Connected() {
+		t.Error("the connection was given up")
+	}
+	c.change(func() { c.attach = nil })
+	c.message("a sign of life", func(m *wire.AttachRequest) bool { return m.Hello != nil })
+	// A lease that was lost: attach again, on the same connection.
+	c.change(func() { c.attach = status.Error(codes.Unavailable, "lease lost; attach again") })
+	c.message("hello", hello)
+	c.change(func() { c.attach = nil })
+	c.message("hello", hello)
+}
+
+func TestAStuckControlPlaneIsLeft(t *testing.T) {
+	stuck, good := newControl(t), newControl(t)
+	stuck.ttl = minTTL
+	at1, _ := stuck.serve("", nil)
+	at2, _ := good.serve("", nil)
+	var a app
+	f, _ := start(t, &a, []string{at1, at2}, offering)
+	ready(t, f)
+	stuck.message("a sign of life", alive)
+	stuck.change(func() { stuck.ttl = 0 }) // takes everything, answers nothing
+	good.message("hello", hello)
+	if f.Status().Control != at2 {
+		t.Error(f.Status())
+	}
+}
