@@ -1,0 +1,291 @@
+package proxy
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/balance"
+	"github.com/weir-mesh/weir/proxy/breaker"
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
+	"github.com/weir-mesh/weir/proxy/retry"
+	"github.com/weir-mesh/weir/proxy/telemetry"
+)
+
+// destinations are the services this proxy calls, compiled. Immutable; one
+// atomic load gives all of it.
+type destinations struct {
+	byName map[policy.ServiceName]*destination
+}
+
+// destination is one service as its latest resource has it, made ready for
+// requests. What must outlive a change (circuits, latencies, pools, counts) is
+// in what it points to.
+type destination struct {
+	svc       *policy.Service
+	router    *policy.Router
+	picks     map[pickKey]*pick
+	limiter   *ratelimit.Limiter // all requests together, nil when there is no limit
+	keyed     *ratelimit.Keyed   // by the header limitBy
+	limitBy   string
+	budget    *retry.Budget
+	metrics   *telemetry.Service
+	label     string // "service.namespace", for the log
+	plaintext bool   // policy disables mTLS towards it
+}
+
+// pickKey is what narrows a choice of endpoint. An empty subset and port 0 do
+// not narrow.
+type pickKey struct {
+	subset string
+	port   uint16
+}
+
+// pick is a set to choose from, and what its indexes stand for.
+type pick struct {
+	set       *balance.Set
+	endpoints []*endpoint
+}
+
+// endpointKey tells endpoints apart over changes of their service.
+type endpointKey struct {
+	service policy.ServiceName
+	id      string
+	addr    netip.AddrPort
+	meshed  bool
+}
+
+// endpoint is what is known and kept of one endpoint.
+type endpoint struct {
+	id       string
+	addr     netip.AddrPort
+	protocol string
+	meshed   bool
+	stats    *balance.Stats
+	circuit  *breaker.Circuit // nil when circuits are off
+	limits   policy.Breaker   // what circuit was made with
+	pool     *h1.Pool
+	metrics  *telemetry.Endpoint
+}
+
+// setService replaces what is known of a service; nil forgets it. It is called
+// by the feed for each change; an error refuses the change and the old stays.
+func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.dests.Load()
+	next := &destinations{byName: make(map[policy.ServiceName]*destination, len(old.byName)+1)}
+	for n, d := range old.byName {
+		if n != name {
+			next.byName[n] = d
+		}
+	}
+	var kept map[endpointKey]bool
+	if svc != nil {
+		d, keys, err := p.compile(svc, old.byName[name], time.Now())
+		if err != nil {
+			return err
+		}
+		next.byName[name] = d
+		kept = keys
+	}
+	p.dests.Store(next)
+	p.dropEndpoints(name, kept)
+	if svc == nil {
+		p.metrics.Forget(name.Name, name.Namespace)
+	}
+	return nil
+}
+
+// dropEndpoints forgets a service's endpoints that are in it no more. Exchanges
+// under way hold on to theirs until they end.
+func (p *Proxy) dropEndpoints(name policy.ServiceName, kept map[endpointKey]bool) {
+	for k, e := range p.endpoints {
+		if k.service == name && !kept[k] {
+			delete(p.endpoints, k)
+			e.pool.Close()
+			e.metrics.Forget()
+		}
+	}
+}
+
+func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*destination, map[endpointKey]bool, error) {
+	router, err := policy.NewRouter(svc)
+	if err != nil {
+		return nil, nil, err
+	}
+	d := &destination{
+		svc: svc, router: router,
+		metrics:   p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
+		label:     svc.Name.Name + "." + svc.Name.Namespace,
+		plaintext: svc.Traffic.SendsPlaintext(p.cfg.Service),
+	}
+	if err := d.setLimits(old, now); err != nil {
+		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
+	}
+	kept := map[endpointKey]bool{}
+	var members []*endpoint
+	var targets []policy.Target
+	for _, t := range svc.Endpoints {
+		if t.Status == policy.Unhealthy {
+			continue
+		}
+		e, key, err := p.endpointFor(svc, t, now)
+		if err != nil {
+			return nil, nil, fmt.Errorf("service %s: endpoint %s: %w", svc.Name, t.ID, err)
+		}
+		kept[key] = true
+		members, targets = append(members, e), append(targets, t)
+	}
+	if err := d.setPicks(members, targets); err != nil {
+		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
+	}
+	return d, kept, nil
+}
+
+func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time) (*endpoint, endpointKey, error) {
+	key := endpointKey{service: svc.Name, id: t.ID, addr: t.Addr(), meshed: t.Meshed}
+	limits := svc.Traffic.Breaker
+	e := p.endpoints[key]
+	if e != nil && e.limits == limits && e.protocol == t.Protocol {
+		return e, key, nil
+	}
+	fresh := &endpoint{
+		id: t.ID, addr: key.addr, protocol: t.Protocol, meshed: t.Meshed, limits: limits,
+		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
+	}
+	if e != nil { // its settings changed: latencies and connections stay
+		fresh.stats, fresh.pool = e.stats, e.pool
+	} else {
+		fresh.stats, fresh.pool = &balance.Stats{}, h1.NewPool(h1.PoolConfig{})
+	}
+	if limits.Enabled {
+		c, err := breaker.New(breaker.Config{Threshold: limits.Threshold, Timeout: limits.Timeout}, now)
+		if err != nil {
+			return nil, key, err
+		}
+		fresh.circuit = c
+	}
+	p.endpoints[key] = fresh
+	return fresh, key, nil
+}
+
+// setPicks makes a set for each subset and port that an endpoint has.
+func (d *destination) setPicks(members []*endpoint, targets []policy.Target) error {
+	d.picks = map[pickKey]*pick{}
+	for i := range members {
+		t := &targets[i]
+		port := uint16(t.Port)
+		for _, subset := range subsetsOf(t) {
+			for _, key := range []pickKey{{subset, 0}, {subset, port}} {
+				if d.picks[key] == nil {
+					d.picks[key] = &pick{}
+				}
+				d.picks[key].endpoints = append(d.picks[key].endpoints, members[i])
+			}
+		}
+	}
+	weight := map[*endpoint]int{}
+	for i, e := range members {
+		weight[e] = targets[i].Weight
+	}
+	for _, pk := range d.picks {
+		candidates := make([]balance.Endpoint, len(pk.endpoints))
+		for i, e := range pk.endpoints {
+			candidates[i] = balance.Endpoint{ID: e.id, Weight: weight[e], Stats: e.stats}
+		}
+		set, err := balance.New(balance.Strategy(d.svc.Traffic.Strategy), candidates)
+		if err != nil {
+			return err
+		}
+		pk.set = set
+	}
+	return nil
+}
+
+// subsetsOf lists the subsets an endpoint is in: "" and the values of its
+// labels version and subset.
+func subsetsOf(t *policy.Target) []string {
+	out := []string{""}
+	for _, label := range []string{"version", "subset"} {
+		if v := t.Labels[label]; v != "" && v != out[len(out)-1] {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// choose gives the set for a subset: of the endpoints that listen on the port
+// the app dialled, or if none does of all. nil when the subset has none.
+func (d *destination) choose(subset string, port uint16) *pick {
+	if pk := d.picks[pickKey{subset, port}]; pk != nil {
+		return pk
+	}
+	return d.picks[pickKey{subset, 0}]
+}
+
+// protocolFor is what is declared for connections to a port of the service.
+func (d *destination) protocolFor(port uint16) string {
+	if pk := d.choose("", port); pk != nil {
+		return pk.endpoints[0].protocol
+	}
+	for i := range d.svc.Endpoints { // none is healthy: what one would speak
+		return d.svc.Endpoints[i].Protocol
+	}
+	return "http"
+}
+
+// setLimits keeps budget and counts of the old destination where their
+// settings are the same.
+func (d *destination) setLimits(old *destination, now time.Time) error {
+	if old != nil {
+		d.budget = old.budget
+	} else {
+		budget, err := retry.NewBudget(retry.BudgetConfig{}, now)
+		if err != nil {
+			return err
+		}
+		d.budget = budget
+	}
+	limit := d.svc.Traffic.RateLimit
+	if limit.Limit == 0 || isInboundLimit(limit) {
+		return nil
+	}
+	if old != nil && old.svc.Traffic.RateLimit == limit {
+		d.limiter, d.keyed, d.limitBy = old.limiter, old.keyed, old.limitBy
+		return nil
+	}
+	var err error
+	window := ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}
+	if limit.Key == "" {
+		d.limiter, err = ratelimit.New(window, now)
+	} else {
+		d.limitBy = limit.Key[len("header:"):]
+		d.keyed, err = ratelimit.NewKeyed(window, 0, now)
+	}
+	return err
+}
+
+// isInboundLimit tells limits that only the receiving proxy can count, since
+// they are by who is calling.
+func isInboundLimit(l policy.RateLimit) bool { return l.Key == "source" || l.Key == "jwt:sub" }
+
+func (p *Proxy) trimPools(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.endpoints {
+		e.pool.CloseIdle(now)
+	}
+	p.apps.trim(now)
+}
+
+func (p *Proxy) closePools() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.endpoints {
+		e.pool.Close()
+	}
+	p.apps.close()
+}

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/detect"
+	"github.com/weir-mesh/weir/proxy/relay"
+)
+
+// Control prepares a socket before it connects, as net.Dialer's Control does:
+// here so that the namespace's redirection leaves the proxy's own alone.
+type Control func(network, address string, c syscall.RawConn) error
+
+// dialer makes such sockets.
+type dialer struct{ control Control }
+
+// Under conntrack's 60 s of close_wait, so that a half-closed connection's
+// entry is not dropped while one side still speaks.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
+
+// DialContext is net.Dialer's.
+func (d *dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	nd := net.Dialer{Control: d.control, KeepAliveConfig: keepAlive}
+	return nd.DialContext(ctx, network, addr)
+}
+
+// check tells at the start, not at the first connection, that sockets cannot be
+// prepared.
+func (d *dialer) check() error {
+	if d.control == nil {
+		return nil
+	}
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return fmt.Errorf("open a socket: %w", err)
+	}
+	defer func() { _ = c.Close() }()
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = d.control("udp4", "", raw)
+	}
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: the proxy needs CAP_NET_ADMIN or CAP_NET_RAW; grant one, or run it with --mark none under the uid given to weir-init --proxy-uid", err)
+	}
+	return err
+}
+
+// handshakeError is a failure to agree on mTLS with a workload, after the
+// network had connected.
+type handshakeError struct{ err error }
+
+func (e *handshakeError) Error() string { return "mTLS handshake: " + e.err.Error() }
+func (e *handshakeError) Unwrap() error { return e.err }
+
+// dialEndpoint connects to an endpoint: with mTLS if a proxy is beside it and
+// policy does not say otherwise. limit bounds dial and handshake.
+func (p *Proxy) dialEndpoint(ctx context.Context, d *destination, e *endpoint, deadline time.Time) (net.Conn, error) {
+	limit := time.Now().Add(p.cfg.ConnectLimit)
+	if !deadline.IsZero() && deadline.Before(limit) {
+		limit = deadline
+	}
+	ctx, cancel := context.WithDeadline(ctx, limit)
+	defer cancel()
+	c, err := p.toMesh.DialContext(ctx, "tcp", e.addr.String())
+	if err != nil {
+		return nil, err
+	}
+	if !e.meshed || d.plaintext {
+		return c, nil
+	}
+	tc := tls.Client(relay.NewTransport(c), p.id.ClientTLSAt(d.svc.Name, e.addr.String()))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = c.Close()
+		return nil, &handshakeError{err}
+	}
+	return tc, nil
+}
+
+// dialApp connects to the local app at the address its caller asked for. An app
+// that listens on loopback only is reached there, but only at a port that was
+// declared as the app's: other loopback ports are not for callers from outside.
+func (p *Proxy) dialApp(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
+	defer cancel()
+	c, err := p.toApp.DialContext(ctx, "tcp", dst.String())
+	if err == nil || !errors.Is(err, unix.ECONNREFUSED) || !p.isAppPort(dst.Port()) || dst.Addr().IsLoopback() {
+		return c, err
+	}
+	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		if c, lerr := p.toApp.DialContext(ctx, "tcp", netip.AddrPortFrom(loopback, dst.Port()).String()); lerr == nil {
+			return c, nil
+		}
+	}
+	return nil, err
+}
+
+// isAppPort tells whether a port was declared with the proxy or registered for
+// its service at this host.
+func (p *Proxy) isAppPort(port uint16) bool {
+	for _, a := range p.cfg.AppPorts {
+		if a.Port == port {
+			return true
+		}
+	}
+	_, ok := p.appProtocol(port)
+	return ok
+}
+
+// appProtocol is the protocol declared for a port of the local app.
+func (p *Proxy) appProtocol(port uint16) (string, bool) {
+	for _, a := range p.cfg.AppPorts {
+		if a.Port == port {
+			return a.Protocol, true
+		}
+	}
+	if d := p.dests.Load().byName[p.cfg.Service]; d != nil {
+		for _, t := range d.svc.Endpoints {
+			if t.Port == int(port) && p.local[t.Addr().Addr()] {
+				return t.Protocol, true
+			}
+		}
+	}
+	return "", false
+}
+
+// clientFirst tells whether with a declared protocol it is the client who
+// speaks first, so that nothing is to be heard of the server before.
+func clientFirst(protocol string) bool {
+	switch protocol {
+	case "http", "http2", "grpc", "tls":
+		return true
+	}
+	return false
+}
+
+// byRequest tells whether first bytes are to be read as HTTP/1.1 requests. On a
+// port declared "http" everything is, except the app's own TLS: bytes that only
+// look like something else would carry forged headers past the proxy. Where
+// nothing is declared, what looks like HTTP/1.1 is.
+func byRequest(protocol string, declared bool, found detect.Result) bool {
+	if !declared || protocol == "http2" || protocol == "grpc" {
+		return found.Kind == detect.HTTP1
+	}
+	return protocol == "http" && found.Kind != detect.TLS
+}

@@ -1,0 +1,179 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/feed"
+	"github.com/weir-mesh/weir/proxy/identity"
+	"github.com/weir-mesh/weir/proxy/jwt"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
+)
+
+// follow makes the parts that speak with the control plane.
+func (p *Proxy) follow() error {
+	cfg := &p.cfg
+	id, err := identity.New(identity.Config{
+		Control: cfg.Control, TokenFile: cfg.TokenFile, Service: cfg.Service, CacheDir: cfg.StateDir,
+		Dial: p.toMesh.DialContext, Now: time.Now, Log: p.log.Named("identity"),
+	})
+	if err != nil {
+		return err
+	}
+	p.id = id
+	if cfg.ID == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("host name: %w", err)
+		}
+		cfg.ID = fmt.Sprintf("%s.%s@%s-%s", cfg.Service.Name, cfg.Service.Namespace, host, p.firstAddress())
+	}
+	state := ""
+	if cfg.StateDir != "" {
+		state = filepath.Join(cfg.StateDir, "state.pb")
+	}
+	p.feed, err = feed.New(feed.Config{
+		Control: cfg.Control, TLS: id.ControlTLS, Dial: p.toMesh.DialContext,
+		ProxyID: cfg.ID, Version: cfg.Version, Service: cfg.Service,
+		Addresses: p.addresses(), Endpoints: p.ownEndpoints(), Figures: p.figures,
+		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
+		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService},
+	})
+	return err
+}
+
+// addresses are those the app is reached at: all of this host that are not
+// loopback nor link-local, in a stable order.
+func (p *Proxy) addresses() []netip.Addr {
+	if len(p.cfg.Advertise) > 0 {
+		return p.cfg.Advertise
+	}
+	var out []netip.Addr
+	for a := range p.local {
+		if !a.IsLoopback() && !a.IsLinkLocalUnicast() && !policy.IsVirtual(a) {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.Addr) int { return a.Compare(b) })
+	return out
+}
+
+func (p *Proxy) firstAddress() string {
+	if a := p.addresses(); len(a) > 0 {
+		return a[0].String()
+	}
+	return "nowhere"
+}
+
+// ownEndpoints are the app's ports at its first address, as --app-port and its
+// companions declare them.
+func (p *Proxy) ownEndpoints() []policy.Target {
+	addrs := p.addresses()
+	if len(addrs) == 0 {
+		return nil
+	}
+	var out []policy.Target
+	for _, port := range p.cfg.AppPorts {
+		t := policy.Target{Meshed: true, Endpoint: policy.DefaultEndpoint()}
+		t.ID = fmt.Sprintf("%s-%s-%d", p.cfg.Service.Name, addrs[0], port.Port)
+		t.ServiceName, t.Namespace = p.cfg.Service.Name, p.cfg.Service.Namespace
+		t.IP, t.Port, t.Protocol = addrs[0].String(), int(port.Port), port.Protocol
+		t.Weight, t.HealthCheckPath, t.Labels = p.cfg.Weight, p.cfg.HealthPath, p.cfg.Labels
+		out = append(out, t)
+	}
+	return out
+}
+
+// setMesh takes new mesh settings from the feed.
+func (p *Proxy) setMesh(m policy.Mesh) error {
+	if len(m.Bundle) > 0 {
+		if err := p.id.SetBundle(m.Bundle); err != nil {
+			return err
+		}
+	}
+	p.mesh.Store(&m)
+	return nil
+}
+
+// guard is what is enforced on calls to the app: the decision and what goes
+// with it.
+type guard struct {
+	*policy.Guard
+	tokens  *jwt.Verifier    // nil when there is no secret
+	limiter *ratelimit.Keyed // by caller or by token subject; nil without such a limit
+}
+
+func newGuard(in policy.Inbound, old *guard, now time.Time) *guard {
+	g := &guard{Guard: policy.NewGuard(in)}
+	if in.JWTSecret != "" {
+		g.tokens = jwt.New([]byte(in.JWTSecret))
+	}
+	limit := in.RateLimit
+	if limit.Limit == 0 || !isInboundLimit(limit) {
+		return g
+	}
+	if old != nil && old.Settings().RateLimit == limit {
+		g.limiter = old.limiter
+	} else if l, err := ratelimit.NewKeyed(ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, 0, now); err == nil {
+		g.limiter = l
+	}
+	return g
+}
+
+// setInbound takes new rules for calls to the app, and ends the connections
+// that they no longer allow.
+func (p *Proxy) setInbound(in policy.Inbound) error {
+	if in.Service != p.cfg.Service {
+		return fmt.Errorf("inbound is for %s, this proxy is beside %s", in.Service, p.cfg.Service)
+	}
+	g := newGuard(in, p.guard.Load(), time.Now())
+	p.guard.Store(g)
+	if n := p.live.recheck(g.Guard); n > 0 {
+		p.log.Info("connections cut: policy allows them no more", zap.Int("connections", n))
+	}
+	return nil
+}
+
+// destination finds a service, asking the control plane for it on first use.
+func (p *Proxy) destination(ctx context.Context, name policy.ServiceName) *destination {
+	if d := p.dests.Load().byName[name]; d != nil {
+		p.feed.Touch(name)
+		return d
+	}
+	if !p.feed.Service(ctx, name) {
+		return nil
+	}
+	return p.dests.Load().byName[name]
+}
+
+// lookupName answers the DNS server.
+func (p *Proxy) lookupName(ctx context.Context, namespace, name string) (v4, v6 netip.Addr, ok bool) {
+	n := policy.ServiceName{Namespace: namespace, Name: name}
+	if n.Validate() != nil {
+		return v4, v6, false
+	}
+	d := p.destination(ctx, n)
+	if d == nil {
+		p.metrics.DNSQuery("forwarded")
+		return v4, v6, false
+	}
+	p.metrics.DNSQuery("mesh")
+	return d.svc.Virtual4, d.svc.Virtual6, true
+}
+
+func (p *Proxy) figures() policy.Figures {
+	t := p.metrics.Totals()
+	return policy.Figures{
+		InboundRequests: t.InboundRequests, OutboundRequests: t.OutboundRequests, RequestErrors: t.Errors,
+		RequestDurationTotal: t.DurationTotal, CircuitBreakerOpens: t.CircuitOpens,
+		RequestsRouted: t.RequestsRouted, RoutingFailures: t.RoutingFailures, BackendFailures: t.BackendFailures,
+	}
+}

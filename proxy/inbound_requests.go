@@ -1,0 +1,254 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/jwt"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
+	"github.com/weir-mesh/weir/proxy/retry"
+	"github.com/weir-mesh/weir/proxy/telemetry"
+)
+
+// inboundRequests carries the requests of one connection to the app. Its fields
+// are reused from request to request.
+type inboundRequests struct {
+	in       *inbound
+	ctx      context.Context
+	pool     *h1.Pool
+	ids      ids
+	text     []byte
+	upgraded struct{ client, upstream net.Conn }
+
+	reason reason
+	rule   string
+	began  time.Time
+}
+
+func (r *inboundRequests) init(ctx context.Context, in *inbound) {
+	r.in, r.ctx = in, ctx
+	r.pool = in.p.apps.get(in.dst)
+	r.text = make([]byte, 0, 128)
+}
+
+// serve is the order of the request path inwards.
+func (r *inboundRequests) serve(x *h1.Exchange) {
+	r.begin(x)
+	status := r.pass(x)
+	r.end(x, status)
+}
+
+func (r *inboundRequests) begin(x *h1.Exchange) {
+	r.began = x.Now()
+	r.reason, r.rule = "", ""
+	r.ids.begin(x, false) // a trace is begun by whoever calls first
+	// Who calls is what the certificate says; what the caller wrote is dropped.
+	if r.in.caller.Verified {
+		x.Set("X-Source-Service", r.in.caller.Name.Name)
+		x.Set("X-Source-Namespace", r.in.caller.Name.Namespace)
+	} else {
+		x.Del("X-Source-Service", "X-Source-Namespace")
+	}
+}
+
+// pass carries one request and returns the status the caller got, 0 for none.
+func (r *inboundRequests) pass(x *h1.Exchange) int {
+	if status := r.authorize(x); status != 0 {
+		return status
+	}
+	return r.forward(x)
+}
+
+// authorize applies the security rules, the token that a rule may demand, and
+// limits that go by who calls.
+func (r *inboundRequests) authorize(x *h1.Exchange) int {
+	if r.in.trusted {
+		return 0
+	}
+	g := r.in.p.guard.Load()
+	v := g.Authorize(r.in.caller, x.Req.Method)
+	r.rule = v.Rule
+	if !v.Allow {
+		r.in.deny(string(v.Reason))
+		return r.reply(x, denied(reason(v.Reason)))
+	}
+	subject := ""
+	if v.RequireJWT {
+		claims, refused := r.checkToken(x, g)
+		if refused != nil {
+			r.in.deny(string(refused.word))
+			return r.reply(x, refused)
+		}
+		subject = claims.Subject
+	}
+	return r.limit(x, g, subject)
+}
+
+func (r *inboundRequests) checkToken(x *h1.Exchange, g *guard) (jwt.Claims, *refusal) {
+	header, _ := x.Req.Get("Authorization")
+	if g.tokens == nil {
+		return jwt.Claims{}, tokenInvalid // no secret is set: no token can hold
+	}
+	claims, err := g.tokens.Verify(header, r.began)
+	switch {
+	case errors.Is(err, jwt.ErrMissing):
+		return claims, tokenMissing
+	case err != nil:
+		r.in.p.log.Debug("token refused", zap.Error(err))
+		return claims, tokenInvalid
+	}
+	return claims, nil
+}
+
+func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
+	if g.limiter == nil {
+		return 0
+	}
+	limit := g.Settings().RateLimit
+	key := subject
+	if limit.Key == "source" {
+		key = source(r.in.caller, r.in.lc.Peer)
+	}
+	d := g.limiter.Allow(key, r.began)
+	r.text = setLimitFields(x, r.text[:0], ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, d)
+	if d.OK {
+		return 0
+	}
+	r.in.p.ownMetrics().RateLimited()
+	return r.reply(x, rateLimited)
+}
+
+// forward sends the request to the app.
+func (r *inboundRequests) forward(x *h1.Exchange) int {
+	for range maxStale {
+		up := r.pool.Get(r.began)
+		if up == nil {
+			c, err := r.in.dial(r.ctx)
+			if err != nil {
+				r.in.p.log.Debug("the app does not answer", zap.Stringer("address", r.in.dst), zap.Error(err))
+				return r.reply(x, appDown)
+			}
+			up = h1.NewUpstream(c)
+		}
+		resp, err := x.RoundTrip(up, time.Time{})
+		if err == nil {
+			return r.relay(x, resp.Status, up)
+		}
+		var he *h1.Error
+		if !errors.As(err, &he) {
+			return r.reply(x, upstreamFailed)
+		}
+		if he.Side != h1.SideUpstream {
+			return r.callerFailed(x, he)
+		}
+		if !he.Stale() || !x.CanRetry() || !retry.Safe(x.Req.Method, he.Sent, he.Got) {
+			return r.reply(x, upstreamFailed)
+		}
+	}
+	return r.reply(x, upstreamFailed)
+}
+
+func (r *inboundRequests) callerFailed(x *h1.Exchange, he *h1.Error) int {
+	r.reason = "client"
+	if he.Status == 0 || he.Got {
+		return 0
+	}
+	return r.reply(x, reasonFor(he))
+}
+
+func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream) int {
+	if status == 101 {
+		client, upstream, err := x.Upgraded(up)
+		if err != nil {
+			return 0
+		}
+		r.upgraded.client, r.upgraded.upstream = client, upstream
+		return status
+	}
+	err := x.Relay(up)
+	r.pool.Put(r.began, up) // which closes what cannot be used again
+	if err != nil {
+		r.reason = "client"
+		var he *h1.Error
+		if errors.As(err, &he) && he.Side == h1.SideUpstream {
+			r.reason = upstreamFailed.word
+		}
+	}
+	return status
+}
+
+func (r *inboundRequests) reply(x *h1.Exchange, f *refusal) int {
+	r.reason = f.word
+	return answer(x, f, r.in.p.cfg.Service.Name+"."+r.in.p.cfg.Service.Namespace)
+}
+
+func (r *inboundRequests) end(x *h1.Exchange, status int) {
+	took := time.Since(r.began)
+	p := r.in.p
+	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
+	if p.access == nil || !p.mesh.Load().AccessLog {
+		return
+	}
+	p.access.Log(&telemetry.Record{
+		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer),
+		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Req.Method), Path: strings.Clone(x.Req.Target),
+		Protocol: "http1", Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
+		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),
+	})
+}
+
+// appPools keeps idle connections to the local app, by address.
+type appPools struct {
+	mu    sync.RWMutex // guards what follows
+	pools map[netip.AddrPort]*h1.Pool
+}
+
+func (a *appPools) get(dst netip.AddrPort) *h1.Pool {
+	a.mu.RLock()
+	pool := a.pools[dst]
+	a.mu.RUnlock()
+	if pool != nil {
+		return pool
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if pool = a.pools[dst]; pool == nil {
+		pool = h1.NewPool(h1.PoolConfig{})
+		if a.pools == nil {
+			a.pools = map[netip.AddrPort]*h1.Pool{}
+		}
+		a.pools[dst] = pool
+	}
+	return pool
+}
+
+// trim closes what has been idle too long and forgets empty pools, so that
+// callers who try many ports leave nothing behind.
+func (a *appPools) trim(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for dst, pool := range a.pools {
+		if pool.CloseIdle(now) == 0 {
+			delete(a.pools, dst)
+		}
+	}
+}
+
+func (a *appPools) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, pool := range a.pools {
+		pool.Close()
+	}
+}
+
+// isLocal tells whether a peer is a program of this network namespace.
+func (p *Proxy) isLocal(a netip.Addr) bool { return a.IsLoopback() || p.local[a] }

@@ -1,0 +1,316 @@
+// Package proxy composes the sidecar: it takes an app's connections, finds the
+// service each is for, applies the mesh's policy and carries the bytes. The
+// order of things is written here; each mechanism has a package of its own below.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/dns"
+	"github.com/weir-mesh/weir/proxy/feed"
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/identity"
+	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/telemetry"
+)
+
+// AppPort is a port the app listens on, offered to the mesh as an endpoint.
+type AppPort struct {
+	Port     uint16
+	Protocol string // one of policy.Protocols
+}
+
+// Config is everything a sidecar needs. Addresses are "host:port".
+type Config struct {
+	Service   policy.ServiceName
+	ID        string // names this proxy; made from the service and host name when empty
+	Version   string
+	Control   []string // control plane addresses, tried in turn
+	TokenFile string   // join token
+	StateDir  string   // key, certificate and last known good state; "" keeps none
+
+	AppPorts   []AppPort
+	Advertise  []netip.Addr // addresses of the app; found from the interfaces when empty
+	HealthPath string
+	Weight     int
+	Labels     map[string]string
+
+	Outbound, Inbound, DNS []string // listen addresses
+	Admin                  string
+	ResolvConf             dns.ResolvConf
+	ClusterDomain          string
+
+	ToMesh, ToApp Control // prepare sockets to others and to the app; nil does nothing
+	OriginalDst   func(*net.TCPConn) (netip.AddrPort, error)
+	// NotRedirected tells the error of OriginalDst for a connection that came to
+	// the proxy itself from its other errors; nil takes every error for it.
+	NotRedirected func(error) bool
+
+	MaxConns      int           // connections at once in each direction; 0 is 10 000
+	DrainDelay    time.Duration // between leaving the mesh and refusing connections; 0 is 1 s
+	DrainTimeout  time.Duration // from then until what is left is cut; 0 is 30 s
+	AccessLog     io.Writer     // where the access log goes when the mesh turns it on
+	ConnectLimit  time.Duration // for one dial with its handshake; 0 is 5 s
+	HandshakeTime time.Duration // for a peer's first bytes and handshake; 0 is 10 s
+	Log           *zap.Logger
+}
+
+// Proxy is one sidecar. Make it with New, then Run it once.
+type Proxy struct {
+	cfg    Config
+	log    *zap.Logger
+	local  map[netip.Addr]bool // addresses of this host
+	toMesh *dialer             // sockets that are not redirected again
+	toApp  *dialer
+
+	id      *identity.Identity
+	server  func() *tls.Config // for calls from other workloads; made once
+	feed    *feed.Feed
+	metrics *telemetry.Registry
+	access  *telemetry.AccessLog
+	h1      h1.Config
+	conns   connectionMetrics
+
+	mesh  atomic.Pointer[policy.Mesh]
+	guard atomic.Pointer[guard]
+	dests atomic.Pointer[destinations]
+
+	apps appPools
+	live liveConns
+
+	mu        sync.Mutex // guards what follows and orders changes of dests
+	endpoints map[endpointKey]*endpoint
+}
+
+// New checks the configuration. It binds and starts nothing.
+func New(cfg Config) (*Proxy, error) {
+	cfg.setDefaults()
+	if err := cfg.Service.Validate(); err != nil {
+		return nil, fmt.Errorf("service %s: %w", cfg.Service, err)
+	}
+	local, err := localAddresses()
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		cfg: cfg, log: cfg.Log,
+		local:     local,
+		toMesh:    &dialer{cfg.ToMesh},
+		toApp:     &dialer{cfg.ToApp},
+		metrics:   telemetry.New(telemetry.Options{}),
+		endpoints: map[endpointKey]*endpoint{},
+		h1:        h1.Config{},
+	}
+	if err := p.toMesh.check(); err != nil {
+		return nil, err
+	}
+	if cfg.AccessLog != nil {
+		p.access = telemetry.NewAccessLog(cfg.AccessLog, 0)
+		p.metrics.WatchAccessLog(p.access)
+	}
+	p.conns = newConnectionMetrics(p.metrics, p.metrics.Service(telemetry.Inbound, cfg.Service.Name, cfg.Service.Namespace))
+	p.dests.Store(&destinations{})
+	p.mesh.Store(&policy.Mesh{Metrics: true})
+	p.guard.Store(newGuard(policy.Inbound{Service: cfg.Service, MTLS: policy.Strict}, nil, time.Now()))
+	if err := p.follow(); err != nil {
+		return nil, err
+	}
+	p.server = sync.OnceValue(func() *tls.Config { return p.id.ServerTLS() })
+	return p, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.NotRedirected == nil {
+		c.NotRedirected = func(error) bool { return true }
+	}
+	for _, d := range []struct {
+		at    *time.Duration
+		value time.Duration
+	}{{&c.DrainDelay, time.Second}, {&c.DrainTimeout, 30 * time.Second}, {&c.ConnectLimit, 5 * time.Second}, {&c.HandshakeTime, 10 * time.Second}} {
+		if *d.at == 0 {
+			*d.at = d.value
+		}
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = 10_000
+	}
+	if c.HealthPath == "" {
+		c.HealthPath = "/health"
+	}
+	if c.Weight == 0 {
+		c.Weight = 100
+	}
+}
+
+// Run joins the mesh, opens the ports and carries traffic until ctx ends; then
+// it leaves the mesh, drains and returns. Its error is nil after a drain.
+func (p *Proxy) Run(ctx context.Context) error {
+	if err := p.id.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	ports, err := p.open()
+	if err != nil {
+		return err
+	}
+	defer ports.close()
+
+	// Parts end in the order of the drain, so each has a context of its own.
+	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	soft, drain := context.WithCancel(hard) // HTTP connections close after the exchange at hand
+	defer drain()
+
+	g, failed := errgroup.WithContext(hard)
+	g.Go(func() error { return named("follow the control plane", p.feed.Run(hard)) })
+	g.Go(func() error { return named("keep the certificate", p.id.Run(hard)) })
+	g.Go(func() error { return named("dns", ports.dns.Run(hard)) })
+	g.Go(func() error { return named("admin", ports.admin.run(hard)) })
+	g.Go(func() error { p.housekeep(hard); return nil })
+	if p.access != nil {
+		g.Go(func() error { return named("access log", p.access.Run(hard)) })
+	}
+	g.Go(func() error {
+		return named("outbound", ports.outbound.Run(hard, func(c context.Context, lc *listen.Conn) { p.serveOutbound(c, soft, lc) }))
+	})
+	g.Go(func() error {
+		return named("inbound", ports.inbound.Run(hard, func(c context.Context, lc *listen.Conn) { p.serveInbound(c, soft, lc) }))
+	})
+	p.log.Info("running", zap.Stringer("service", p.cfg.Service), zap.Strings("outbound", p.cfg.Outbound),
+		zap.Strings("inbound", p.cfg.Inbound), zap.Time("certificate_until", p.id.Expiry()))
+
+	select {
+	case <-ctx.Done():
+		p.drain(drain, ports)
+	case <-failed.Done():
+	}
+	cut()
+	return g.Wait()
+}
+
+// drain is the order of a shutdown.
+func (p *Proxy) drain(finish func(), ports *ports) {
+	p.log.Info("draining", zap.Duration("at_most", p.cfg.DrainTimeout))
+	p.feed.Leave() // first stop being advertised,
+	time.Sleep(p.cfg.DrainDelay)
+	finish() // then end connections between two requests,
+	limit, cancel := context.WithTimeout(context.Background(), p.cfg.DrainTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	var cutOut, cutIn int
+	wg.Go(func() { cutIn = ports.inbound.Drain(limit) })
+	wg.Go(func() { cutOut = ports.outbound.Drain(limit) })
+	wg.Wait() // and at the limit cut what is left.
+	p.log.Info("drained", zap.Int("cut_inbound", cutIn), zap.Int("cut_outbound", cutOut))
+}
+
+// ports are the sockets of a running proxy.
+type ports struct {
+	outbound, inbound *listen.Listener
+	dns               *dns.Server
+	admin             *admin
+}
+
+func (p *Proxy) open() (_ *ports, err error) {
+	o := &ports{}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	if o.outbound, err = listen.New(p.listenConfig(p.cfg.Outbound)); err != nil {
+		return o, fmt.Errorf("outbound: %w", err)
+	}
+	if o.inbound, err = listen.New(p.listenConfig(p.cfg.Inbound)); err != nil {
+		return o, fmt.Errorf("inbound: %w", err)
+	}
+	o.dns, err = dns.New(dns.Config{
+		Addrs: p.cfg.DNS, Namespace: p.cfg.Service.Namespace, ClusterDomain: p.cfg.ClusterDomain,
+		Lookup: p.lookupName, Upstreams: p.cfg.ResolvConf.Nameservers, Dial: p.toMesh.DialContext, Log: p.log.Named("dns"),
+	})
+	if err != nil {
+		return o, fmt.Errorf("dns: %w", err)
+	}
+	if o.admin, err = p.newAdmin(o); err != nil {
+		return o, fmt.Errorf("admin: %w", err)
+	}
+	return o, nil
+}
+
+func (p *Proxy) listenConfig(addrs []string) listen.Config {
+	return listen.Config{Addrs: addrs, MaxConns: p.cfg.MaxConns, OriginalDst: p.cfg.OriginalDst, Log: p.log.Named("listen")}
+}
+
+// close closes what was opened; sockets of parts that ran are closed already.
+func (o *ports) close() {
+	if o.outbound != nil {
+		_ = o.outbound.Close()
+	}
+	if o.inbound != nil {
+		_ = o.inbound.Close()
+	}
+	if o.dns != nil {
+		_ = o.dns.Close()
+	}
+	if o.admin != nil {
+		o.admin.close()
+	}
+}
+
+// housekeep closes idle upstream connections and refreshes slow gauges.
+func (p *Proxy) housekeep(ctx context.Context) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		p.metrics.CertificateExpiry(p.id.Expiry())
+		p.metrics.ControlConnected(p.feed.Connected())
+		select {
+		case <-ctx.Done():
+			p.closePools()
+			return
+		case now := <-tick.C:
+			p.trimPools(now)
+		}
+	}
+}
+
+func named(step string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", step, err)
+}
+
+// localAddresses are the addresses of this network namespace: what reaches one
+// of them comes to this proxy's own app.
+func localAddresses() (map[netip.Addr]bool, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list local addresses: %w", err)
+	}
+	out := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			out[prefix.Addr().Unmap()] = true
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,103 @@
+package proxy
+
+import (
+	"unsafe"
+
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
+)
+
+// reason is why the proxy answers in a service's stead, in one word: the value
+// of the weir-error header.
+type reason string
+
+// refusal is an answer made by the proxy.
+type refusal struct {
+	status int
+	word   reason
+	text   string
+	named  bool // the service's name follows the text
+}
+
+// The answers of API.md, each with its reason.
+var (
+	noEndpoints      = &refusal{503, "no-endpoints", "No healthy endpoints available", false}
+	appDown          = &refusal{503, "app-unavailable", "Service unavailable", false}
+	upstreamFailed   = &refusal{502, "upstream-failure", "Downstream service error", false}
+	circuitOpen      = &refusal{503, "circuit-open", "Circuit is open for ", true}
+	rateLimited      = &refusal{429, "rate-limited", "Rate limit exceeded for ", true}
+	timedOutUpstream = &refusal{504, "timeout", "Upstream timed out", false}
+	badRequest       = &refusal{400, "bad-request", "Malformed request", false}
+	slowRequest      = &refusal{408, "slow-request", "The request took too long to arrive", false}
+	localFault       = &refusal{500, "internal", "The proxy could not handle the request", false}
+	tokenMissing     = &refusal{401, "token-missing", "Authentication required", false}
+	tokenInvalid     = &refusal{401, "token-invalid", "Invalid token", false}
+	noTarget         = &refusal{400, "no-target", "X-Target-Service does not name a service", false}
+	notLocal         = &refusal{403, "not-local", "Only the local app may name a target", false}
+)
+
+// denied is the answer to a call that policy refuses; word tells why.
+func denied(word reason) *refusal {
+	return &refusal{403, word, "Access denied by security policy", false}
+}
+
+// reasonFor picks the answer to a request that could not be read.
+func reasonFor(he *h1.Error) *refusal {
+	switch {
+	case he.Status == 408:
+		return slowRequest
+	case he.Status >= 500:
+		return localFault
+	default:
+		return badRequest
+	}
+}
+
+// answer writes a refusal as JSON. The response may still carry fields set
+// before, such as those of a rate limit.
+func answer(x *h1.Exchange, r *refusal, service string) int {
+	text := r.text
+	if r.named {
+		text += service
+	}
+	body := make([]byte, 0, len(text)+16)
+	body = append(body, `{"error":"`...)
+	body = append(body, text...) // our own words and a checked name: nothing to escape
+	body = append(body, "\"}\n"...)
+	fields := []string{"Content-Type", "application/json", "weir-error", string(r.word)}
+	if r.status == 401 {
+		fields = append(fields, "WWW-Authenticate", "Bearer")
+	}
+	if err := x.Reply(r.status, body, fields...); err != nil {
+		return 0
+	}
+	return r.status
+}
+
+func (o *outbound) reply(x *h1.Exchange, r *refusal) int {
+	o.reason = r.word
+	return answer(x, r, o.service.label)
+}
+
+// setLimitFields puts the figures of a rate limit on the response: RateLimit and
+// RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and Retry-After when
+// it refused. They are views of buf, which the caller keeps until the exchange
+// has ended.
+func setLimitFields(x *h1.Exchange, buf []byte, p ratelimit.Policy, d ratelimit.Decision) []byte {
+	buf = ratelimit.AppendPolicy(buf, "default", p)
+	a := len(buf)
+	buf = ratelimit.AppendRateLimit(buf, "default", d)
+	b := len(buf)
+	if !d.OK {
+		buf = ratelimit.AppendRetryAfter(buf, d)
+	}
+	x.SetResponse("RateLimit-Policy", view(buf[:a]))
+	x.SetResponse("RateLimit", view(buf[a:b]))
+	if !d.OK {
+		x.SetResponse("Retry-After", view(buf[b:]))
+	}
+	return buf
+}
+
+// view is b as a string without copying; b must not change while it is used.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

@@ -1,0 +1,337 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/balance"
+	"github.com/weir-mesh/weir/proxy/breaker"
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
+	"github.com/weir-mesh/weir/proxy/retry"
+	"github.com/weir-mesh/weir/proxy/telemetry"
+)
+
+// outbound carries the requests of one connection of the app. Its fields are
+// reused from request to request so that a request allocates nothing.
+type outbound struct {
+	p    *Proxy
+	lc   *listen.Conn
+	dest *destination // the service that was dialled
+	ctx  context.Context
+
+	sel      selection
+	ids      ids
+	request  policy.Request
+	text     []byte // header values made for this request
+	upgraded struct{ client, upstream net.Conn }
+
+	// of the request at hand
+	route    policy.Route
+	service  *destination // where route leads
+	attempts int
+	endpoint *endpoint
+	reason   reason
+	began    time.Time
+}
+
+func (o *outbound) init(ctx context.Context) {
+	o.ctx = ctx
+	o.sel.usableFn = o.sel.usable
+	o.text = make([]byte, 0, 128)
+}
+
+// serve is the order of the request path outwards.
+func (o *outbound) serve(x *h1.Exchange) {
+	o.begin(x)
+	status := o.pass(x)
+	o.end(x, status)
+}
+
+func (o *outbound) begin(x *h1.Exchange) {
+	o.began = x.Now()
+	o.attempts, o.endpoint, o.reason = 0, nil, ""
+	o.ids.begin(x, o.p.mesh.Load().Tracing) // request id and trace
+	x.Del("X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace")
+	// The resource of the service may have changed since the last request.
+	if d := o.p.destination(o.ctx, o.dest.svc.Name); d != nil {
+		o.dest = d
+	}
+	o.service = o.dest
+}
+
+// pass carries one request and returns the status that the app got, 0 for none.
+func (o *outbound) pass(x *h1.Exchange) int {
+	if !o.findRoute(x) {
+		return o.reply(x, noEndpoints)
+	}
+	if status := o.limit(x); status != 0 {
+		return status
+	}
+	o.service.budget.Request(o.began)
+	return o.forward(x)
+}
+
+// findRoute applies the service's traffic rules.
+func (o *outbound) findRoute(x *h1.Exchange) bool {
+	o.request = policy.Request{Method: x.Req.Method, Path: x.Req.Target, Header: x.Req.Get}
+	o.route = o.dest.router.Route(&o.request, rand.Uint64())
+	if o.route.Service == o.dest.svc.Name {
+		return true
+	}
+	o.service = o.p.destination(o.ctx, o.route.Service)
+	if o.service == nil {
+		o.service = o.dest
+		return false
+	}
+	return true
+}
+
+// limit applies the service's rate limit.
+func (o *outbound) limit(x *h1.Exchange) int {
+	var d ratelimit.Decision
+	switch {
+	case o.service.limiter != nil:
+		d = o.service.limiter.Allow(o.began)
+	case o.service.keyed != nil:
+		key, _ := x.Req.Get(o.service.limitBy)
+		d = o.service.keyed.Allow(key, o.began)
+	default:
+		return 0
+	}
+	limit := o.service.svc.Traffic.RateLimit
+	o.text = setLimitFields(x, o.text[:0], ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, d)
+	if d.OK {
+		return 0
+	}
+	o.service.metrics.RateLimited()
+	return o.reply(x, rateLimited)
+}
+
+// forward tries endpoints until one answers, the tries are used up or there is
+// no time left.
+func (o *outbound) forward(x *h1.Exchange) int {
+	pk := o.service.choose(o.route.Subset, o.lc.OriginalDst.Port())
+	if pk == nil {
+		o.service.metrics.RoutingFailed()
+		return o.reply(x, noEndpoints)
+	}
+	deadline := time.Time{}
+	if o.route.Timeout > 0 {
+		deadline = o.began.Add(o.route.Timeout)
+	}
+	o.sel.begin(pk)
+	o.sel.ignore = !o.route.Breaker
+	for {
+		o.attempts++
+		status, again := o.try(x, deadline)
+		if !again {
+			return status
+		}
+		o.service.metrics.Retried()
+	}
+}
+
+// try sends the request to one endpoint. It returns the status that the app
+// got, or that the request is to be tried again.
+func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bool) {
+	o.sel.now = o.began
+	if o.attempts > 1 {
+		o.sel.now = time.Now()
+	}
+	e, ticket, ok := o.sel.take(rand.Uint64(), o.hash(x))
+	if !ok {
+		o.service.metrics.RoutingFailed()
+		return o.reply(x, circuitOpen), false
+	}
+	o.endpoint = e
+	o.service.metrics.Routed()
+	o.identify(x, e)
+	t := &attempt{e: e, ticket: ticket, began: o.sel.now}
+	resp, up, err := o.send(x, t, deadline)
+	now := time.Now()
+	if err != nil {
+		return o.sendFailed(x, t, err, now, deadline)
+	}
+	failed := resp.Status >= 500
+	e.stats.End(now, now.Sub(t.began), failed)
+	if !failed {
+		o.p.succeeded(e, ticket, now)
+		return o.relay(x, resp.Status, up, e), false
+	}
+	o.service.metrics.BackendFailed()
+	o.p.failed(e, ticket, now)
+	if retry.Retriable(resp.Status) && retry.Safe(x.Req.Method, true, false) && o.mayRetry(x, e, deadline) {
+		x.Discard(up)
+		e.pool.Put(now, up)
+		return 0, true
+	}
+	return o.relay(x, resp.Status, up, e), false
+}
+
+// attempt is one try at one endpoint.
+type attempt struct {
+	e      *endpoint
+	ticket breaker.Ticket
+	began  time.Time
+	stale  int // pooled connections that turned out to be closed
+}
+
+// send gets a connection, pooled or new, and sends the request on it. A pooled
+// one that its endpoint has closed meanwhile says nothing about the endpoint:
+// the next is taken at once.
+func (o *outbound) send(x *h1.Exchange, t *attempt, deadline time.Time) (*h1.Response, *h1.Upstream, error) {
+	for {
+		up := t.e.pool.Get(t.began)
+		if up == nil {
+			c, err := o.p.dialEndpoint(o.ctx, o.service, t.e, deadline)
+			if err != nil {
+				return nil, nil, err
+			}
+			up = h1.NewUpstream(c)
+		}
+		resp, err := x.RoundTrip(up, deadline)
+		if err == nil {
+			return resp, up, nil
+		}
+		var he *h1.Error
+		if errors.As(err, &he) && he.Stale() && x.CanRetry() && t.stale < maxStale && retry.Safe(x.Req.Method, he.Sent, he.Got) {
+			t.stale++
+			continue
+		}
+		return nil, nil, err
+	}
+}
+
+// maxStale bounds how many dead pooled connections one try may meet: after a
+// restart of the endpoint all of the pool can be.
+const maxStale = 300
+
+// sendFailed decides what a failed try means.
+func (o *outbound) sendFailed(x *h1.Exchange, t *attempt, err error, now, deadline time.Time) (status int, again bool) {
+	var he *h1.Error
+	isExchange := errors.As(err, &he)
+	if isExchange && he.Side != h1.SideUpstream {
+		t.e.stats.Cancel()
+		if t.e.circuit != nil {
+			t.e.circuit.Cancel(t.ticket)
+		}
+		return o.clientFailed(x, he), false
+	}
+	t.e.stats.End(now, now.Sub(t.began), true)
+	o.service.metrics.BackendFailed()
+	o.p.failed(t.e, t.ticket, now)
+	o.p.log.Debug("try failed", zap.Stringer("service", o.service.svc.Name), zap.String("endpoint", t.e.id),
+		zap.Int("try", o.attempts), zap.Error(err))
+	timedOut := !deadline.IsZero() && !now.Before(deadline)
+	safe := !isExchange || retry.Safe(x.Req.Method, he.Sent, false)
+	if !timedOut && safe && o.mayRetry(x, t.e, deadline) {
+		return 0, true
+	}
+	if timedOut || (isExchange && he.Timeout) {
+		return o.reply(x, timedOutUpstream), false
+	}
+	return o.reply(x, upstreamFailed), false
+}
+
+// clientFailed ends a request that the app broke off or framed badly.
+func (o *outbound) clientFailed(x *h1.Exchange, he *h1.Error) int {
+	o.reason = "client"
+	if he.Status == 0 || he.Got {
+		return 0
+	}
+	return o.reply(x, reasonFor(he))
+}
+
+// mayRetry asks for another try and waits for its time.
+func (o *outbound) mayRetry(x *h1.Exchange, e *endpoint, deadline time.Time) bool {
+	if o.attempts >= o.route.Attempts || !x.CanRetry() {
+		return false
+	}
+	if !o.p.backoff(o.ctx, o.service, o.attempts, deadline) {
+		return false
+	}
+	o.sel.avoid(e)
+	return true
+}
+
+// relay passes the answer on.
+func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoint) int {
+	if status == 101 {
+		client, upstream, err := x.Upgraded(up)
+		if err != nil {
+			return 0
+		}
+		o.upgraded.client, o.upgraded.upstream = client, upstream
+		return status
+	}
+	err := x.Relay(up)
+	e.pool.Put(o.began, up) // which closes what cannot be used again
+	if err != nil {
+		var he *h1.Error
+		if errors.As(err, &he) && he.Side == h1.SideUpstream {
+			o.reason = upstreamFailed.word
+			o.service.metrics.BackendFailed()
+		} else {
+			o.reason = "client"
+		}
+	}
+	return status
+}
+
+// identify tells an endpoint without a proxy who is calling; a proxy finds out
+// from the certificate and would not believe it.
+func (o *outbound) identify(x *h1.Exchange, e *endpoint) {
+	if e.meshed {
+		return
+	}
+	x.Set("X-Source-Service", o.p.cfg.Service.Name)
+	x.Set("X-Source-Namespace", o.p.cfg.Service.Namespace)
+}
+
+// hash is what consistent hashing goes by.
+func (o *outbound) hash(x *h1.Exchange) uint64 {
+	t := &o.service.svc.Traffic
+	if t.Strategy != string(balance.ConsistentHash) {
+		return 0
+	}
+	if name, ok := strings.CutPrefix(t.HashKey, "header:"); ok {
+		v, _ := x.Req.Get(name)
+		return balance.HashString(v)
+	}
+	if t.HashKey == "source" {
+		return balance.HashString(o.p.cfg.ID)
+	}
+	return balance.HashString(x.Req.Path())
+}
+
+func balanceRequest(s *selection, random, hash uint64) balance.Request {
+	return balance.Request{Now: s.now, Random: random, Hash: hash, Usable: s.usableFn}
+}
+
+// end counts the request and writes its line in the access log.
+func (o *outbound) end(x *h1.Exchange, status int) {
+	took := time.Since(o.began)
+	o.service.metrics.Done(status, took, x.Sent(), x.Received())
+	if o.p.access == nil || !o.p.mesh.Load().AccessLog {
+		return
+	}
+	r := &telemetry.Record{
+		Time: o.began, Direction: telemetry.Outbound, RequestID: strings.Clone(o.ids.request), Source: o.p.cfg.Service.String(),
+		Destination: o.service.label, Method: strings.Clone(x.Req.Method), Path: strings.Clone(x.Req.Target), Protocol: "http1",
+		Status: status, Reason: string(o.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
+		Attempts: o.attempts, Route: o.route.Rule, TraceID: strings.Clone(o.ids.trace),
+	}
+	if o.endpoint != nil {
+		r.Endpoint = o.endpoint.addr.String()
+	}
+	o.p.access.Log(r)
+}
