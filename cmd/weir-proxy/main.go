@@ -1,0 +1,76 @@
+// Command weir-proxy is the sidecar: it runs beside an app, takes the
+// connections that weir-init redirects and carries them through the mesh.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-mesh/weir/proxy"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "weir-proxy:", err)
+		var usage *usageError
+		if errors.As(err, &usage) {
+			os.Exit(2)
+		}
+		os.Exit(1)
+	}
+}
+
+// usageError is a mistake in the flags: exit status 2.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func newCommand() *cobra.Command {
+	f := defaults()
+	cmd := &cobra.Command{
+		Use:   "weir-proxy --control ADDR --service NAME --token-file FILE [--app-port PORT]…",
+		Short: "The sidecar of the weir service mesh",
+		Long: `weir-proxy runs beside one app, in the app's network namespace, after weir-init
+has put the redirection there. It joins the mesh with a token made by
+"weir token create", answers DNS for the mesh's names, carries the app's
+connections out with mTLS and takes those of other workloads in.
+
+SIGTERM drains: the app's endpoints leave the mesh, open requests finish, then
+it ends.`,
+		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true, Version: version,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, closers, err := f.config()
+			if err != nil {
+				return &usageError{err}
+			}
+			defer closers()
+			p, err := proxy.New(cfg)
+			if err != nil {
+				return err
+			}
+			return p.Run(cmd.Context())
+		},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	f.register(cmd.Flags())
+	for _, name := range []string{"control", "service", "token-file"} {
+		_ = cmd.MarkFlagRequired(name)
+	}
+	// The heap is small and what lives is long-lived: collect less often, but
+	// never let garbage make the process large.
+	debug.SetGCPercent(200)
+	return cmd
+}
