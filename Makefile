@@ -1,0 +1,64 @@
+# weir: make help says what can be done.
+GO          ?= go
+BIN         := bin
+PROGRAMS    := weir weir-proxy weir-init
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD_FLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+FUZZTIME    ?= 5s
+# Packages whose tests make namespaces run one after the other: two cores are
+# soon used up by programs started beside them.
+PACKAGES    ?= ./...
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install what the demo needs and is missing (as root; else say what to install)
+	@.ci/deps demo
+
+.PHONY: test-deps
+test-deps: ## install what the tests need and is missing (as root; else say what to install)
+	@.ci/deps test
+
+.PHONY: build
+build: $(addprefix $(BIN)/,$(PROGRAMS)) ## build the three programs into bin/
+
+.PHONY: FORCE
+$(BIN)/%: FORCE
+	CGO_ENABLED=0 $(GO) build $(BUILD_FLAGS) -o $@ ./cmd/$*
+
+.PHONY: demo
+demo: deps build ## show the main job on real programs
+	$(BIN)/weir demo
+
+.PHONY: test
+test: test-deps build test-race fuzz ## everything: unit, race, namespaces, e2e, a short fuzz of each target
+
+.PHONY: test-race
+test-race:
+	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -timeout 15m $(PACKAGES)
+
+.PHONY: e2e
+e2e: test-deps build ## the black-box tests only
+	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -count=1 -v -timeout 15m ./test/e2e/...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (5s)
+	@.ci/fuzz $(FUZZTIME)
+
+.PHONY: golden
+golden: ## write the golden files anew
+	$(GO) test ./redirect/... -run 'Golden|Plan' -update
+
+.PHONY: generate
+generate: ## make the protobuf code anew (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
+	$(GO) generate ./policy/wire/...
+
+.PHONY: lint
+lint: ## vet and golangci-lint
+	@.ci/lint
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BIN)

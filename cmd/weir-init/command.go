@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-mesh/weir/redirect"
+)
+
+// flags is the command line as it was given.
+type flags struct {
+	netns                             string
+	proxyUID                          uint32
+	proxyMark, inboundMark            uint32
+	outboundPort, inboundPort         uint16
+	dnsPort, adminPort                uint16
+	inboundIgnore, outboundIgnore     string
+	cidrsIgnore                       string
+	mode, ipv6                        string
+	virtual4, virtual6                string
+	noDNS, dryRun, verify, cleanup    bool
+	output                            string
+	timeout                           time.Duration
+	proxyUIDGiven, inboundMarkDerived bool
+}
+
+// flagOf says which flag sets a field of redirect.Config.
+var flagOf = map[string]string{
+	"OutboundPort": "outbound-port", "InboundPort": "inbound-port", "DNSPort": "dns-port", "AdminPort": "admin-port",
+	"Mark": "proxy-mark", "InboundMark": "inbound-mark", "ProxyUID": "proxy-uid",
+	"InboundPortsToIgnore": "inbound-ports-to-ignore", "OutboundPortsToIgnore": "outbound-ports-to-ignore",
+	"OutboundCIDRsToIgnore": "outbound-cidrs-to-ignore", "Mode": "iptables-mode", "IPv6": "ipv6",
+	"VirtualIPv4": "virtual-ipv4", "VirtualIPv6": "virtual-ipv6",
+}
+
+func command(stdout io.Writer) *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:           "weir-init",
+		Short:         "Redirect a network namespace's traffic to the weir proxy",
+		Long:          "weir-init installs the iptables rules that send a network namespace's traffic to the weir proxy.\nIt needs CAP_NET_ADMIN. Running it again changes nothing, or mends what has drifted.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.proxyUIDGiven = cmd.Flags().Changed("proxy-uid")
+			f.inboundMarkDerived = !cmd.Flags().Changed("inbound-mark")
+			return f.run(cmd.Context(), stdout)
+		},
+	}
+	// Cobra calls this for unknown and malformed flags, and names them.
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("unexpected argument %q", args[0])}
+		}
+		return nil
+	}
+	f.define(cmd)
+	return cmd
+}
+
+func (f *flags) define(cmd *cobra.Command) {
+	d, fl := redirect.DefaultConfig(), cmd.Flags()
+	fl.StringVar(&f.netns, "netns", "", "network namespace, as a path or a name of ip netns (default this process's)")
+	fl.Uint32Var(&f.proxyUID, "proxy-uid", 0, "let pass the proxy by this uid too, where it may not set marks; an app of this uid can then bypass it on purpose")
+	fl.Uint32Var(&f.proxyMark, "proxy-mark", d.Mark, "socket mark of the proxy's connections to others")
+	fl.Uint32Var(&f.inboundMark, "inbound-mark", d.InboundMark, "socket mark of the proxy's connections to its own app (default --proxy-mark plus one)")
+	fl.Uint16Var(&f.outboundPort, "outbound-port", d.OutboundPort, "port of the proxy for outbound TCP")
+	fl.Uint16Var(&f.inboundPort, "inbound-port", d.InboundPort, "port of the proxy for inbound TCP")
+	fl.Uint16Var(&f.dnsPort, "dns-port", d.DNSPort, "port of the proxy for DNS")
+	fl.Uint16Var(&f.adminPort, "admin-port", d.AdminPort, "port of the proxy for its administration, never redirected (0 for none)")
+	fl.StringVar(&f.inboundIgnore, "inbound-ports-to-ignore", "", "TCP ports that reach the app directly, like 22,9000-9100")
+	fl.StringVar(&f.outboundIgnore, "outbound-ports-to-ignore", "", "TCP ports that are dialled directly, like 22,9000-9100")
+	fl.StringVar(&f.cidrsIgnore, "outbound-cidrs-to-ignore", "", "destinations that are dialled directly, like 10.0.0.0/8,2001:db8::1")
+	fl.StringVar(&f.virtual4, "virtual-ipv4", d.VirtualIPv4.String(), "range of virtual addresses (empty for none)")
+	fl.StringVar(&f.virtual6, "virtual-ipv6", d.VirtualIPv6.String(), "range of virtual addresses (empty for none)")
+	fl.BoolVar(&f.noDNS, "no-dns", false, "leave DNS alone")
+	fl.StringVar(&f.ipv6, "ipv6", string(d.IPv6), "redirect IPv6: auto, on or off")
+	fl.StringVar(&f.mode, "iptables-mode", string(d.Mode), "back end of iptables: auto, nft or legacy")
+	fl.BoolVar(&f.dryRun, "dry-run", false, "print the rules and change nothing")
+	fl.BoolVar(&f.verify, "verify", false, "make connections through the installed rules, report what was seen, install nothing")
+	fl.BoolVar(&f.cleanup, "cleanup", false, "remove all that weir-init has installed")
+	fl.StringVar(&f.output, "output", "text", "text or json")
+	fl.DurationVar(&f.timeout, "timeout", time.Minute, "how long it may take in all")
+	fl.SortFlags = false
+}
+
+// config is the plan's settings, or a usageError that names the flag.
+func (f *flags) config() (redirect.Config, error) {
+	c := redirect.DefaultConfig()
+	c.OutboundPort, c.InboundPort, c.DNSPort, c.AdminPort = f.outboundPort, f.inboundPort, f.dnsPort, f.adminPort
+	c.Mark, c.InboundMark = f.proxyMark, f.inboundMark
+	if f.inboundMarkDerived {
+		c.InboundMark = f.proxyMark + 1
+	}
+	if f.proxyUIDGiven {
+		c.ProxyUID = &f.proxyUID
+	}
+	c.DNS, c.IPv6, c.Mode = !f.noDNS, redirect.IPv6Mode(f.ipv6), redirect.Mode(f.mode)
+	var err error
+	flagged := func(flag string, e error) {
+		if err == nil && e != nil {
+			err = usageError{fmt.Errorf("--%s: %w", flag, e)}
+		}
+	}
+	var e error
+	c.InboundPortsToIgnore, e = redirect.ParsePortRanges(f.inboundIgnore)
+	flagged("inbound-ports-to-ignore", e)
+	c.OutboundPortsToIgnore, e = redirect.ParsePortRanges(f.outboundIgnore)
+	flagged("outbound-ports-to-ignore", e)
+	c.OutboundCIDRsToIgnore, e = redirect.ParsePrefixes(f.cidrsIgnore)
+	flagged("outbound-cidrs-to-ignore", e)
+	c.VirtualIPv4, e = onePrefix(f.virtual4)
+	flagged("virtual-ipv4", e)
+	c.VirtualIPv6, e = onePrefix(f.virtual6)
+	flagged("virtual-ipv6", e)
+	return c, err
+}
+
+func onePrefix(s string) (netip.Prefix, error) {
+	if s == "" {
+		return netip.Prefix{}, nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+// check refuses what does not go together.
+func (f *flags) check() error {
+	if f.dryRun && f.verify || f.verify && f.cleanup || f.cleanup && f.dryRun {
+		return usageError{errors.New("--dry-run, --verify and --cleanup exclude each other")}
+	}
+	if f.output != "text" && f.output != "json" {
+		return usageError{fmt.Errorf("--output: %q, want text or json", f.output)}
+	}
+	return nil
+}
+
+func (f *flags) run(ctx context.Context, stdout io.Writer) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	cfg, err := f.config()
+	if err != nil {
+		return err
+	}
+	plan, err := redirect.NewPlan(cfg)
+	if wrong, ok := errors.AsType[*redirect.ConfigError](err); ok {
+		return usageError{fmt.Errorf("--%s: %s", flagOf[wrong.Field], wrong.Problem)}
+	}
+	if err != nil {
+		return err
+	}
+	if f.dryRun {
+		return f.show(stdout, plan)
+	}
+	path := ""
+	if f.netns != "" {
+		if path, err = redirect.NamespacePath(f.netns); err != nil {
+			return usageError{fmt.Errorf("--netns: %w", err)}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	return redirect.InNamespace(path, func() error { return f.act(ctx, stdout, plan) })
+}
+
+// act does the one thing that was asked for.
+func (f *flags) act(ctx context.Context, stdout io.Writer, plan *redirect.Plan) error {
+	switch {
+	case f.verify:
+		report, err := plan.Verify(ctx)
+		if err == nil {
+			err = f.write(stdout, report)
+		}
+		if err == nil && !report.OK() {
+			err = errChecksFailed
+		}
+		return err
+	case f.cleanup:
+		res, err := redirect.Remove(ctx)
+		return errors.Join(err, f.writeUnless(err, stdout, res))
+	default:
+		res, err := plan.Apply(ctx)
+		return errors.Join(err, f.writeUnless(err, stdout, res))
+	}
+}
+
+type printer interface{ Print(io.Writer) error }
+
+func (f *flags) writeUnless(failed error, w io.Writer, p printer) error {
+	if failed != nil {
+		return nil
+	}
+	return f.write(w, p)
+}
+
+func (f *flags) write(w io.Writer, p printer) error {
+	if f.output == "text" {
+		return p.Print(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(p)
+}
+
+func (f *flags) show(w io.Writer, plan *redirect.Plan) error {
+	if f.output == "text" {
+		return plan.Print(w)
+	}
+	var b strings.Builder
+	if err := plan.Print(&b); err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(map[string]string{"plan": b.String()})
+}

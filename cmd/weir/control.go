@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/weir-mesh/weir/controlplane"
+)
+
+func newControlCommand() *cobra.Command {
+	cfg := controlplane.Config{Version: versionText()}
+	var store, logLevel, logFormat string
+	cmd := &cobra.Command{
+		Use: "control", Short: "Run the control plane", Args: cobra.NoArgs,
+		RunE: runs(nil, func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if cfg.Store, err = storeURLs(store); err != nil {
+				return err
+			}
+			if cfg.Log, err = newLog(logLevel, logFormat); err != nil {
+				return err
+			}
+			defer func() { _ = cfg.Log.Sync() }() // standard error has nothing to flush
+			return controlplane.Run(cmd.Context(), cfg)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.DataDir, "data-dir", dataDir(), "directory of the embedded store and admin.token (WEIR_DATA_DIR)")
+	f.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "where the REST API is served; HTTPS on any address but loopback")
+	f.StringVar(&cfg.GRPCAddr, "grpc-addr", "0.0.0.0:8081", "where proxies connect")
+	f.StringVar(&store, "store", "embedded", "embedded, or the URLs of an etcd cluster, comma separated")
+	f.StringVar(&cfg.TrustDomain, "trust-domain", "weir.local", "of the SPIFFE IDs that are given out")
+	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses for the control plane's certificate")
+	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", 0, "how long workload certificates hold (default 24h)")
+	f.BoolVar(&cfg.InsecureAPI, "insecure-api", false, "serve the API without a token, on loopback only")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&logFormat, "log-format", "console", "console or json")
+	return cmd
+}
+
+// storeURLs reads --store; none stands for the embedded store.
+func storeURLs(s string) ([]string, error) {
+	if s == "embedded" {
+		return nil, nil
+	}
+	urls := strings.Split(s, ",")
+	for i, u := range urls {
+		urls[i] = strings.TrimSpace(u)
+		if !strings.HasPrefix(urls[i], "http://") && !strings.HasPrefix(urls[i], "https://") {
+			return nil, usagef("--store %q: %q is neither \"embedded\" nor an http:// or https:// URL", s, urls[i])
+		}
+	}
+	return urls, nil
+}
+
+func newLog(level, format string) (*zap.Logger, error) {
+	cfg := zap.NewProductionConfig()
+	if err := cfg.Level.UnmarshalText([]byte(level)); err != nil {
+		return nil, usagef("--log-level %q is not debug, info, warn or error", level)
+	}
+	if format != "console" && format != "json" {
+		return nil, usagef("--log-format %q is not console or json", format)
+	}
+	cfg.Encoding, cfg.Sampling, cfg.DisableStacktrace, cfg.DisableCaller = format, nil, true, true
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	log, err := cfg.Build()
+	if err != nil {
+		return nil, fmt.Errorf("log: %w", err)
+	}
+	return log, nil
+}

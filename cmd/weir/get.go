@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/policy"
+)
+
+// getter shows one kind of thing.
+type getter struct {
+	kind, short string
+	named       string // what NAME is, "" if there is none
+	show        func(*getting) error
+}
+
+var getters = []getter{
+	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices},
+	{"endpoints", "where services answer", "NAMESPACE/SERVICE", getEndpoints},
+	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE", getTrafficRules},
+	{"security-rules", "who may call whom", "ID", getSecurityRules},
+	{"config", "the effective settings", "", getConfig},
+	{"proxies", "the connected proxies", "ID", getProxies},
+	{"status", "how the control plane is", "", getStatus},
+	{"metrics", "what the control plane and its proxies count", "", getMetrics},
+}
+
+// getting is one run of a getter.
+type getting struct {
+	*options
+	*api.Client
+	ctx       context.Context
+	cmd       *cobra.Command
+	name      string // "" is all
+	namespace string
+}
+
+func newGetCommand(opt *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "get KIND [NAME]", Short: "Show what the control plane knows",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("%q is not a kind; kinds are %s%s", args[0], kindNames(), nearest(args[0]))
+			}
+			return fmt.Errorf("a kind is missing: %s", kindNames())
+		},
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	for _, g := range getters {
+		cmd.AddCommand(g.command(opt))
+	}
+	return cmd
+}
+
+func kindNames() string {
+	var names []string
+	for _, g := range getters {
+		names = append(names, g.kind)
+	}
+	return strings.Join(names, ", ")
+}
+
+func nearest(word string) string {
+	if near := policy.Nearest(word, strings.Split(kindNames(), ", ")); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
+}
+
+func (g getter) command(opt *options) *cobra.Command {
+	var namespace string
+	cmd := &cobra.Command{
+		Use: g.kind, Short: "Show " + g.short, Args: cobra.NoArgs,
+		RunE: runs(opt, func(cmd *cobra.Command, args []string) error {
+			c, err := opt.client()
+			if err != nil {
+				return err
+			}
+			run := &getting{options: opt, Client: c, ctx: cmd.Context(), cmd: cmd, namespace: namespace}
+			if len(args) == 1 {
+				run.name = args[0]
+			}
+			return g.show(run)
+		}),
+	}
+	if strings.HasSuffix(g.kind, "s") && g.kind != "status" && g.kind != "metrics" {
+		cmd.Aliases = []string{strings.Replace(strings.TrimSuffix(g.kind, "s"), "proxie", "proxy", 1)}
+	}
+	if g.named != "" {
+		cmd.Use += " [" + g.named + "]"
+		cmd.Args = cobra.MaximumNArgs(1)
+	}
+	if strings.Contains(g.named, "SERVICE") {
+		cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of a SERVICE that is named without one")
+	}
+	return cmd
+}
+
+func (g *getting) print(v any, text func(w io.Writer) error) error {
+	return g.options.print(g.cmd, v, text)
+}
+
+// service reads NAME as a service's.
+func (g *getting) service() (policy.ServiceName, error) {
+	name, err := policy.ParseServiceName(g.name, g.namespace)
+	if err != nil {
+		return name, usagef("%v", err)
+	}
+	return name, nil
+}
+
+// services are those that NAME asks for: one, or all that there are.
+func (g *getting) services() ([]policy.ServiceName, error) {
+	if g.name != "" {
+		name, err := g.service()
+		return []policy.ServiceName{name}, err
+	}
+	known, err := g.Services(g.ctx)
+	var names []policy.ServiceName
+	for i := range known {
+		names = append(names, known[i].Service())
+	}
+	return names, err
+}
+
+// only keeps the things with a name, of which there must be one.
+func only[T any](all []T, kind, name string, is func(*T) bool) ([]T, error) {
+	for i := range all {
+		if is(&all[i]) {
+			return all[i : i+1], nil
+		}
+	}
+	return nil, fmt.Errorf("there is no %s %q", kind, name)
+}

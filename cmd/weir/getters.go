@@ -1,0 +1,214 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/policy"
+)
+
+func getServices(g *getting) error {
+	all, err := g.Services(g.ctx)
+	if err != nil {
+		return err
+	}
+	if g.name != "" {
+		name, err := g.service()
+		if err != nil {
+			return err
+		}
+		all, err = only(all, "service", name.String(), func(s *api.ServiceSummary) bool { return s.Service() == name })
+		if err != nil {
+			return err
+		}
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, s := range all {
+			healthy := fmt.Sprintf("%d/%d", s.HealthyEndpoints, s.Endpoints)
+			rows = append(rows, []string{s.Namespace, s.ServiceName, healthy, strconv.Itoa(s.TrafficRules), s.VirtualIPv4, s.VirtualIPv6})
+		}
+		return table(w, "NAMESPACE SERVICE HEALTHY TRAFFIC-RULES VIRTUAL-IPV4 VIRTUAL-IPV6", rows)
+	})
+}
+
+func getEndpoints(g *getting) error {
+	names, err := g.services()
+	if err != nil {
+		return err
+	}
+	all := []policy.Endpoint{}
+	for _, name := range names {
+		list, err := g.Endpoints(g.ctx, name)
+		if err != nil {
+			return err
+		}
+		all = append(all, list...)
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, e := range all {
+			rows = append(rows, []string{e.Namespace, e.ServiceName, e.ID, e.Addr().String(), e.Protocol, strconv.Itoa(e.Weight), e.Subset(), e.Status, when(e.LastSeen)})
+		}
+		return table(w, "NAMESPACE SERVICE ID ADDRESS PROTOCOL WEIGHT SUBSET STATUS LAST-SEEN", rows)
+	})
+}
+
+// when shows Unix seconds.
+func when(s float64) string {
+	if s == 0 {
+		return ""
+	}
+	return time.Unix(int64(s), 0).UTC().Format(time.RFC3339)
+}
+
+// listedRule is a traffic rule with the service that it is of, which the API's
+// answer leaves to its path.
+type listedRule struct {
+	Namespace   string `json:"namespace"`
+	ServiceName string `json:"service_name"`
+	policy.TrafficRule
+}
+
+func getTrafficRules(g *getting) error {
+	names, err := g.services()
+	if err != nil {
+		return err
+	}
+	all := []listedRule{}
+	for _, name := range names {
+		rules, err := g.TrafficRules(g.ctx, name)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			all = append(all, listedRule{name.Namespace, name.Name, r})
+		}
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, r := range all {
+			rows = append(rows, []string{r.Namespace, r.ServiceName, r.ID, match(&r.TrafficRule), destination(&r),
+				strconv.Itoa(r.Weight), seconds(r.Timeout), strconv.Itoa(r.RetryAttempts)})
+		}
+		return table(w, "NAMESPACE SERVICE ID MATCH DESTINATION WEIGHT TIMEOUT TRIES", rows)
+	})
+}
+
+func match(r *policy.TrafficRule) string {
+	var parts []string
+	for _, p := range []string{r.MatchMethod, r.MatchPath} {
+		if p != "" {
+			parts = append(parts, p)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.MatchHeaders)) {
+		parts = append(parts, name+"="+r.MatchHeaders[name])
+	}
+	return strings.Join(parts, " ")
+}
+
+// destination names where a rule of a service sends requests: to the service
+// itself unless it says otherwise.
+func destination(r *listedRule) string {
+	to := cmp.Or(r.DestinationService, r.ServiceName)
+	if r.DestinationSubset != "" {
+		to += "[" + r.DestinationSubset + "]"
+	}
+	return to
+}
+
+func seconds(s float64) string { return strconv.FormatFloat(s, 'f', -1, 64) + "s" }
+
+func getSecurityRules(g *getting) error {
+	all, err := g.SecurityRules(g.ctx)
+	if err == nil && g.name != "" {
+		all, err = only(all, "security rule", g.name, func(r *policy.SecurityRule) bool { return r.ID == g.name })
+	}
+	if err != nil {
+		return err
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, r := range all {
+			rows = append(rows, []string{r.ID, r.Source().String(), r.Destination().String(), strings.Join(r.AllowedMethods, ","), strconv.FormatBool(r.RequiredJWT), string(r.MTLSMode)})
+		}
+		return table(w, "ID SOURCE DESTINATION METHODS JWT MTLS", rows)
+	})
+}
+
+func getProxies(g *getting) error {
+	all, err := g.Proxies(g.ctx)
+	if err == nil && g.name != "" {
+		all, err = only(all, "proxy", g.name, func(p *api.ProxyStatus) bool { return p.ID == g.name })
+	}
+	if err != nil {
+		return err
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, p := range all {
+			var refused []string
+			for _, r := range p.Resources {
+				if r.Refused != "" {
+					refused = append(refused, r.Type+": "+r.Refused)
+				}
+			}
+			rows = append(rows, []string{p.ID, p.Namespace, p.ServiceName, p.Version, strings.Join(p.Addresses, ","), when(p.ConnectedAt),
+				strconv.Itoa(p.Subscribed), strings.Join(refused, "; ")})
+		}
+		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONNECTED RESOURCES REFUSED", rows)
+	})
+}
+
+func getConfig(g *getting) error {
+	settings, err := g.Settings(g.ctx)
+	if err != nil {
+		return err
+	}
+	return g.print(settings, func(w io.Writer) error { return printYAML(w, settings) })
+}
+
+func getStatus(g *getting) error {
+	s, err := g.Status(g.ctx)
+	if err != nil {
+		return err
+	}
+	return g.print(s, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s: %d services, %d proxies, up %v\n", s.Status, s.Services, s.Proxies, time.Duration(s.Uptime)*time.Second)
+		return err
+	})
+}
+
+func getMetrics(g *getting) error {
+	m, err := g.Metrics(g.ctx)
+	if err != nil {
+		return err
+	}
+	return g.print(m, func(w io.Writer) error { return printYAML(w, m) })
+}
+
+// printYAML goes through JSON, which writes a whole float without a point and
+// knows the names of fields.
+func printYAML(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	text, err := yaml.JSONToYAML(b)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
+}

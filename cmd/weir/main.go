@@ -1,0 +1,33 @@
+// Command weir is the operator's command: it runs the control plane and calls
+// its API. What the calls mean is decided in the control plane.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() { os.Exit(run()) }
+
+// run gives the exit status: 0, or 1 for what failed, or 2 for a command that
+// was not understood.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends at once
+	cmd, err := newRootCommand().ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "weir: %v\n", err)
+	var failed *failedError
+	if errors.As(err, &failed) {
+		return 1
+	}
+	fmt.Fprintf(os.Stderr, "Run \"%s --help\" for usage.\n", cmd.CommandPath())
+	return 2
+}
