@@ -27,7 +27,7 @@ type Config struct {
 	// The settings, asked for anew at each use. Enabled may be nil, which is true:
 	// while it is false nothing is checked and results are forgotten.
 	Enabled  func() bool
-	Interval func() time.Duration // nil or 0 is 30 s; from the start of one check to that of the next, ±10 %
+	Interval func() time.Duration // nil or 0 is 30 s; from the start of one check to that of the next, ±10 %; a sixth of it while an endpoint is unhealthy
 	Timeout  func() time.Duration // nil or 0 is 5 s; for a whole check
 
 	// Consecutive results that turn an endpoint; 0 is 1.

@@ -118,9 +118,11 @@ func TestEndpointGoesDownAndComesBack(t *testing.T) {
 		at(29*time.Second, "")
 		at(time.Second, "a unhealthy changed")
 		l.with(func(l *lab) { l.targets = []policy.Target{target("a")}; l.targets[0].Status = policy.Unhealthy })
-		at(30*time.Second, "a unhealthy")
+		at(5*time.Second, "a unhealthy") // a sixth of the interval: it may come back soon
 		l.with(func(l *lab) { l.down = nil })
-		at(30*time.Second, "a healthy changed")
+		at(5*time.Second, "a healthy changed")
+		l.with(func(l *lab) { l.targets = []policy.Target{target("a")} })
+		at(29*time.Second, "")
 		st := c.Results()
 		if len(st) != 1 || !st[0].Healthy || len(st[0].History) != 4 || st[0].History[1].Detail != "connect: connection refused" {
 			t.Errorf("the results are %+v", st)

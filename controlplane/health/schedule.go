@@ -14,6 +14,9 @@ const (
 	// firstWithin is how soon a new endpoint is checked first. The spread keeps
 	// the endpoints of a restarted control plane from being checked all at once.
 	firstWithin = time.Second
+	// sooner divides the interval for an endpoint that is unhealthy: an app that
+	// starts after its proxy, or restarts, is not to be away for a whole one.
+	sooner      = 6
 	historySize = 16
 )
 
@@ -109,7 +112,7 @@ func (s *schedule) respread(now time.Time) {
 		if it.started.IsZero() {
 			continue
 		}
-		if it.due = it.started.Add(s.jittered()); it.due.Before(now) {
+		if it.due = it.started.Add(s.pause(it)); it.due.Before(now) {
 			it.due = now.Add(s.upTo(min(firstWithin, s.interval)))
 		}
 	}
@@ -161,7 +164,7 @@ func (s *schedule) requeue(it *item, now time.Time) {
 	if s.items[it.key] != it {
 		return
 	}
-	if it.due = it.started.Add(s.jittered()); it.due.Before(now) {
+	if it.due = it.started.Add(s.pause(it)); it.due.Before(now) {
 		it.due = now
 	}
 	heap.Push(&s.queue, it)
@@ -182,9 +185,15 @@ func (s *schedule) status() []Status {
 	return out
 }
 
-// jittered is the interval ±10 %, so that checks which fell together drift apart.
-func (s *schedule) jittered() time.Duration {
-	return time.Duration(float64(s.interval) * (0.9 + 0.2*s.random()))
+// pause is the time from the start of one check to that of the next: the
+// interval, or a part of it while the endpoint is unhealthy, ±10 %, so that
+// checks which fell together drift apart.
+func (s *schedule) pause(it *item) time.Duration {
+	d := float64(s.interval)
+	if !it.healthy {
+		d /= sooner
+	}
+	return time.Duration(d * (0.9 + 0.2*s.random()))
 }
 
 func (s *schedule) upTo(d time.Duration) time.Duration {
