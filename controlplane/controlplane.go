@@ -177,11 +177,9 @@ func needsTLS(addr string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("--http-addr %q: %w; meant is host:port", addr, err)
 	}
-	if host == "localhost" {
-		return false, nil
-	}
 	ip, err := netip.ParseAddr(host)
-	return err != nil || !ip.IsLoopback(), nil
+	isLoopback := host == "localhost" || (err == nil && ip.IsLoopback())
+	return !isLoopback, nil
 }
 
 func ended(part string, err error) error {

@@ -81,8 +81,9 @@ func (p *Problems) intIn(path string, got, low, high int) {
 	}
 }
 
-func (p *Problems) secondsIn(path string, got, low, high float64) {
-	if !(got >= low && got <= high) { // also refuses NaN
-		p.add(path, "%v s is not in %v..%v s", got, low, high)
+// secondsIn checks a time: from low to a day.
+func (p *Problems) secondsIn(path string, got, low float64) {
+	if !(got >= low && got <= maxTimeout) { // also refuses NaN
+		p.add(path, "%v s is not in %v..%v s", got, low, maxTimeout)
 	}
 }

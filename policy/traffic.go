@@ -60,7 +60,7 @@ func (r *TrafficRule) Validate() Problems {
 	}
 	p.intIn("weight", r.Weight, 0, 1_000_000)
 	if r.Timeout != 0 {
-		p.secondsIn("timeout", r.Timeout, 0.001, maxTimeout)
+		p.secondsIn("timeout", r.Timeout, 0.001)
 	}
 	if r.RetryAttempts != 0 {
 		p.intIn("retry_attempts", r.RetryAttempts, 1, maxAttempts)

@@ -19,7 +19,7 @@ type admin struct {
 	srv *http.Server
 }
 
-func (p *Proxy) newAdmin(o *ports) (*admin, error) {
+func (p *Proxy) newAdmin() (*admin, error) {
 	ln, err := net.Listen("tcp", p.cfg.Admin)
 	if err != nil {
 		return nil, err

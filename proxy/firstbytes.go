@@ -106,10 +106,10 @@ func isTimeout(err error) bool {
 
 // outcomeWord names a detection's end for the metric.
 func outcomeWord(r detect.Result) string {
-	switch {
-	case r.Outcome == detect.OtherSpoke:
+	switch r.Outcome {
+	case detect.OtherSpoke:
 		return "server_first"
-	case r.Outcome == detect.Silent:
+	case detect.Silent:
 		return "timeout"
 	}
 	switch r.Kind {

@@ -249,7 +249,7 @@ func (p *Proxy) open() (_ *ports, err error) {
 	if err != nil {
 		return o, fmt.Errorf("dns: %w", err)
 	}
-	if o.admin, err = p.newAdmin(o); err != nil {
+	if o.admin, err = p.newAdmin(); err != nil {
 		return o, fmt.Errorf("admin: %w", err)
 	}
 	return o, nil
