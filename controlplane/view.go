@@ -22,15 +22,16 @@ type view struct {
 	virtual  map[netip.Addr]policy.ServiceName
 	byAddr   map[netip.AddrPort][]policy.ServiceName // whose endpoint it is, in order
 	byIP     map[netip.Addr]map[policy.ServiceName]int
-	besides  map[netip.Addr]int // addresses with a proxy beside them
-	disabled bool               // some rule disables mTLS for its callers
+	besides  map[netip.Addr]int // addresses with a proxy beside them now
+	meshed   map[netip.Addr]bool
+	disabled bool // some rule disables mTLS for its callers
 }
 
 func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 	v := &view{
 		trustDomain: trustDomain, bundle: bundle, state: &store.State{Settings: st.Settings},
 		virtual: map[netip.Addr]policy.ServiceName{}, byAddr: map[netip.AddrPort][]policy.ServiceName{},
-		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{},
+		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
 	}
 	services := map[policy.ServiceName]struct{}{}
 	for name := range st.Services {
@@ -109,6 +110,7 @@ func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}
 		if len(users) == 0 {
 			delete(v.byIP, at.Addr())
 		}
+		v.settleLocked(at.Addr())
 	}
 }
 
@@ -162,6 +164,20 @@ func (v *view) besideLocked(old, now map[string]store.Proxy, touched map[policy.
 		for name := range v.byIP[a] {
 			touched[name] = struct{}{}
 		}
+		v.settleLocked(a)
+	}
+}
+
+// settleLocked notes whether callers are to use mTLS towards an address. Once a
+// proxy was beside it they are, as long as it has endpoints: a proxy that is
+// away for a while, or that somebody keeps from the control plane, must not
+// make its callers fall back to plaintext.
+func (v *view) settleLocked(a netip.Addr) {
+	switch {
+	case v.besides[a] > 0:
+		v.meshed[a] = true
+	case len(v.byIP[a]) == 0:
+		delete(v.meshed, a)
 	}
 }
 
@@ -199,7 +215,7 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 }
 
 func (v *view) targetLocked(e *store.Endpoint) policy.Target {
-	t := policy.Target{Endpoint: e.Endpoint, Meshed: v.besides[e.Addr().Addr()] > 0}
+	t := policy.Target{Endpoint: e.Endpoint, Meshed: v.meshed[e.Addr().Addr()]}
 	t.LastSeen = 0 // not for proxies: it would make every check a change
 	return t
 }

@@ -47,7 +47,7 @@ func TestSeedGroupsAreTaken(t *testing.T) {
 
 func TestWhatIsWrongIsNamed(t *testing.T) {
 	for patch, want := range map[string]string{
-		`{"globl_timeout": 3}`:                                            `globl_timeout: unknown setting; did you mean "global_timeout"?`,
+		`{"globl_timeout": 3}`:                                             `globl_timeout: unknown setting; did you mean "global_timeout"?`,
 		`{"resilience": {"retry": {"max_atempts": 3}}}`:                    `resilience.retry.max_atempts: unknown setting; did you mean "max_attempts"?`,
 		`{"resilience": {"retry": {"max_attempts": "3"}}}`:                 `resilience.retry.max_attempts: "3" is not a whole number`,
 		`{"resilience": {"retry": {"max_attempts": 0}}}`:                   `resilience.retry.max_attempts: 0 is not in 1..100`,

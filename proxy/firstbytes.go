@@ -54,12 +54,23 @@ func (p *Proxy) listenBoth(ctx context.Context, client net.Conn, dial func(conte
 	return f, nil
 }
 
+// refusedGrace is how long a client may take to say what it wants after the
+// address it dialled turned out not to answer.
+const refusedGrace = 200 * time.Millisecond
+
 // dial connects and waits for the upstream's first bytes. spoke is closed when
 // they come or the upstream fails.
 func (f *firstBytes) dial(dctx, rctx context.Context, dial func(context.Context) (net.Conn, error), spoke chan<- struct{}) {
 	defer close(f.dialed)
 	if f.up, f.err = dial(dctx); f.err != nil {
-		close(spoke)
+		// The client's first bytes may still name a service of the mesh.
+		t := time.NewTimer(refusedGrace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			close(spoke)
+		case <-rctx.Done():
+		}
 		return
 	}
 	interrupted := make(chan struct{})

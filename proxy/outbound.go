@@ -241,7 +241,11 @@ func (p *Proxy) serveUnknown(ctx, soft context.Context, lc *listen.Conn) {
 		dial = func(ctx context.Context) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
 			defer cancel()
-			return p.toMesh.DialContext(ctx, "tcp", lc.OriginalDst.String())
+			d := p.toMesh
+			if p.local[lc.OriginalDst.Addr()] {
+				d = p.toApp // the app calls itself: not for the inbound rules
+			}
+			return d.DialContext(ctx, "tcp", lc.OriginalDst.String())
 		}
 	}
 	first, err := p.listenBoth(ctx, lc.TCPConn, dial)

@@ -35,6 +35,7 @@ type outbound struct {
 	upgraded struct{ client, upstream net.Conn }
 
 	// of the request at hand
+	x        *h1.Exchange
 	route    policy.Route
 	service  *destination // where route leads
 	attempts int
@@ -47,7 +48,12 @@ func (o *outbound) init(ctx context.Context) {
 	o.ctx = ctx
 	o.sel.usableFn = o.sel.usable
 	o.text = make([]byte, 0, 128)
+	o.request.Header = o.header
 }
+
+// header is what rules look at. It is bound once: a method value made for each
+// request would be an allocation.
+func (o *outbound) header(name string) (string, bool) { return o.x.Req.Get(name) }
 
 // serve is the order of the request path outwards.
 func (o *outbound) serve(x *h1.Exchange) {
@@ -57,7 +63,7 @@ func (o *outbound) serve(x *h1.Exchange) {
 }
 
 func (o *outbound) begin(x *h1.Exchange) {
-	o.began = x.Now()
+	o.x, o.began = x, x.Now()
 	o.attempts, o.endpoint, o.reason = 0, nil, ""
 	o.ids.begin(x, o.p.mesh.Load().Tracing) // request id and trace
 	x.Del("X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace")
@@ -82,7 +88,7 @@ func (o *outbound) pass(x *h1.Exchange) int {
 
 // findRoute applies the service's traffic rules.
 func (o *outbound) findRoute(x *h1.Exchange) bool {
-	o.request = policy.Request{Method: x.Req.Method, Path: x.Req.Target, Header: x.Req.Get}
+	o.request.Method, o.request.Path = x.Req.Method, x.Req.Target
 	o.route = o.dest.router.Route(&o.request, rand.Uint64())
 	if o.route.Service == o.dest.svc.Name {
 		return true

@@ -1,0 +1,189 @@
+package controlplane
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weir-mesh/weir/controlplane/publish"
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
+)
+
+var users = policy.ServiceName{Namespace: "default", Name: "users"}
+
+// steps drives a view as the store would.
+type steps struct {
+	v  *view
+	st store.State
+}
+
+func newSteps() *steps {
+	s := &steps{st: store.State{Settings: policy.DefaultSettings(), Services: map[policy.ServiceName]*store.Service{}}}
+	first := s.st
+	s.v = newView(&first, "weir.local", func() []byte { return []byte("pem") })
+	return s
+}
+
+func (s *steps) apply(c store.Change) publish.Change {
+	s.st.Revision++
+	next := s.st
+	c.State = &next
+	return s.v.apply(c)
+}
+
+func (s *steps) service(name policy.ServiceName, index int, addrs ...string) publish.Change {
+	services := map[policy.ServiceName]*store.Service{}
+	for k, v := range s.st.Services {
+		services[k] = v
+	}
+	svc := &store.Service{Name: name, VirtualIndex: index}
+	for i, a := range addrs {
+		at := netip.MustParseAddrPort(a)
+		e := policy.DefaultEndpoint()
+		e.ID, e.Namespace, e.ServiceName, e.IP, e.Port = fmt.Sprint("e", i), name.Namespace, name.Name, at.Addr().String(), int(at.Port())
+		svc.Endpoints = append(svc.Endpoints, store.Endpoint{Endpoint: e})
+	}
+	services[name] = svc
+	if index == 0 {
+		delete(services, name)
+	}
+	s.st.Services = services
+	return s.apply(store.Change{Services: map[policy.ServiceName]struct{}{name: {}}})
+}
+
+func (s *steps) proxies(proxies ...store.Proxy) publish.Change {
+	s.st.Proxies = map[string]store.Proxy{}
+	for _, p := range proxies {
+		s.st.Proxies[p.ID] = p
+	}
+	return s.apply(store.Change{Proxies: true})
+}
+
+func beside(id string, service policy.ServiceName, addr string) store.Proxy {
+	return store.Proxy{ID: id, Service: service, Addresses: []netip.Addr{netip.MustParseAddr(addr)}}
+}
+
+func TestAChangeNamesTheLookupsItTouches(t *testing.T) {
+	s := newSteps()
+	got := s.service(users, 7, "10.0.0.1:8001")
+	slices.Sort(got.Lookups)
+	if fmt.Sprint(got.Lookups) != "[10.0.0.1:8001 240.240.0.7 fd77:6569:7200::7]" {
+		t.Errorf("lookups %v", got.Lookups)
+	}
+	for _, r := range got.Lookups {
+		if name, ok := s.v.Lookup(r); !ok || name != users {
+			t.Errorf("%s leads to %v", r, name)
+		}
+	}
+	got = s.service(users, 7, "10.0.0.2:8001")
+	if !slices.Contains(got.Lookups, "10.0.0.1:8001") || !slices.Contains(got.Lookups, "10.0.0.2:8001") {
+		t.Errorf("a move touches %v", got.Lookups)
+	}
+	if _, ok := s.v.Lookup("10.0.0.1:8001"); ok {
+		t.Error("the old address is still the service's")
+	}
+	s.service(users, 0)
+	if _, ok := s.v.Lookup("240.240.0.7"); ok {
+		t.Error("a service that is gone keeps its virtual address in use")
+	}
+	if len(s.v.byAddr)+len(s.v.byIP)+len(s.v.virtual) != 0 {
+		t.Errorf("the index keeps %v %v %v", s.v.byAddr, s.v.byIP, s.v.virtual)
+	}
+}
+
+func TestAnAddressOfTwoServicesLeadsToTheFirstByName(t *testing.T) {
+	s := newSteps()
+	other := policy.ServiceName{Namespace: "default", Name: "accounts"}
+	s.service(users, 1, "10.0.0.1:80")
+	s.service(other, 2, "10.0.0.1:80")
+	if name, _ := s.v.Lookup("10.0.0.1:80"); name != other {
+		t.Errorf("leads to %v", name)
+	}
+	s.service(other, 0)
+	if name, _ := s.v.Lookup("10.0.0.1:80"); name != users {
+		t.Errorf("leads to %v", name)
+	}
+}
+
+func TestAProxyMakesItsEndpointsMeshedAndTheyStaySo(t *testing.T) {
+	s := newSteps()
+	meshed := func() bool {
+		svc, _ := s.v.Service(users)
+		return svc.Endpoints[0].Meshed
+	}
+	s.service(users, 1, "10.0.0.1:80")
+	if meshed() {
+		t.Error("no proxy is there")
+	}
+	if c := s.proxies(beside("p", users, "10.0.0.1")); len(c.Services) != 1 || !meshed() {
+		t.Errorf("a proxy came: touched %v, meshed %v", c.Services, meshed())
+	}
+	s.proxies()
+	if !meshed() {
+		t.Error("callers would fall back to plaintext while a proxy is away")
+	}
+	s.service(users, 0)
+	s.service(users, 1, "10.0.0.1:80")
+	if meshed() {
+		t.Error("an endpoint registered anew has no proxy")
+	}
+}
+
+func TestDisabledTellsCallersByAddress(t *testing.T) {
+	s := newSteps()
+	shop := policy.ServiceName{Namespace: "default", Name: "shop"}
+	s.service(users, 1, "10.0.0.1:80")
+	s.service(shop, 2, "10.0.0.2:80")
+	s.proxies(beside("p", shop, "10.0.0.3"))
+	s.st.Security = []policy.SecurityRule{{
+		ID: "r", SourceNamespace: "default", SourceService: "shop", DestinationNamespace: "default", DestinationService: "users",
+		AllowedMethods: []string{"GET"}, MTLSMode: policy.Disabled,
+	}}
+	c := s.apply(store.Change{Security: true})
+	if !c.AllInbounds || !c.AllServices {
+		t.Errorf("a rule that disables mTLS touches %+v", c)
+	}
+	in := s.v.Inbound(users)
+	if fmt.Sprint(in.Rules[0].Addresses) != "[10.0.0.2 10.0.0.3]" {
+		t.Errorf("addresses %v", in.Rules[0].Addresses)
+	}
+	svc, _ := s.v.Service(users)
+	if !svc.Traffic.SendsPlaintext(shop) || svc.Traffic.SendsPlaintext(users) {
+		t.Errorf("plaintext from %v", svc.Traffic.PlaintextFrom)
+	}
+	if c := s.service(shop, 2, "10.0.0.9:80"); !c.AllInbounds {
+		t.Error("callers moved, and those who know them by address do not hear of it")
+	}
+}
+
+func TestTheSecretGoesOnlyWhereARuleNeedsIt(t *testing.T) {
+	s := newSteps()
+	s.st.Settings.Security.JWTSecret = "hush"
+	rule := policy.SecurityRule{
+		ID: "r", SourceNamespace: "*", SourceService: "*", DestinationNamespace: "default", DestinationService: "users",
+		AllowedMethods: []string{"GET"}, RequiredJWT: true,
+	}
+	s.st.Security = []policy.SecurityRule{rule}
+	s.apply(store.Change{Security: true, Settings: true})
+	if s.v.Inbound(users).JWTSecret != "hush" {
+		t.Error("users cannot check tokens")
+	}
+	if in := s.v.Inbound(policy.ServiceName{Namespace: "default", Name: "other"}); in.JWTSecret != "" || len(in.Rules) != 0 {
+		t.Errorf("other gets %+v", in)
+	}
+}
+
+func TestNewStateIsTheSameAsStepByStep(t *testing.T) {
+	s := newSteps()
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80")
+	s.proxies(beside("p", users, "10.0.0.2"))
+	state := s.st
+	fresh := newView(&state, "weir.local", func() []byte { return nil })
+	a, _ := s.v.Service(users)
+	b, _ := fresh.Service(users)
+	if fmt.Sprint(a) != fmt.Sprint(b) {
+		t.Errorf("step by step %v\nat once     %v", a, b)
+	}
+}
