@@ -171,7 +171,7 @@ func explain(path string, err error) error {
 	text := strings.ToLower(err.Error()) // the kernel's words, by Go or by a program
 	for _, refusal := range []string{"permission denied", "operation not permitted", "you must be root"} {
 		if strings.Contains(text, refusal) {
-			return fmt.Errorf("%s: %w (%v)", path, ErrNotPermitted, err)
+			return fmt.Errorf("%s: %w (%w)", path, ErrNotPermitted, err)
 		}
 	}
 	return fmt.Errorf("%s: %w", path, err)

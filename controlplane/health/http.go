@@ -41,7 +41,7 @@ func (c *Checker) probeHTTP(ctx context.Context, t *policy.Target, h2 bool) (str
 	if h2 {
 		exchange = exchangeH2
 	}
-	resp, err := exchange(ctx, conn, req)
+	resp, err := exchange(ctx, conn, req) //nolint:bodyclose // exchange has read and closed it
 	if err != nil {
 		return "", &stepError{step, root(err)}
 	}

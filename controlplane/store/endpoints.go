@@ -79,7 +79,7 @@ func (s *Store) SetStatus(ctx context.Context, namespace, service, id, status st
 		}
 		err = s.commit(ctx, []clientv3.Cmp{unchanged(key, have.revision)}, []clientv3.Op{op})
 		if err == errRace { //nolint:errorlint // never wrapped
-			return s.catchUp(ctx, key, have.revision)
+			return s.catchUp(ctx, key)
 		}
 		return err
 	})
@@ -98,7 +98,7 @@ func (s *Store) storedEndpoint(name policy.ServiceName, id string) (storedEndpoi
 
 // catchUp waits until the State is as new as a key in etcd of which we know
 // only an old revision, and says errRace: look again.
-func (s *Store) catchUp(ctx context.Context, key string, old int64) error {
+func (s *Store) catchUp(ctx context.Context, key string) error {
 	resp, err := s.client.Get(ctx, key)
 	if err != nil {
 		return explain(err)

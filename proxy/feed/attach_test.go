@@ -122,12 +122,15 @@ func TestARefusedAttachmentIsTriedAgainAndStateIsFollowed(t *testing.T) {
 		t.Error("the connection was given up")
 	}
 	c.change(func() { c.attach = nil })
-	c.message("a sign of life", func(m *wire.AttachRequest) bool { return m.Hello != nil })
+	c.message("a sign of life", alive)
 	// A lease that was lost: attach again, on the same connection.
 	c.change(func() { c.attach = status.Error(codes.Unavailable, "lease lost; attach again") })
 	c.message("hello", hello)
 	c.change(func() { c.attach = nil })
-	c.message("hello", hello)
+	c.message("a sign of life", alive)
+	if f.Status().LastError != "" {
+		t.Errorf("the connection was given up: %+v", f.Status())
+	}
 }
 
 func TestAStuckControlPlaneIsLeft(t *testing.T) {

@@ -62,9 +62,6 @@ func (f *Feed) follow(ctx context.Context) {
 		if heard {
 			failed = 0
 		}
-		f.mu.Lock()
-		f.link.lastErr = err.Error()
-		f.mu.Unlock()
 		if text := err.Error(); text != last || heard {
 			last = text // the same trouble, every few seconds for hours, is told once
 			f.cfg.Log.Warn("not connected to the control plane; what is known stays in force", zap.String("address", address), zap.Error(err))
@@ -110,6 +107,7 @@ func (f *Feed) session(ctx context.Context, address string) (heard bool, err err
 	f.mu.Lock()
 	f.link.address = address
 	f.mu.Unlock()
+	defer func() { f.ended(err) }()
 	conn, err := f.connect(address)
 	if err != nil {
 		return false, err
@@ -122,7 +120,6 @@ func (f *Feed) session(ctx context.Context, address string) (heard bool, err err
 		return false, err
 	}
 	f.up()
-	defer f.downNow()
 	g, gctx := errgroup.WithContext(own)
 	g.Go(func() error { return f.sendLoop(gctx, stream) })
 	g.Go(func() (err error) { heard, err = f.receiveLoop(stream); return err })
@@ -157,7 +154,7 @@ func (f *Feed) connect(address string) (*grpc.ClientConn, error) {
 func setUnackedTimeout(c *net.TCPConn) {
 	if raw, err := c.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
-			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unackedTimeout.Milliseconds()))
 		})
 	}
 }
@@ -200,9 +197,14 @@ func (f *Feed) up() {
 	poke(f.wake)
 }
 
-func (f *Feed) downNow() {
+// ended notes why there is no connection (any more), and lets go who waits.
+func (f *Feed) ended(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.link.lastErr = err.Error()
+	if f.link.down == nil {
+		return
+	}
 	close(f.link.down)
 	f.link.down = nil
 	f.link.since = f.cfg.Now()

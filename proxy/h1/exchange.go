@@ -35,7 +35,7 @@ type Exchange struct {
 	finSeen   time.Time // when the client was seen to have sent FIN
 	err       *Error    // why the client connection must be cut
 
-	sent, received int64
+	received int64
 }
 
 func (x *Exchange) begin(s *session) {
@@ -192,7 +192,7 @@ func (x *Exchange) refuse(e *Error) {
 	}
 	x.closing = true
 	x.answered = false
-	x.writeReply(e.Status, nil, nil)
+	_ = x.writeReply(e.Status, nil, nil) // the connection ends either way
 	x.s.linger()
 }
 

@@ -126,7 +126,7 @@ func (r *Request) parseTarget(line []byte) error {
 		}
 		return nil
 	}
-	rest := 0
+	var rest int
 	switch {
 	case len(t) > 7 && equalFold(t[:7], "http://"):
 		rest = 7

@@ -138,7 +138,7 @@ func TestAPanicCostsOneConnection(t *testing.T) {
 	if f := r.Figures(); f.Panics != 1 || f.Active != 0 {
 		t.Errorf("%+v", f)
 	}
-	if logs.Len() != 1 || !strings.Contains(string(logs.All()[0].ContextMap()["stack"].(string)), "listen_test.go") {
+	if logs.Len() != 1 || !strings.Contains(logs.All()[0].ContextMap()["stack"].(string), "listen_test.go") {
 		t.Errorf("logged: %+v", logs.All())
 	}
 }
