@@ -50,10 +50,6 @@ func (f *Feed) attachLoop(run, session context.Context, conn *grpc.ClientConn) e
 				return errEnded
 			}
 		}
-		if text := err.Error(); text != last {
-			last = text // told once, however often it is tried
-			f.cfg.Log.Warn("not attached: our endpoints are not offered; trying again", zap.Error(err))
-		}
 		timer := time.NewTimer(f.backoff(failed * len(f.cfg.Control)))
 		select {
 		case <-session.Done():
@@ -61,6 +57,12 @@ func (f *Feed) attachLoop(run, session context.Context, conn *grpc.ClientConn) e
 		case <-timer.C:
 		}
 		timer.Stop()
+		// Told after the wait, as most often the connection as a whole has ended,
+		// and once, however often it is tried.
+		if text := err.Error(); text != last && session.Err() == nil && run.Err() == nil {
+			last = text
+			f.cfg.Log.Warn("not attached: our endpoints are not offered; trying again", zap.Error(err))
+		}
 	}
 }
 
@@ -78,12 +80,12 @@ func (f *Feed) attach(run, session context.Context, conn *grpc.ClientConn) error
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
-	answers := make(chan time.Duration)
+	answers := make(chan time.Duration, 1)
 	ended := make(chan error, 1)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ended <- receiveTTL(ctx, stream, answers)
+		ended <- receiveTTL(stream, answers)
 	}()
 	defer func() { cancel(); <-done }()
 	return f.attached(run, stream, answers, ended)
@@ -91,7 +93,9 @@ func (f *Feed) attach(run, session context.Context, conn *grpc.ClientConn) error
 
 type attachStream = grpc.BidiStreamingClient[wire.AttachRequest, wire.AttachResponse]
 
-func receiveTTL(ctx context.Context, stream attachStream, answers chan<- time.Duration) error {
+// receiveTTL passes the lease's time to live on until the stream ends. One that
+// nobody waits for is dropped: to wait here would hide the stream's end.
+func receiveTTL(stream attachStream, answers chan<- time.Duration) error {
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -99,8 +103,7 @@ func receiveTTL(ctx context.Context, stream attachStream, answers chan<- time.Du
 		}
 		select {
 		case answers <- resp.GetTtl().AsDuration():
-		case <-ctx.Done():
-			return ctx.Err()
+		default:
 		}
 	}
 }

@@ -131,12 +131,14 @@ func (x *Exchange) DelResponse(names ...string) {
 // "Connection: close" if the response head has not gone yet.
 func (x *Exchange) CloseAfter() { x.closing = true }
 
-// CanRetry reports whether RoundTrip may be called: nothing of a final response
-// went to the client, and all that was read of the request body is still kept
-// (Config.ReplayBytes). Whether the upstream may see the request twice is for
-// the caller to decide, see Error.Sent.
+// CanRetry reports whether RoundTrip may be called, after Discard where a
+// response is at hand: nothing of a final response went to the client, and all
+// that was read of the request body is still kept (Config.ReplayBytes). With a
+// response at hand it is false while the body is still being sent, as the rest
+// may not be kept. Whether the upstream may see the request twice is for the
+// caller to decide, see Error.Sent.
 func (x *Exchange) CanRetry() bool {
-	return !x.answered && !x.upgraded && x.up == nil && x.err == nil && x.kept
+	return !x.answered && !x.upgraded && !x.pump.running && x.err == nil && x.kept
 }
 
 // switches reports whether the request asks the upstream to switch protocols.

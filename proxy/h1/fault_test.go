@@ -525,8 +525,12 @@ func sendAgain(t *testing.T, first string, size int, chunked bool) {
 				up, _ := p.take()
 				resp, err := x.RoundTrip(up, time.Time{})
 				if err == nil && resp.Status == 503 {
+					before := x.CanRetry()
 					x.Discard(up)
 					p.pool.Put(time.Now(), up)
+					if after := x.CanRetry(); before && !after || size <= 10 && !before {
+						t.Errorf("CanRetry %v with the response at hand, %v without it", before, after)
+					}
 				} else if err == nil {
 					_ = x.Relay(up)
 					p.pool.Put(time.Now(), up)

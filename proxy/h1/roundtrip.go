@@ -40,7 +40,7 @@ func (x *Exchange) RoundTrip(up *Upstream, deadline time.Time) (*Response, error
 // mayAsk refuses what only a mistake of the caller can ask for.
 func (x *Exchange) mayAsk() *Error {
 	err := x.toUpstream.err
-	if err == nil && !x.CanRetry() {
+	if err == nil && (x.up != nil || !x.CanRetry()) {
 		err = ErrNoReplay
 	}
 	if err == nil {
