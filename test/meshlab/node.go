@@ -214,6 +214,7 @@ func (n *Node) Status(ctx context.Context) (s ProxyStatus, err error) {
 // ProxyStatus is a sidecar's /status.
 type ProxyStatus struct {
 	Services map[string]struct {
+		Strategy  string `json:"strategy"`
 		Endpoints []struct {
 			ID      string `json:"id"`
 			Address string `json:"address"`
