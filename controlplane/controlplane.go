@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -63,12 +64,26 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("store: %w", err)
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.Hosts, Keep: st, Log: cfg.Log.Named("ca")})
+	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: st, Log: cfg.Log.Named("ca")})
 	if err != nil {
 		return err
 	}
 	p := &plane{cfg: cfg, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log}
 	return p.run(ctx)
+}
+
+// hosts are the names of the certificate: those asked for, and what the ports
+// are bound to where that is one address.
+func (c *Config) hosts() []string {
+	out := slices.Clone(c.Hosts)
+	for _, addr := range []string{c.HTTPAddr, c.GRPCAddr} {
+		host, _, err := net.SplitHostPort(addr)
+		ip, perr := netip.ParseAddr(host)
+		if err == nil && host != "" && (perr != nil || !ip.IsUnspecified()) && !slices.Contains(out, host) {
+			out = append(out, host)
+		}
+	}
+	return out
 }
 
 // plane is a running control plane.

@@ -94,7 +94,7 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, _ *http.Request) {
 					circuit = e.circuit.State(now).String()
 				}
 				eps = append(eps, map[string]any{
-					"id": e.id, "address": e.addr.String(), "protocol": e.protocol, "meshed": e.meshed, "circuit": circuit,
+					"id": e.id, "address": e.addr.String(), "protocol": e.protocol, "mtls": e.mtls, "circuit": circuit,
 					"in_flight": e.stats.InFlight(), "latency_ms": float64(e.stats.Latency(now)) / float64(time.Millisecond),
 				})
 			}

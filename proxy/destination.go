@@ -24,16 +24,15 @@ type destinations struct {
 // requests. What must outlive a change (circuits, latencies, pools, counts) is
 // in what it points to.
 type destination struct {
-	svc       *policy.Service
-	router    *policy.Router
-	picks     map[pickKey]*pick
-	limiter   *ratelimit.Limiter // all requests together, nil when there is no limit
-	keyed     *ratelimit.Keyed   // by the header limitBy
-	limitBy   string
-	budget    *retry.Budget
-	metrics   *telemetry.Service
-	label     string // "service.namespace", for the log
-	plaintext bool   // policy disables mTLS towards it
+	svc     *policy.Service
+	router  *policy.Router
+	picks   map[pickKey]*pick
+	limiter *ratelimit.Limiter // all requests together, nil when there is no limit
+	keyed   *ratelimit.Keyed   // by the header limitBy
+	limitBy string
+	budget  *retry.Budget
+	metrics *telemetry.Service
+	label   string // "service.namespace", for the log
 }
 
 // pickKey is what narrows a choice of endpoint. An empty subset and port 0 do
@@ -54,7 +53,7 @@ type endpointKey struct {
 	service policy.ServiceName
 	id      string
 	addr    netip.AddrPort
-	meshed  bool
+	mtls    bool
 }
 
 // endpoint is what is known and kept of one endpoint.
@@ -62,7 +61,7 @@ type endpoint struct {
 	id       string
 	addr     netip.AddrPort
 	protocol string
-	meshed   bool
+	mtls     bool // a proxy is beside it, and policy does not disable mTLS
 	stats    *balance.Stats
 	circuit  *breaker.Circuit // nil when circuits are off
 	limits   policy.Breaker   // what circuit was made with
@@ -118,9 +117,8 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	}
 	d := &destination{
 		svc: svc, router: router,
-		metrics:   p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
-		label:     svc.Name.Name + "." + svc.Name.Namespace,
-		plaintext: svc.Traffic.SendsPlaintext(p.cfg.Service),
+		metrics: p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
+		label:   svc.Name.Name + "." + svc.Name.Namespace,
 	}
 	if err := d.setLimits(old, now); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
@@ -146,14 +144,16 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 }
 
 func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time) (*endpoint, endpointKey, error) {
-	key := endpointKey{service: svc.Name, id: t.ID, addr: t.Addr(), meshed: t.Meshed}
+	mtls := t.Meshed && !svc.Traffic.SendsPlaintext(p.cfg.Service)
+	// Connections that were made under another mode are not used again.
+	key := endpointKey{service: svc.Name, id: t.ID, addr: t.Addr(), mtls: mtls}
 	limits := svc.Traffic.Breaker
 	e := p.endpoints[key]
 	if e != nil && e.limits == limits && e.protocol == t.Protocol {
 		return e, key, nil
 	}
 	fresh := &endpoint{
-		id: t.ID, addr: key.addr, protocol: t.Protocol, meshed: t.Meshed, limits: limits,
+		id: t.ID, addr: key.addr, protocol: t.Protocol, mtls: mtls, limits: limits,
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay

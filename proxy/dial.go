@@ -74,7 +74,7 @@ func (p *Proxy) dialEndpoint(ctx context.Context, d *destination, e *endpoint, d
 	if err != nil {
 		return nil, err
 	}
-	if !e.meshed || d.plaintext {
+	if !e.mtls {
 		return c, nil
 	}
 	tc := tls.Client(relay.NewTransport(c), p.id.ClientTLSAt(d.svc.Name, e.addr.String()))

@@ -161,7 +161,7 @@ func (r *inboundRequests) callerFailed(x *h1.Exchange, he *h1.Error) int {
 	if he.Status == 0 || he.Got {
 		return 0
 	}
-	return r.reply(x, reasonFor(he))
+	return r.reply(x, unreadable(he.Status))
 }
 
 func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream) int {

@@ -112,7 +112,7 @@ func New(cfg Config) (*Proxy, error) {
 		toApp:     &dialer{cfg.ToApp},
 		metrics:   telemetry.New(telemetry.Options{}),
 		endpoints: map[endpointKey]*endpoint{},
-		h1:        h1.Config{},
+		h1:        h1.Config{Refusal: refuseUnread},
 	}
 	if err := p.toMesh.check(); err != nil {
 		return nil, err

@@ -29,6 +29,10 @@ var (
 	timedOutUpstream = &refusal{504, "timeout", "Upstream timed out", false}
 	badRequest       = &refusal{400, "bad-request", "Malformed request", false}
 	slowRequest      = &refusal{408, "slow-request", "The request took too long to arrive", false}
+	targetTooLong    = &refusal{414, "bad-request", "The request line is too long", false}
+	headTooLarge     = &refusal{431, "bad-request", "The request head is too large", false}
+	notImplemented   = &refusal{501, "bad-request", "The method or transfer coding is not supported", false}
+	wrongVersion     = &refusal{505, "bad-request", "The HTTP version is not supported", false}
 	localFault       = &refusal{500, "internal", "The proxy could not handle the request", false}
 	tokenMissing     = &refusal{401, "token-missing", "Authentication required", false}
 	tokenInvalid     = &refusal{401, "token-invalid", "Invalid token", false}
@@ -41,37 +45,50 @@ func denied(word reason) *refusal {
 	return &refusal{403, word, "Access denied by security policy", false}
 }
 
-// reasonFor picks the answer to a request that could not be read.
-func reasonFor(he *h1.Error) *refusal {
-	switch {
-	case he.Status == 408:
-		return slowRequest
-	case he.Status >= 500:
-		return localFault
-	default:
-		return badRequest
+// unreadable is the answer to a request that could not be read, by the status
+// that fits it.
+func unreadable(status int) *refusal {
+	for _, r := range []*refusal{slowRequest, targetTooLong, headTooLarge, notImplemented, wrongVersion} {
+		if r.status == status {
+			return r
+		}
 	}
+	if status >= 500 {
+		return localFault
+	}
+	return badRequest
+}
+
+// refuseUnread answers in the engine's stead, before there is an exchange.
+func refuseUnread(status int) (body []byte, header []string) {
+	return unreadable(status).message("")
 }
 
 // answer writes a refusal as JSON. The response may still carry fields set
 // before, such as those of a rate limit.
 func answer(x *h1.Exchange, r *refusal, service string) int {
-	text := r.text
-	if r.named {
-		text += service
-	}
-	body := make([]byte, 0, len(text)+16)
-	body = append(body, `{"error":"`...)
-	body = append(body, text...) // our own words and a checked name: nothing to escape
-	body = append(body, "\"}\n"...)
-	fields := []string{"Content-Type", "application/json", "weir-error", string(r.word)}
-	if r.status == 401 {
-		fields = append(fields, "WWW-Authenticate", "Bearer")
-	}
+	body, fields := r.message(service)
 	if err := x.Reply(r.status, body, fields...); err != nil {
 		return 0
 	}
 	return r.status
+}
+
+// message is a refusal's body and its fields.
+func (r *refusal) message(service string) (body []byte, fields []string) {
+	text := r.text
+	if r.named {
+		text += service
+	}
+	body = make([]byte, 0, len(text)+16)
+	body = append(body, `{"error":"`...)
+	body = append(body, text...) // our own words and a checked name: nothing to escape
+	body = append(body, "\"}\n"...)
+	fields = []string{"Content-Type", "application/json", "weir-error", string(r.word)}
+	if r.status == 401 {
+		fields = append(fields, "WWW-Authenticate", "Bearer")
+	}
+	return body, fields
 }
 
 func (o *outbound) reply(x *h1.Exchange, r *refusal) int {

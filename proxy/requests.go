@@ -254,7 +254,7 @@ func (o *outbound) clientFailed(x *h1.Exchange, he *h1.Error) int {
 	if he.Status == 0 || he.Got {
 		return 0
 	}
-	return o.reply(x, reasonFor(he))
+	return o.reply(x, unreadable(he.Status))
 }
 
 // mayRetry asks for another try and waits for its time.
@@ -296,7 +296,7 @@ func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoin
 // identify tells an endpoint without a proxy who is calling; a proxy finds out
 // from the certificate and would not believe it.
 func (o *outbound) identify(x *h1.Exchange, e *endpoint) {
-	if e.meshed {
+	if e.mtls {
 		return
 	}
 	x.Set("X-Source-Service", o.p.cfg.Service.Name)

@@ -327,6 +327,11 @@ func (v *verifier) tcpFrom(name string, to, ours netip.AddrPort, dial func() (ne
 		defer l.Close()
 	}
 	c, err := dial()
+	if busy && errors.Is(err, unix.ECONNRESET) {
+		// The proxy took it and then refused: it knows no service there.
+		v.report.add(name, OK, "", "port %d is in use, and something there answers for %s", ours.Port(), to)
+		return
+	}
 	if err != nil {
 		todo := todoApply
 		if busy {

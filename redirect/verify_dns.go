@@ -23,6 +23,10 @@ func (v *verifier) dns() {
 	v.udp(v.name("DNS over UDP"), server)
 }
 
+// proxyPatience is how long a proxy may take to find that none of its resolvers
+// answers, and to say so.
+const proxyPatience = 6 * time.Second
+
 // rootQuery asks for the name servers of the root: the shortest question.
 var rootQuery = []byte{0x77, 0x65, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1}
 
@@ -43,7 +47,11 @@ func (v *verifier) udp(name string, server netip.AddrPort) {
 	}
 	if err == nil {
 		defer c.Close()
-		err = v.askUDP(c, l)
+		patience := verifyPatience
+		if busy {
+			patience = proxyPatience
+		}
+		err = v.askUDP(c, l, patience)
 	}
 	switch {
 	case err != nil && busy:
@@ -58,8 +66,8 @@ func (v *verifier) udp(name string, server netip.AddrPort) {
 }
 
 // askUDP sends a query, answers it where l is ours, and waits for the answer.
-func (v *verifier) askUDP(c, l *net.UDPConn) error {
-	deadline := time.Now().Add(verifyPatience)
+func (v *verifier) askUDP(c, l *net.UDPConn, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
 	if _, err := c.Write(rootQuery); err != nil {
 		return err
 	}

@@ -72,7 +72,7 @@ func (f *flags) define(cmd *cobra.Command) {
 	fl.StringVar(&f.netns, "netns", "", "network namespace, as a path or a name of ip netns (default this process's)")
 	fl.Uint32Var(&f.proxyUID, "proxy-uid", 0, "let pass the proxy by this uid too, where it may not set marks; an app of this uid can then bypass it on purpose")
 	fl.Uint32Var(&f.proxyMark, "proxy-mark", d.Mark, "socket mark of the proxy's connections to others")
-	fl.Uint32Var(&f.inboundMark, "inbound-mark", d.InboundMark, "socket mark of the proxy's connections to its own app (default --proxy-mark plus one)")
+	fl.Uint32Var(&f.inboundMark, "inbound-mark", d.InboundMark, "socket mark of the proxy's connections to its own app (--proxy-mark plus one where only that is given)")
 	fl.Uint16Var(&f.outboundPort, "outbound-port", d.OutboundPort, "port of the proxy for outbound TCP")
 	fl.Uint16Var(&f.inboundPort, "inbound-port", d.InboundPort, "port of the proxy for inbound TCP")
 	fl.Uint16Var(&f.dnsPort, "dns-port", d.DNSPort, "port of the proxy for DNS")
@@ -90,6 +90,8 @@ func (f *flags) define(cmd *cobra.Command) {
 	fl.BoolVar(&f.cleanup, "cleanup", false, "remove all that weir-init has installed")
 	fl.StringVar(&f.output, "output", "text", "text or json")
 	fl.DurationVar(&f.timeout, "timeout", time.Minute, "how long it may take in all")
+	fl.Lookup("proxy-mark").DefValue = fmt.Sprintf("%#x", d.Mark) // as weir-proxy shows it
+	fl.Lookup("inbound-mark").DefValue = fmt.Sprintf("%#x", d.InboundMark)
 	fl.SortFlags = false
 }
 

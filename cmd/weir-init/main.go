@@ -15,6 +15,9 @@ import (
 	"syscall"
 )
 
+// version is set by the build.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -30,6 +33,7 @@ var errChecksFailed = errors.New("a check failed")
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd := command(stdout)
+	cmd.Version = version
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)

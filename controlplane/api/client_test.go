@@ -102,7 +102,7 @@ func TestTheClientReadsFiguresSettingsAndSecrets(t *testing.T) {
 
 	warnings, err := c.UpdateSettings(ctx, json.RawMessage(`{"egress":"deny","security":{"cors":{"enabled":true}}}`))
 	check(t, err)
-	if len(warnings) != 1 || warnings[0] != "security.cors: no effect until a gateway or a trace exporter runs" {
+	if len(warnings) != 1 || warnings[0] != "security.cors: kept, but not acted on by this version" {
 		t.Errorf("warnings: %q", warnings)
 	}
 	settings, err := c.Settings(ctx)

@@ -67,7 +67,7 @@ TrafficRule default/web added r1
 TrafficRule default/web added r2
 SecurityRule default/web -> default/orders added r3
 Config updated 
-warning: security.cors: no effect until a gateway or a trace exporter runs`; first != want {
+warning: security.cors: kept, but not acted on by this version`; first != want {
 		t.Errorf("first:\n%s\nwant:\n%s", first, want)
 	}
 	if again := results(t, c, docs); strings.ReplaceAll(first, " added ", " unchanged ") != again {

@@ -36,7 +36,7 @@ func (s *server) updateConfig(ctx context.Context, in *configInput) (*configOutp
 	}
 	out := &configOutput{Body: statusBody{"config updated"}}
 	if idle := withoutEffect(&merged, patch); len(idle) > 0 {
-		out.Warning = warning(strings.Join(idle, ", ") + ": no effect until a gateway or a trace exporter runs")
+		out.Warning = warning(strings.Join(idle, ", ") + ": kept, but not acted on by this version")
 	}
 	return out, nil
 }
@@ -63,7 +63,8 @@ func joinPath(path, message string) string {
 }
 
 // withoutEffect names the settings that a patch switched on and that nothing
-// acts on as things are: what the gateway and the trace exporter read.
+// acts on as things are: what the gateway and the trace exporter read, and what
+// the programs' flags decide.
 func withoutEffect(merged *policy.Settings, patch []byte) []string {
 	var p struct {
 		Security      map[string]json.RawMessage `json:"security"`
@@ -84,6 +85,11 @@ func withoutEffect(merged *policy.Settings, patch []byte) []string {
 	note(merged.Security.SSL.Enabled, p.Security, "security", "ssl")
 	note(merged.Security.Authentication.Enabled, p.Security, "security", "authentication")
 	note(merged.Observability.Tracing.Enabled, p.Observability, "observability", "tracing", "tracing_enabled")
+	was := policy.DefaultSettings().Observability
+	note(merged.Observability.Logging != was.Logging, p.Observability, "observability", "logging")
+	if merged.Observability.Metrics.Path != was.Metrics.Path || merged.Observability.Metrics.Interval != was.Metrics.Interval {
+		note(true, p.Observability, "observability", "metrics")
+	}
 	return idle
 }
 

@@ -189,7 +189,7 @@ func TestConfigIsMergedAndShown(t *testing.T) {
 func TestConfigSaysWhatHasNoEffectYet(t *testing.T) {
 	c := serve(t, newMesh())
 	got := send(t, c, "POST", "/api/v1/config", `{"security":{"cors":{"enabled":true},"ssl":{"enabled":true,"cert_file":"c","key_file":"k"},"authentication":{"enabled":false}},"observability":{"tracing_enabled":true}}`)
-	want := `299 weir "security.cors, security.ssl, observability.tracing_enabled: no effect until a gateway or a trace exporter runs"`
+	want := `299 weir "security.cors, security.ssl, observability.tracing_enabled: kept, but not acted on by this version"`
 	if got.status != 200 || got.header.Get("Warning") != want {
 		t.Errorf("%d %s\n got %s\nwant %s", got.status, got.body, got.header.Get("Warning"), want)
 	}

@@ -194,7 +194,12 @@ func (x *Exchange) refuse(e *Error) {
 	}
 	x.closing = true
 	x.answered = false
-	_ = x.writeReply(e.Status, nil, nil) // the connection ends either way
+	var body []byte
+	var header []string
+	if x.s.cfg.Refusal != nil {
+		body, header = x.s.cfg.Refusal(e.Status)
+	}
+	_ = x.writeReply(e.Status, body, header) // the connection ends either way
 	x.s.linger()
 }
 

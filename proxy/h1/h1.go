@@ -53,6 +53,9 @@ type Config struct {
 	// ReplayBytes is how much of a request body is kept for a retry, at most
 	// (and by default) 64 KiB. Negative: nothing beyond what came with the head.
 	ReplayBytes int
+	// Refusal gives the body and the fields (names and values in turn) of the
+	// answer to a request that could not be read. nil answers without a body.
+	Refusal func(status int) (body []byte, header []string)
 	// Now is the clock, time.Now by default. Deadlines of connections are set
 	// from it, so it must run with the wall clock.
 	Now func() time.Time

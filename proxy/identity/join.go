@@ -60,6 +60,9 @@ func (i *Identity) join(ctx context.Context) error {
 	resp, err := i.ask(ctx, first, func(ctx context.Context, c wire.JoinClient) (*wire.JoinResponse, error) {
 		return c.Join(ctx, &wire.JoinRequest{Token: t.text, Csr: csr})
 	})
+	if errors.As(err, &lasting{}) { // the token is of no use here
+		return fmt.Errorf("join: %w; %s", err, i.advice())
+	}
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}

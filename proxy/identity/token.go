@@ -65,10 +65,15 @@ func parseToken(text string) (token, error) {
 	return t, nil
 }
 
+// advice is what to do where there is no token that holds.
+func (i *Identity) advice() string {
+	return fmt.Sprintf("make one with: weir token create --service %s --namespace %s", i.cfg.Service.Name, i.cfg.Service.Namespace)
+}
+
 // readToken reads the token file and checks what can be checked here. The error
 // says what to do.
 func (i *Identity) readToken() (token, error) {
-	advice := fmt.Sprintf("make one with: weir token create --service %s --namespace %s", i.cfg.Service.Name, i.cfg.Service.Namespace)
+	advice := i.advice()
 	text, err := os.ReadFile(i.cfg.TokenFile)
 	if err != nil {
 		return token{}, fmt.Errorf("read join token: %w; %s", err, advice)

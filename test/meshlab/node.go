@@ -219,7 +219,7 @@ type ProxyStatus struct {
 			ID      string `json:"id"`
 			Address string `json:"address"`
 			Circuit string `json:"circuit"`
-			Meshed  bool   `json:"meshed"`
+			MTLS    bool   `json:"mtls"`
 		} `json:"endpoints"`
 	} `json:"services"`
 	Control struct {

@@ -141,8 +141,7 @@ func (c *capture) look(packet []byte) {
 		c.search(packet, 0) // UDP, ICMP: whatever it is, it must not hold a mark
 		return
 	}
-	count := &flowCount{1, len(payload)}
-	c.sight.between[f.pair] = c.sight.between[f.pair].plus(*count)
+	c.sight.between[f.pair] = c.sight.between[f.pair].plus(flowCount{1, len(payload)})
 	text := append(c.tails[f], payload...)
 	c.search(text, len(c.tails[f]))
 	keep := 0
@@ -168,7 +167,7 @@ func tcp(packet []byte) (f flow, payload []byte, ok bool) {
 	if len(packet) < 1 {
 		return f, nil, false
 	}
-	segment := []byte(nil)
+	var segment []byte
 	switch packet[0] >> 4 {
 	case 4: // RFC 791 section 3.1
 		header := int(packet[0]&15) * 4

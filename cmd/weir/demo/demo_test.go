@@ -51,10 +51,10 @@ func TestAClaimHoldsOnlyIfAllOfItWasSeen(t *testing.T) {
 		"one too many":           {all200([]answer{ok, ok, no}, 2, nil), "expected 2 × 200, saw 2 × 200, 1 × 403"},
 		"curl failed after them": {all200([]answer{ok}, 1, failed), "expected 1 × 200, saw 1 × 200\ncurl: exit status 7"},
 		"none came":              {all200(nil, 1, failed), "expected 1 × 200, saw no answer\ncurl: exit status 7"},
-		"refused as said":        {refused([]answer{no}, 403, "no-rule", nil), ""},
-		"another reason":         {refused([]answer{no}, 403, "method", nil), `expected 403 with weir-error "method", saw 1 × 403 with weir-error "no-rule"`},
-		"not refused":            {refused([]answer{ok}, 403, "no-rule", nil), `expected 403 with weir-error "no-rule", saw 1 × 200 with weir-error ""`},
-		"nobody answered":        {refused(nil, 403, "no-rule", failed), "expected 403 with weir-error \"no-rule\", saw no answer\ncurl: exit status 7"},
+		"refused as said":        {refused([]answer{no}, "no-rule", nil), ""},
+		"another reason":         {refused([]answer{no}, "method", nil), `expected 403 with weir-error "method", saw 1 × 403 with weir-error "no-rule"`},
+		"not refused":            {refused([]answer{ok}, "no-rule", nil), `expected 403 with weir-error "no-rule", saw 1 × 200 with weir-error ""`},
+		"nobody answered":        {refused(nil, "no-rule", failed), "expected 403 with weir-error \"no-rule\", saw no answer\ncurl: exit status 7"},
 	} {
 		got := ""
 		if tc.err != nil {

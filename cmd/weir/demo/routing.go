@@ -173,18 +173,7 @@ func (d *demo) showRateLimit(ctx context.Context) (string, error) {
 	if _, err := d.mesh.API.UpdateSettings(ctx, userSettings(map[string]any{"limit": limit, "window": 60})); err != nil {
 		return "", err
 	}
-	// The first request that is answered with the limit's fields is the first in the window.
-	err := d.mesh.Await(ctx, "the rate limit", func(ctx context.Context) error {
-		answers, err := d.call(ctx, d.frontend, userService, "/1")
-		if err := all200(answers, 1, err); err != nil {
-			return err
-		}
-		if answers[0].header.Get("RateLimit-Policy") == "" {
-			return errors.New("the answer has no RateLimit-Policy")
-		}
-		return nil
-	})
-	if err != nil {
+	if err := d.mesh.Await(ctx, "the rate limit", d.firstLimited); err != nil {
 		return "", err
 	}
 	answers, err := d.call(ctx, d.frontend, userService, fmt.Sprintf("/[2-%d]", limit+1))
@@ -207,4 +196,17 @@ func (d *demo) showRateLimit(ctx context.Context) (string, error) {
 		return all200(answers, 1, err)
 	})
 	return fmt.Sprintf("%d requests in the window got 200, number %d got 429 with Retry-After: %s; lifted, 200 again", limit, limit+1, wait), err
+}
+
+// firstLimited sends one request: the first that is answered with the limit's
+// fields is the first in the window.
+func (d *demo) firstLimited(ctx context.Context) error {
+	answers, err := d.call(ctx, d.frontend, userService, "/1")
+	if err := all200(answers, 1, err); err != nil {
+		return err
+	}
+	if answers[0].header.Get("RateLimit-Policy") == "" {
+		return errors.New("expected RateLimit-Policy on the answer, saw none")
+	}
+	return nil
 }

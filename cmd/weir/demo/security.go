@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"time"
 
@@ -15,7 +14,7 @@ import (
 // showNoRule: who is not allowed is refused, and is told why.
 func (d *demo) showNoRule(ctx context.Context) (string, error) {
 	answers, err := d.call(ctx, d.stranger, userService, "/", "-H", "X-Source-Service: frontend")
-	if err := refused(answers, http.StatusForbidden, string(policy.NoRule), err); err != nil {
+	if err := refused(answers, string(policy.NoRule), err); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("the stranger, in the mesh but in no rule, got 403, weir-error: %s; posing as frontend did not help", policy.NoRule), nil
@@ -53,7 +52,7 @@ func (d *demo) plainURL() string { return "http://" + d.users[0].Join(atoi(userP
 
 func (d *demo) refusedOutside(ctx context.Context) error {
 	answers, err := curl(ctx, d.outside, d.plainURL())
-	return refused(answers, http.StatusForbidden, string(policy.MTLSRequired), err)
+	return refused(answers, string(policy.MTLSRequired), err)
 }
 
 func (d *demo) setMode(ctx context.Context, mode policy.MTLSMode) error {
@@ -77,20 +76,10 @@ func (d *demo) showEncryption(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("capture on the bridge: %w", err)
 	}
 	defer c.close()
-	const n = 20
-	answers, err := d.call(ctx, d.frontend, userService, "/"+secretMark+"/[1-20]", "-H", "X-Note: "+secretMark, "-d", "body="+secretMark)
-	if err := all200(answers, n, err); err != nil {
+	if err := d.sendSecret(ctx); err != nil {
 		return "", err
 	}
-	for _, a := range answers {
-		if strings.Count(a.body, secretMark) != 2 {
-			return "", fmt.Errorf("expected the mark in the answer as in the request, saw %q", a.body)
-		}
-	}
-	if _, err := d.cacheRoundTrip(ctx, secretMark, secretMark); err != nil {
-		return "", err
-	}
-	answers, err = curl(ctx, d.frontend, "http://"+d.outside.Join(atoi(userPort))+"/"+openMark)
+	answers, err := curl(ctx, d.frontend, "http://"+d.outside.Join(atoi(userPort))+"/"+openMark)
 	if err := all200(answers, 1, err); err != nil {
 		return "", fmt.Errorf("to a server outside the mesh: %w", err)
 	}
@@ -107,6 +96,26 @@ func (d *demo) showEncryption(ctx context.Context) (string, error) {
 	return d.judge(c.seen())
 }
 
+// secretRequests is how many requests carry the secret mark: each three times,
+// and each answer twice.
+const secretRequests = 20
+
+func (d *demo) sendSecret(ctx context.Context) error {
+	answers, err := d.call(ctx, d.frontend, userService, fmt.Sprintf("/%s/[1-%d]", secretMark, secretRequests),
+		"-H", "X-Note: "+secretMark, "-d", "body="+secretMark)
+	if err := all200(answers, secretRequests, err); err != nil {
+		return err
+	}
+	for _, a := range answers {
+		if strings.Count(a.body, secretMark) != 2 {
+			return fmt.Errorf("expected the mark in the answer as in the request, saw %q", a.body)
+		}
+	}
+	_, err = d.cacheRoundTrip(ctx, secretMark, secretMark)
+	return err
+}
+
+// judge says what a capture has seen between the services.
 func (d *demo) judge(s sight) (string, error) {
 	var packets, bytes int
 	for _, from := range d.sidecars() {
@@ -115,8 +124,7 @@ func (d *demo) judge(s sight) (string, error) {
 			packets, bytes = packets+f.packets, bytes+f.bytes
 		}
 	}
-	// Each request carries the mark three times and each answer twice.
-	if least := 20 * 5 * len(secretMark); bytes < least {
+	if least := secretRequests * 5 * len(secretMark); bytes < least {
 		return "", fmt.Errorf("expected at least %d bytes between the services, saw %d in %d packets", least, bytes, packets)
 	}
 	if s.hits[secretMark] > 0 || s.lost > 0 {

@@ -195,7 +195,7 @@ func (d *demo) awaitMesh(ctx context.Context) error {
 		for service, n := range want {
 			meshed := 0
 			for _, e := range st.Services[name(service).String()].Endpoints {
-				if e.Meshed {
+				if e.MTLS {
 					meshed++
 				}
 			}

@@ -79,7 +79,7 @@ func readAnswers(out string) ([]answer, error) {
 			return answers, fmt.Errorf("answer %d of curl: %w", len(answers)+1, err)
 		}
 		body, err := io.ReadAll(resp.Body)
-		if err != nil {
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
 			return answers, fmt.Errorf("answer %d of curl: %w", len(answers)+1, err)
 		}
 		answers = append(answers, answer{status: resp.StatusCode, header: resp.Header, body: string(body)})
@@ -138,16 +138,16 @@ func all200(answers []answer, n int, err error) error {
 	return errors.Join(fmt.Errorf("expected %d × 200, saw %s", n, statuses(answers)), err)
 }
 
-// refused makes sure that one answer came with a status and a reason of weir's.
-func refused(answers []answer, status int, reason string, err error) error {
-	if err == nil && len(answers) == 1 && answers[0].status == status && answers[0].header.Get("weir-error") == reason {
+// refused makes sure that one answer came, a 403 with a reason of weir's.
+func refused(answers []answer, reason string, err error) error {
+	if err == nil && len(answers) == 1 && answers[0].status == http.StatusForbidden && answers[0].header.Get("weir-error") == reason {
 		return nil
 	}
 	seen := statuses(answers)
 	if len(answers) > 0 {
 		seen += fmt.Sprintf(" with weir-error %q", answers[0].header.Get("weir-error"))
 	}
-	return errors.Join(fmt.Errorf("expected %d with weir-error %q, saw %s", status, reason, seen), err)
+	return errors.Join(fmt.Errorf("expected 403 with weir-error %q, saw %s", reason, seen), err)
 }
 
 // atoi is for the ports above.
