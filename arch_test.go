@@ -60,15 +60,15 @@ var testMayImport = []string{"test/netlab"}
 // oneDoor names the only packages that may import a heavy dependency. Tests may
 // bring their own peers.
 var oneDoor = map[string][]string{
-	"go.etcd.io/etcd": {"controlplane/store"},
-	"github.com/envoyproxy/go-control-plane/pkg": {"controlplane/publish"},
-	"github.com/prometheus/client_golang":        {"proxy/telemetry"},
-	"github.com/danielgtaylor/huma":              {"controlplane/api"},
-	"github.com/quic-go/quic-go":                 {"proxy/tunnel"},
-	"github.com/coreos/go-iptables":              {"redirect"},
-	"github.com/golang-jwt/jwt":                  {"proxy/jwt"},
-	"golang.org/x/net/dns":                       {"proxy/dns"},
-	"k8s.io":                                     {"controlplane/kube"},
+	"go.etcd.io/etcd":                        {"controlplane/store"},
+	"github.com/envoyproxy/go-control-plane": {"controlplane/publish", "proxy/feed"},
+	"github.com/prometheus/client_golang":    {"proxy/telemetry"},
+	"github.com/danielgtaylor/huma":          {"controlplane/api"},
+	"github.com/quic-go/quic-go":             {"proxy/tunnel"},
+	"github.com/coreos/go-iptables":          {"redirect"},
+	"github.com/golang-jwt/jwt":              {"proxy/jwt"},
+	"golang.org/x/net/dns":                   {"proxy/dns"},
+	"k8s.io":                                 {"controlplane/kube"},
 }
 
 type source struct {
