@@ -5,8 +5,7 @@ PROGRAMS    := weir weir-proxy weir-init
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD_FLAGS := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 FUZZTIME    ?= 5s
-# Packages whose tests make namespaces run one after the other: two cores are
-# soon used up by programs started beside them.
+# What to test: make race PACKAGES=./proxy/...
 PACKAGES    ?= ./...
 
 .PHONY: help
@@ -33,10 +32,10 @@ demo: deps build ## show the main job on real programs
 	$(BIN)/weir demo
 
 .PHONY: test
-test: test-deps build test-race fuzz ## everything: unit, race, namespaces, e2e, a short fuzz of each target
+test: test-deps build fuzz race ## everything: a short fuzz of each target, then all tests with -race
 
-.PHONY: test-race
-test-race:
+.PHONY: race
+race: build ## all tests with -race: unit, namespaces, end to end
 	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -timeout 15m $(PACKAGES)
 
 .PHONY: e2e
