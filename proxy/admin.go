@@ -87,7 +87,7 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, _ *http.Request) {
 	now := time.Now()
 	for name, d := range p.dests.Load().byName {
 		var eps []map[string]any
-		if pk := d.choose("", 0); pk != nil {
+		if pk := d.picks[pickKey{}]; pk != nil {
 			for _, e := range pk.endpoints {
 				circuit := "off"
 				if e.circuit != nil {

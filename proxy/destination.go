@@ -35,11 +35,12 @@ type destination struct {
 	label   string // "service.namespace", for the log
 }
 
-// pickKey is what narrows a choice of endpoint. An empty subset and port 0 do
-// not narrow.
+// pickKey is what narrows a choice of endpoint. An empty subset, port 0 and
+// http false do not narrow.
 type pickKey struct {
 	subset string
 	port   uint16
+	http   bool // only those declared so
 }
 
 // pick is a set to choose from, and what its indexes stand for.
@@ -177,9 +178,12 @@ func (d *destination) setPicks(members []*endpoint, targets []policy.Target) err
 	d.picks = map[pickKey]*pick{}
 	for i := range members {
 		t := &targets[i]
-		port := uint16(t.Port)
 		for _, subset := range subsetsOf(t) {
-			for _, key := range []pickKey{{subset, 0}, {subset, port}} {
+			keys := []pickKey{{subset: subset}, {subset: subset, port: uint16(t.Port)}}
+			if t.Protocol == "http" {
+				keys = append(keys, pickKey{subset: subset, http: true})
+			}
+			for _, key := range keys {
 				if d.picks[key] == nil {
 					d.picks[key] = &pick{}
 				}
@@ -218,12 +222,16 @@ func subsetsOf(t *policy.Target) []string {
 }
 
 // choose gives the set for a subset: of the endpoints that listen on the port
-// the app dialled, or if none does of all. nil when the subset has none.
+// the app dialled, or if none does of those that serve HTTP, or if none does of
+// all. nil when the subset has none.
 func (d *destination) choose(subset string, port uint16) *pick {
-	if pk := d.picks[pickKey{subset, port}]; pk != nil {
+	if pk := d.picks[pickKey{subset: subset, port: port}]; pk != nil && port != 0 {
 		return pk
 	}
-	return d.picks[pickKey{subset, 0}]
+	if pk := d.picks[pickKey{subset: subset, http: true}]; pk != nil {
+		return pk
+	}
+	return d.picks[pickKey{subset: subset}]
 }
 
 // protocolFor is what is declared for connections to a port of the service.

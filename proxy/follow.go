@@ -107,15 +107,12 @@ func (p *Proxy) setMesh(m policy.Mesh) error {
 // with it.
 type guard struct {
 	*policy.Guard
-	tokens  *jwt.Verifier    // nil when there is no secret
+	tokens  *jwt.Verifier    // without a secret it takes no token
 	limiter *ratelimit.Keyed // by caller or by token subject; nil without such a limit
 }
 
 func newGuard(in policy.Inbound, old *guard, now time.Time) *guard {
-	g := &guard{Guard: policy.NewGuard(in)}
-	if in.JWTSecret != "" {
-		g.tokens = jwt.New([]byte(in.JWTSecret))
-	}
+	g := &guard{Guard: policy.NewGuard(in), tokens: jwt.New([]byte(in.JWTSecret))}
 	limit := in.RateLimit
 	if limit.Limit == 0 || !isInboundLimit(limit) {
 		return g

@@ -49,6 +49,9 @@ func (m *Mesh) Bare(name string) (*Node, error) {
 	return m.node(h, Workload{Host: name}), nil
 }
 
+// ControlNode is the control plane's host, to run programs on.
+func (m *Mesh) ControlNode() *Node { return m.node(m.Host, Workload{Host: m.Host.Name()}) }
+
 func (m *Mesh) node(h *netlab.Host, w Workload) *Node {
 	n := &Node{Host: h, mesh: m, workload: w}
 	n.http = &http.Client{Transport: &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true}, Timeout: 15 * time.Second}
