@@ -49,6 +49,8 @@ var mayImport = map[string][]string{
 	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
 	"cmd/weir-init":  {"redirect"},
 
+	"bench": {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
+
 	"test/netlab":  {},
 	"test/meshlab": {"controlplane/api", "policy", "test/netlab"},
 	"test/e2e":     {"controlplane", "controlplane/api", "policy", "proxy", "test/meshlab", "test/netlab"},
