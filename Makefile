@@ -46,6 +46,19 @@ e2e: test-deps build ## the black-box tests only
 fuzz: ## run each fuzz target for FUZZTIME (5s)
 	@.ci/fuzz $(FUZZTIME)
 
+.PHONY: bench-build
+bench-build: build
+	@.ci/deps bench
+	CGO_ENABLED=0 $(GO) build -o $(BIN)/bench ./bench
+
+.PHONY: bench
+bench: bench-build ## the proxy beside HAProxy, nginx and Envoy; writes docs/PERFORMANCE.md (as root, half an hour)
+	$(BIN)/bench -doc docs/PERFORMANCE.md
+
+.PHONY: bench-quick
+bench-quick: bench-build ## the same in three minutes; writes nothing
+	$(BIN)/bench -quick
+
 .PHONY: golden
 golden: ## write the golden files anew
 	$(GO) test ./redirect/... -run 'Golden|Plan' -update
