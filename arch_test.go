@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"proxy/detect":    {},
 	"proxy/dns":       {},
 	"proxy/feed":      {"policy", "policy/wire"},
-	"proxy/h1":        {"proxy/relay"},
+	"proxy/h1":        {},
 	"proxy/identity":  {"policy", "policy/wire"},
 	"proxy/jwt":       {},
 	"proxy/listen":    {},

@@ -61,7 +61,7 @@ func idsOf(pk *pick) string {
 
 func TestAChoiceIsNarrowedBySubsetAndByThePortDialled(t *testing.T) {
 	p := sidecar(t)
-	sick := endpointOf("x", "10.0.0.9:80", func(t *policy.Target) { t.Status = policy.Unhealthy })
+	sick := endpointOf("x", "10.0.0.9:7001", func(t *policy.Target) { t.Status = policy.Unhealthy })
 	err := p.setService(users, usersWith(endpointOf("a", "10.0.0.1:8001", version("v1")), endpointOf("b", "10.0.0.2:8001", version("v2")), endpointOf("c", "10.0.0.3:9001", version("v2")), sick))
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +73,8 @@ func TestAChoiceIsNarrowedBySubsetAndByThePortDialled(t *testing.T) {
 		want   string
 	}{
 		{"", 0, "abc"}, {"", 80, "abc"}, {"", 8001, "ab"}, {"", 9001, "c"},
-		{"v2", 80, "bc"}, {"v2", 8001, "b"}, {"v1", 9001, "a"}, {"v3", 80, "none"},
+		{"", 7001, "none"}, // meant for x, which is unhealthy: another port would be another thing
+		{"v2", 80, "bc"}, {"v2", 8001, "b"}, {"v1", 9001, "none"}, {"v3", 80, "none"},
 	} {
 		if got := idsOf(d.choose(c.subset, c.port)); got != c.want {
 			t.Errorf("subset %q port %d: %s, want %s", c.subset, c.port, got, c.want)

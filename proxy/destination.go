@@ -27,6 +27,7 @@ type destination struct {
 	svc     *policy.Service
 	router  *policy.Router
 	picks   map[pickKey]*pick
+	ports   map[uint16]bool    // on which an endpoint listens, healthy or not
 	limiter *ratelimit.Limiter // all requests together, nil when there is no limit
 	keyed   *ratelimit.Keyed   // by the header limitBy
 	limitBy string
@@ -127,7 +128,9 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	kept := map[endpointKey]bool{}
 	var members []*endpoint
 	var targets []policy.Target
+	d.ports = map[uint16]bool{}
 	for _, t := range svc.Endpoints {
+		d.ports[uint16(t.Port)] = true
 		if t.Status == policy.Unhealthy {
 			continue
 		}
@@ -222,11 +225,11 @@ func subsetsOf(t *policy.Target) []string {
 }
 
 // choose gives the set for a subset: of the endpoints that listen on the port
-// the app dialled, or if none does of those that serve HTTP, or if none does of
-// all. nil when the subset has none.
+// the app dialled. If no endpoint of the service is meant to, healthy or not,
+// then of those that serve HTTP, or if none does of all. nil when there is none.
 func (d *destination) choose(subset string, port uint16) *pick {
-	if pk := d.picks[pickKey{subset: subset, port: port}]; pk != nil && port != 0 {
-		return pk
+	if d.ports[port] {
+		return d.picks[pickKey{subset: subset, port: port}]
 	}
 	if pk := d.picks[pickKey{subset: subset, http: true}]; pk != nil {
 		return pk
@@ -240,7 +243,9 @@ func (d *destination) protocolFor(port uint16) string {
 		return pk.endpoints[0].protocol
 	}
 	for i := range d.svc.Endpoints { // none is healthy: what one would speak
-		return d.svc.Endpoints[i].Protocol
+		if t := &d.svc.Endpoints[i]; t.Port == int(port) || !d.ports[port] {
+			return t.Protocol
+		}
 	}
 	return "http"
 }

@@ -156,6 +156,9 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 	e, ticket, ok := o.sel.take(rand.Uint64(), o.hash(x))
 	if !ok {
 		o.service.metrics.RoutingFailed()
+		if o.attempts > 1 { // tries were made and failed: that is what the app is to hear
+			return o.reply(x, upstreamFailed), false
+		}
 		return o.reply(x, circuitOpen), false
 	}
 	o.endpoint = e

@@ -194,10 +194,6 @@ func halfClose(t *testing.T, m *tcpMesh) {
 			t.Errorf("the server got %q, %v", b, err)
 		}
 	})
-	// The program people use for it.
-	if got := output(t, m.front, "bash", "-c", "printf hello | nc -N data 9001"); got != "hello" {
-		t.Errorf("nc -N got %q", got)
-	}
 }
 
 func resets(t *testing.T, m *tcpMesh) {
