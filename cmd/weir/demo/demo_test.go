@@ -96,8 +96,8 @@ weir_bytes_total{direction="outbound",service="user-service"} 5
 }
 
 func TestNginxIsGivenOnlyDirectoriesOfItsModules(t *testing.T) {
-	conf := (&apps{temps: []string{"proxy", "uwsgi"}}).nginxConf("/tmp/x", "users-a", "v1")
-	for _, want := range []string{"\tproxy_temp_path /tmp/x/temp-proxy;\n\tuwsgi_temp_path /tmp/x/temp-uwsgi;\n", "listen 8001;", "if (-f /tmp/x/fail)", "X-Instance users-a always;"} {
+	conf := (&apps{temps: []string{"proxy", "uwsgi"}}).nginxConf("/demo/dir", "users-a", "v1")
+	for _, want := range []string{"\tproxy_temp_path /demo/dir/temp-proxy;\n\tuwsgi_temp_path /demo/dir/temp-uwsgi;\n", "listen 8001;", "if (-f /demo/dir/fail)", "X-Instance users-a always;"} {
 		if !strings.Contains(conf, want) {
 			t.Errorf("%q is missing in\n%s", want, conf)
 		}
