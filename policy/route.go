@@ -107,21 +107,6 @@ func (r *Router) Route(req *Request, roll uint64) Route {
 	return r.fallback
 }
 
-// Destinations lists the other services that rules send to.
-func (r *Router) Destinations() []ServiceName {
-	var out []ServiceName
-	seen := map[ServiceName]bool{r.fallback.Service: true}
-	for _, g := range r.groups {
-		for _, w := range g.routes {
-			if !seen[w.route.Service] {
-				seen[w.route.Service] = true
-				out = append(out, w.route.Service)
-			}
-		}
-	}
-	return out
-}
-
 func (g *group) add(route Route, weight int) {
 	g.total += uint64(max(weight, 0))
 	g.routes = append(g.routes, weightedRoute{upTo: g.total, route: route})

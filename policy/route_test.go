@@ -113,14 +113,6 @@ func TestAllWeightsZeroLeadToTheServiceItself(t *testing.T) {
 	}
 }
 
-func TestDestinationsListsOtherServicesOnce(t *testing.T) {
-	to := func(name string) TrafficRule { return rule(name, func(r *TrafficRule) { r.DestinationService = name }) }
-	router, _ := NewRouter(service(to("a"), to("a"), to("other/b"), to("user-service")))
-	if got := fmt.Sprint(router.Destinations()); got != "[default/a other/b]" {
-		t.Errorf("got %s", got)
-	}
-}
-
 func TestABadRuleIsNamed(t *testing.T) {
 	_, err := NewRouter(service(rule("r7", func(r *TrafficRule) { r.MatchHeaders["a"] = "regex:(" })))
 	if err == nil || !strings.Contains(err.Error(), `"r7"`) || !strings.Contains(err.Error(), "match_headers.a") {

@@ -19,7 +19,7 @@ type admin struct {
 	srv *http.Server
 }
 
-func (p *Proxy) newAdmin() (*admin, error) {
+func (p *Proxy) newAdmin(o *ports) (*admin, error) {
 	ln, err := net.Listen("tcp", p.cfg.Admin)
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func (p *Proxy) newAdmin() (*admin, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", p.answerHealth)
 	mux.HandleFunc("GET /ready", p.answerReady)
-	mux.HandleFunc("GET /status", p.answerStatus)
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.answerStatus(w, o) })
 	mux.Handle("GET /metrics", p.metricsHandler())
 	a := &admin{ln: ln, srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}}
 	return a, nil
@@ -82,7 +82,7 @@ func (p *Proxy) answerReady(w http.ResponseWriter, _ *http.Request) {
 }
 
 // answerStatus tells how the proxy stands, for people.
-func (p *Proxy) answerStatus(w http.ResponseWriter, _ *http.Request) {
+func (p *Proxy) answerStatus(w http.ResponseWriter, o *ports) {
 	services := map[string]any{}
 	now := time.Now()
 	for name, d := range p.dests.Load().byName {
@@ -105,6 +105,7 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, _ *http.Request) {
 	}
 	writeJSON(w, http.StatusOK, map[string]any{
 		"service": p.cfg.Service.String(), "id": p.cfg.ID, "certificate_until": p.id.Expiry(), "control": p.feed.Status(), "services": services,
+		"outbound": o.outbound.Figures(), "inbound": o.inbound.Figures(), "dns": o.dns.Figures(),
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -292,6 +293,24 @@ func TestRulesThatAllowNoMoreCutLiveConnections(t *testing.T) {
 	other.Service = users
 	if err := p.setInbound(other); err == nil {
 		t.Error("rules of another service are taken")
+	}
+}
+
+func TestAWeightOfZeroIsOffered(t *testing.T) {
+	cfg := Config{
+		Service: users, Control: []string{"127.0.0.1:1"}, TokenFile: "unused", Admin: "127.0.0.1:0",
+		Advertise: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, AppPorts: []AppPort{{Port: 80, Protocol: "http"}},
+	}
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own := p.ownEndpoints(); len(own) != 1 || own[0].Weight != 0 {
+		t.Errorf("offered is %+v", own)
+	}
+	cfg.Weight, cfg.HealthPath = -1, "health"
+	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "weight: -1") || !strings.Contains(err.Error(), "health_check_path:") {
+		t.Errorf("error is %v", err)
 	}
 }
 

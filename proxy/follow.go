@@ -36,6 +36,12 @@ func (p *Proxy) follow() error {
 		}
 		cfg.ID = fmt.Sprintf("%s.%s@%s-%s", cfg.Service.Name, cfg.Service.Namespace, host, p.firstAddress())
 	}
+	own := p.ownEndpoints()
+	for i := range own {
+		if problems := own[i].Validate(); len(problems) > 0 {
+			return fmt.Errorf("the app's port %d as an endpoint: %w", own[i].Port, problems)
+		}
+	}
 	state := ""
 	if cfg.StateDir != "" {
 		state = filepath.Join(cfg.StateDir, "state.pb")
@@ -43,7 +49,7 @@ func (p *Proxy) follow() error {
 	p.feed, err = feed.New(feed.Config{
 		Control: cfg.Control, TLS: id.ControlTLS, Dial: p.toMesh.DialContext,
 		ProxyID: cfg.ID, Version: cfg.Version, Service: cfg.Service,
-		Addresses: p.addresses(), Endpoints: p.ownEndpoints(), Figures: p.figures,
+		Addresses: p.addresses(), Endpoints: own, Figures: p.figures,
 		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
 		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService},
 	})

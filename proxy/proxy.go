@@ -4,6 +4,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -45,7 +46,7 @@ type Config struct {
 	AppPorts   []AppPort
 	Advertise  []netip.Addr // addresses of the app; found from the interfaces when empty
 	HealthPath string
-	Weight     int
+	Weight     int // 0 drains: no traffic while others have weight
 	Labels     map[string]string
 
 	Outbound, Inbound, DNS []string // listen addresses
@@ -60,8 +61,8 @@ type Config struct {
 	NotRedirected func(error) bool
 
 	MaxConns      int           // connections at once in each direction; 0 is 10 000
-	DrainDelay    time.Duration // between leaving the mesh and refusing connections; 0 is 1 s
-	DrainTimeout  time.Duration // from then until what is left is cut; 0 is 30 s
+	DrainDelay    time.Duration // between leaving the mesh and refusing connections
+	DrainTimeout  time.Duration // from then until what is left is cut
 	AccessLog     io.Writer     // where the access log goes when the mesh turns it on
 	ConnectLimit  time.Duration // for one dial with its handshake; 0 is 5 s
 	HandshakeTime time.Duration // for a peer's first bytes and handshake; 0 is 10 s
@@ -139,23 +140,10 @@ func (c *Config) setDefaults() {
 	if c.NotRedirected == nil {
 		c.NotRedirected = func(error) bool { return true }
 	}
-	for _, d := range []struct {
-		at    *time.Duration
-		value time.Duration
-	}{{&c.DrainDelay, time.Second}, {&c.DrainTimeout, 30 * time.Second}, {&c.ConnectLimit, 5 * time.Second}, {&c.HandshakeTime, 10 * time.Second}} {
-		if *d.at == 0 {
-			*d.at = d.value
-		}
-	}
-	if c.MaxConns == 0 {
-		c.MaxConns = 10_000
-	}
-	if c.HealthPath == "" {
-		c.HealthPath = "/health"
-	}
-	if c.Weight == 0 {
-		c.Weight = 100
-	}
+	c.ConnectLimit = cmp.Or(c.ConnectLimit, 5*time.Second)
+	c.HandshakeTime = cmp.Or(c.HandshakeTime, 10*time.Second)
+	c.MaxConns = cmp.Or(c.MaxConns, 10_000)
+	c.HealthPath = cmp.Or(c.HealthPath, "/health")
 }
 
 // Run joins the mesh, opens the ports and carries traffic until ctx ends; then
@@ -249,7 +237,7 @@ func (p *Proxy) open() (_ *ports, err error) {
 	if err != nil {
 		return o, fmt.Errorf("dns: %w", err)
 	}
-	if o.admin, err = p.newAdmin(); err != nil {
+	if o.admin, err = p.newAdmin(o); err != nil {
 		return o, fmt.Errorf("admin: %w", err)
 	}
 	return o, nil

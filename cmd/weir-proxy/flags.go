@@ -99,7 +99,7 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 	if cfg.Log, err = f.logger(); err != nil {
 		return cfg, closers, err
 	}
-	for _, step := range []func(*proxy.Config) error{f.setPorts, f.setLabels, f.setAddresses, f.setMarks, f.setResolvers} {
+	for _, step := range []func(*proxy.Config) error{f.checkBounds, f.setPorts, f.setLabels, f.setAddresses, f.setMarks, f.setResolvers} {
 		if err := step(&cfg); err != nil {
 			return cfg, closers, err
 		}
@@ -110,6 +110,18 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 	}
 	cfg.AccessLog = w
 	return cfg, closeLog, nil
+}
+
+func (f *flags) checkBounds(*proxy.Config) error {
+	switch {
+	case f.maxConns < 1:
+		return fmt.Errorf("--max-connections %d: at least 1 is meant", f.maxConns)
+	case f.drainDelay < 0:
+		return fmt.Errorf("--drain-delay %v: a time before now", f.drainDelay)
+	case f.drainTimeout < 0:
+		return fmt.Errorf("--drain-timeout %v: a time before now", f.drainTimeout)
+	}
+	return nil
 }
 
 func (f *flags) setPorts(cfg *proxy.Config) error {

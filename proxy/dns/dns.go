@@ -49,16 +49,16 @@ type Config struct {
 
 // Figures are counts since New, but for InFlight.
 type Figures struct {
-	Queries   uint64 // messages that came in
-	Mesh      uint64 // answered from Lookup
-	Forwarded uint64 // answered by an upstream
-	Failed    uint64 // SERVFAIL because no upstream answered
-	Refused   uint64 // REFUSED for want of an upstream, NOTIMP for what is not a query, BADVERS
-	Overload  uint64 // SERVFAIL because of MaxInFlight
-	Malformed uint64 // dropped or answered FORMERR
-	Truncated uint64 // upstream answers cut to what the client takes over UDP
-	Retries   uint64 // tries at an upstream after the first
-	InFlight  int    // queries being worked on
+	Queries   uint64 `json:"queries"`   // messages that came in
+	Mesh      uint64 `json:"mesh"`      // answered from Lookup
+	Forwarded uint64 `json:"forwarded"` // answered by an upstream
+	Failed    uint64 `json:"failed"`    // SERVFAIL because no upstream answered
+	Refused   uint64 `json:"refused"`   // REFUSED for want of an upstream, NOTIMP for what is not a query, BADVERS
+	Overload  uint64 `json:"overload"`  // SERVFAIL because of MaxInFlight
+	Malformed uint64 `json:"malformed"` // dropped or answered FORMERR
+	Truncated uint64 `json:"truncated"` // upstream answers cut to what the client takes over UDP
+	Retries   uint64 `json:"retries"`   // tries at an upstream after the first
+	InFlight  int    `json:"in_flight"` // queries being worked on
 }
 
 type counters struct {

@@ -46,12 +46,12 @@ type Config struct {
 
 // Figures are counts since New, but for Active.
 type Figures struct {
-	Accepted     uint64 // connections taken from the kernel
-	Active       int    // connections being handled now
-	Waits        uint64 // connections that had to wait because of MaxConns
-	AcceptErrors uint64 // failed accepts after which it went on
-	Panics       uint64 // handlers that panicked
-	Cut          uint64 // connections closed by the end of a drain or of Run
+	Accepted     uint64 `json:"accepted"`      // connections taken from the kernel
+	Active       int    `json:"active"`        // connections being handled now
+	Waits        uint64 `json:"waits"`         // connections that had to wait because of MaxConns
+	AcceptErrors uint64 `json:"accept_errors"` // failed accepts after which it went on
+	Panics       uint64 `json:"panics"`        // handlers that panicked
+	Cut          uint64 `json:"cut"`           // connections closed by the end of a drain or of Run
 }
 
 // Listener is a set of listening sockets with one bound.
