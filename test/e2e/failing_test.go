@@ -140,6 +140,10 @@ func deadApp(t *testing.T, m *trafficMesh) {
 	a := serve(t, n, "dead", 8001, nil)
 	enter(t, m.Mesh, n, meshlab.Workload{Host: "dead", Service: "dead", Ports: []string{"8001"}})
 	allow(t, m.Mesh, "frontend", "dead")
+	// The proxy is to find out for itself: a check that fails first would take the
+	// endpoint out before it is called.
+	set(t, m.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
+	defer set(t, m.Mesh, `{"load_balancing":{"health_check":{"enabled":true}}}`)
 	await(t, m.Mesh, "dead to live", func() error {
 		if a := ask(t, m.front, "http://dead/"); a.Status != 200 {
 			return fmt.Errorf("%d %s", a.Status, a.Body)
