@@ -25,16 +25,18 @@ var mayImport = map[string][]string{
 	"proxy":           {"policy", "policy/wire", "proxy/..."},
 	"proxy/balance":   {},
 	"proxy/breaker":   {},
-	"proxy/detect":    {},
+	"proxy/detect":    {"proxy/loop"},
 	"proxy/dns":       {},
 	"proxy/feed":      {"policy", "policy/wire"},
-	"proxy/h1":        {},
+	"proxy/h1":        {"proxy/loop"},
 	"proxy/identity":  {"policy", "policy/wire"},
 	"proxy/jwt":       {},
-	"proxy/listen":    {},
+	"proxy/listen":    {"proxy/loop"},
+	"proxy/loop":      {},
 	"proxy/ratelimit": {},
-	"proxy/relay":     {},
+	"proxy/relay":     {"proxy/loop"},
 	"proxy/retry":     {},
+	"proxy/secure":    {"proxy/loop"},
 	"proxy/telemetry": {},
 
 	"controlplane":         {"policy", "policy/wire", "controlplane/..."},
@@ -57,13 +59,13 @@ var mayImport = map[string][]string{
 }
 
 // testMayImport is what tests may import besides.
-var testMayImport = []string{"test/netlab"}
+var testMayImport = []string{"test/netlab", "proxy/secure"}
 
 // oneDoor names the only packages that may import a heavy dependency. Tests may
 // bring their own peers.
 var oneDoor = map[string][]string{
 	"go.etcd.io/etcd":                        {"controlplane/store"},
-	"github.com/envoyproxy/go-control-plane": {"controlplane/publish", "proxy/feed"},
+	"github.com/envoyproxy/go-control-plane": {"controlplane/publish"},
 	"github.com/prometheus/client_golang":    {"proxy/telemetry"},
 	"github.com/danielgtaylor/huma":          {"controlplane/api"},
 	"github.com/quic-go/quic-go":             {"proxy/tunnel"},

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -30,19 +31,16 @@ type Route struct {
 // Router holds a service's rules made ready for matching. It is immutable.
 type Router struct {
 	fallback Route
-	groups   []group
+	groups   []group // in the order of the rules
+	index    index
 }
 
 // group is the rules with one and the same match: a weighted split.
 type group struct {
 	match  matcher
 	total  uint64
-	routes []weightedRoute
-}
-
-type weightedRoute struct {
-	upTo  uint64 // running sum of weights
-	route Route
+	upTo   []uint64 // running sums of weights
+	routes []Route
 }
 
 // NewRouter compiles a service's rules. An error names the rule.
@@ -51,7 +49,7 @@ func NewRouter(s *Service) (*Router, error) {
 		Service: s.Name, Timeout: s.Traffic.Timeout,
 		Attempts: s.Traffic.Retry.Attempts, Breaker: s.Traffic.Breaker.Enabled,
 	}}
-	index := map[string]int{}
+	known := map[string]int{} // groups by what they match
 	for i := range s.Rules {
 		rule := &s.Rules[i]
 		route, err := r.routeOf(rule, s.Name.Namespace)
@@ -59,18 +57,19 @@ func NewRouter(s *Service) (*Router, error) {
 			return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
 		}
 		key := matchKey(rule)
-		at, known := index[key]
-		if !known {
+		at, ok := known[key]
+		if !ok {
 			m, err := newMatcher(rule)
 			if err != nil {
 				return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
 			}
 			at = len(r.groups)
-			index[key] = at
+			known[key] = at
 			r.groups = append(r.groups, group{match: m})
 		}
 		r.groups[at].add(route, rule.Weight)
 	}
+	r.index = newIndex(r.groups)
 	return r, nil
 }
 
@@ -98,34 +97,30 @@ func (r *Router) routeOf(rule *TrafficRule, namespace string) (Route, error) {
 // it one by weight; roll is a random number. Without a match, or where all
 // weights of the match are zero, the request goes to the service itself.
 func (r *Router) Route(req *Request, roll uint64) Route {
-	for i := range r.groups {
-		g := &r.groups[i]
-		if g.match.matches(req) {
-			return g.pick(roll, &r.fallback)
-		}
+	if len(r.groups) == 0 {
+		return r.fallback
 	}
-	return r.fallback
+	g := r.match(req)
+	if g == nil || g.total == 0 {
+		return r.fallback
+	}
+	return *g.pick(roll)
 }
 
 func (g *group) add(route Route, weight int) {
 	g.total += uint64(max(weight, 0))
-	g.routes = append(g.routes, weightedRoute{upTo: g.total, route: route})
+	g.upTo = append(g.upTo, g.total)
+	g.routes = append(g.routes, route)
 }
 
-func (g *group) pick(roll uint64, fallback *Route) Route {
-	if g.total == 0 {
-		return *fallback
-	}
+// pick gives the route for a random number, by weight.
+func (g *group) pick(roll uint64) *Route {
 	if len(g.routes) == 1 {
-		return g.routes[0].route
+		return &g.routes[0]
 	}
-	at := roll % g.total
-	for i := range g.routes {
-		if at < g.routes[i].upTo {
-			return g.routes[i].route
-		}
-	}
-	return *fallback // not reached: at < total
+	// The first whose sum is above the roll; one of weight 0 has the sum of the one before.
+	i, _ := slices.BinarySearch(g.upTo, roll%g.total+1)
+	return &g.routes[i]
 }
 
 // matchKey is equal for rules with the same match.
@@ -172,18 +167,13 @@ func newMatcher(r *TrafficRule) (matcher, error) {
 	return m, nil
 }
 
-func (m *matcher) matches(req *Request) bool {
+// matches tells whether a request fulfils all; path is the request's without the query.
+func (m *matcher) matches(req *Request, path string) bool {
 	if m.method != "" && m.method != req.Method {
 		return false
 	}
-	if m.path.kind != matchAny {
-		path := req.Path
-		if i := strings.IndexByte(path, '?'); i >= 0 {
-			path = path[:i]
-		}
-		if !m.path.matches(path) {
-			return false
-		}
+	if !m.path.matches(path) {
+		return false
 	}
 	for i := range m.headers {
 		v, ok := req.Header(m.headers[i].name)
@@ -205,7 +195,7 @@ const (
 
 type pattern struct {
 	kind patternKind
-	text string
+	text string // of a regex, what all that it matches starts with
 	re   *regexp.Regexp
 }
 
@@ -236,8 +226,13 @@ func newPathPattern(s string) (pattern, error) {
 
 // newRegex anchors at both ends: a rule names whole values, as Envoy does.
 func newRegex(s string) (pattern, error) {
+	free, err := regexp.Compile(s)
+	if err != nil {
+		return pattern{}, err
+	}
 	re, err := regexp.Compile(`\A(?:` + s + `)\z`)
-	return pattern{kind: matchRegex, re: re}, err
+	start, _ := free.LiteralPrefix()
+	return pattern{kind: matchRegex, text: start, re: re}, err
 }
 
 func (p *pattern) matches(s string) bool {
@@ -247,7 +242,7 @@ func (p *pattern) matches(s string) bool {
 	case matchPrefix:
 		return strings.HasPrefix(s, p.text)
 	case matchRegex:
-		return p.re.MatchString(s)
+		return strings.HasPrefix(s, p.text) && p.re.MatchString(s)
 	default:
 		return true
 	}

@@ -62,12 +62,13 @@ type endpointKey struct {
 type endpoint struct {
 	id       string
 	addr     netip.AddrPort
+	at       string // addr as text
 	protocol string
 	mtls     bool // a proxy is beside it, and policy does not disable mTLS
 	stats    *balance.Stats
 	circuit  *breaker.Circuit // nil when circuits are off
 	limits   policy.Breaker   // what circuit was made with
-	pool     *h1.Pool
+	pools    []*h1.Pool       // by loop; each is its loop's alone
 	metrics  *telemetry.Endpoint
 }
 
@@ -106,7 +107,7 @@ func (p *Proxy) dropEndpoints(name policy.ServiceName, kept map[endpointKey]bool
 	for k, e := range p.endpoints {
 		if k.service == name && !kept[k] {
 			delete(p.endpoints, k)
-			e.pool.Close()
+			p.closePools(e.pools)
 			e.metrics.Forget()
 		}
 	}
@@ -157,13 +158,13 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		return e, key, nil
 	}
 	fresh := &endpoint{
-		id: t.ID, addr: key.addr, protocol: t.Protocol, mtls: mtls, limits: limits,
+		id: t.ID, addr: key.addr, at: key.addr.String(), protocol: t.Protocol, mtls: mtls, limits: limits,
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay
-		fresh.stats, fresh.pool = e.stats, e.pool
+		fresh.stats, fresh.pools = e.stats, e.pools
 	} else {
-		fresh.stats, fresh.pool = &balance.Stats{}, h1.NewPool(h1.PoolConfig{})
+		fresh.stats, fresh.pools = &balance.Stats{}, p.newPools()
 	}
 	if limits.Enabled {
 		c, err := breaker.New(breaker.Config{Threshold: limits.Threshold, Timeout: limits.Timeout}, now)
@@ -284,21 +285,3 @@ func (d *destination) setLimits(old *destination, now time.Time) error {
 // isInboundLimit tells limits that only the receiving proxy can count, since
 // they are by who is calling.
 func isInboundLimit(l policy.RateLimit) bool { return l.Key == "source" || l.Key == "jwt:sub" }
-
-func (p *Proxy) trimPools(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, e := range p.endpoints {
-		e.pool.CloseIdle(now)
-	}
-	p.apps.trim(now)
-}
-
-func (p *Proxy) closePools() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, e := range p.endpoints {
-		e.pool.Close()
-	}
-	p.apps.close()
-}

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -13,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-mesh/weir/proxy/detect"
-	"github.com/weir-mesh/weir/proxy/relay"
+	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/secure"
 )
 
 // Control prepares a socket before it connects, as net.Dialer's Control does:
@@ -61,25 +61,39 @@ type handshakeError struct{ err error }
 func (e *handshakeError) Error() string { return "mTLS handshake: " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
+// onLoop is the dialer for connections on a loop.
+func (d *dialer) onLoop() loop.Dialer {
+	ld := loop.Dialer{KeepAlive: keepAlive}
+	if d.control != nil {
+		ld.Control = func(fd int, to netip.AddrPort) error {
+			network := "tcp4"
+			if to.Addr().Is6() {
+				network = "tcp6"
+			}
+			return d.control(network, "", loop.Raw(fd))
+		}
+	}
+	return ld
+}
+
 // dialEndpoint connects to an endpoint: with mTLS if a proxy is beside it and
-// policy does not say otherwise. limit bounds dial and handshake.
-func (p *Proxy) dialEndpoint(ctx context.Context, d *destination, e *endpoint, deadline time.Time) (net.Conn, error) {
-	limit := time.Now().Add(p.cfg.ConnectLimit)
+// policy does not say otherwise. The deadline, if it is not zero, and the
+// proxy's limit bound dial and handshake.
+func (p *Proxy) dialEndpoint(l *loop.Loop, d *destination, e *endpoint, deadline time.Time) (loop.Stream, error) {
+	limit := l.Now().Add(p.cfg.ConnectLimit)
 	if !deadline.IsZero() && deadline.Before(limit) {
 		limit = deadline
 	}
-	ctx, cancel := context.WithDeadline(ctx, limit)
-	defer cancel()
-	c, err := p.toMesh.DialContext(ctx, "tcp", e.addr.String())
+	c, err := l.Dial(p.meshDialer, e.addr, limit)
 	if err != nil {
 		return nil, err
 	}
 	if !e.mtls {
 		return c, nil
 	}
-	tc := tls.Client(relay.NewTransport(c), p.id.ClientTLSAt(d.svc.Name, e.addr.String()))
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = c.Close()
+	tc := secure.Client(c, p.id.ClientTLSAt(d.svc.Name, e.at))
+	if err := tc.Handshake(limit); err != nil {
+		_ = tc.Close()
 		return nil, &handshakeError{err}
 	}
 	return tc, nil
@@ -88,15 +102,14 @@ func (p *Proxy) dialEndpoint(ctx context.Context, d *destination, e *endpoint, d
 // dialApp connects to the local app at the address its caller asked for. An app
 // that listens on loopback only is reached there, but only at a port that was
 // declared as the app's: other loopback ports are not for callers from outside.
-func (p *Proxy) dialApp(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
-	defer cancel()
-	c, err := p.toApp.DialContext(ctx, "tcp", dst.String())
+func (p *Proxy) dialApp(l *loop.Loop, dst netip.AddrPort) (*loop.Conn, error) {
+	limit := l.Now().Add(p.cfg.ConnectLimit)
+	c, err := l.Dial(p.appDialer, dst, limit)
 	if err == nil || !errors.Is(err, unix.ECONNREFUSED) || !p.isAppPort(dst.Port()) || dst.Addr().IsLoopback() {
 		return c, err
 	}
 	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-		if c, lerr := p.toApp.DialContext(ctx, "tcp", netip.AddrPortFrom(loopback, dst.Port()).String()); lerr == nil {
+		if c, lerr := l.Dial(p.appDialer, netip.AddrPortFrom(loopback, dst.Port()), limit); lerr == nil {
 			return c, nil
 		}
 	}

@@ -1,10 +1,8 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"net/netip"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -21,55 +19,58 @@ import (
 type explicit struct {
 	p   *Proxy
 	in  *inbound
-	out *outbound
+	out *outboundConn
 }
 
 // serveDirect serves a connection that came to the proxy's own port: in
 // explicit mode, unless it is not known whether it was redirected here.
-func (p *Proxy) serveDirect(ctx, soft context.Context, lc *listen.Conn) {
+func (p *Proxy) serveDirect(lc *listen.Conn) {
 	if err := lc.OriginalDstErr; err != nil && !p.cfg.NotRedirected(err) {
 		p.log.Warn("the original destination of a connection is not known", zap.Stringer("peer", lc.Peer), zap.Error(err))
-		reset(lc.TCPConn)
+		_ = lc.Reset()
 		return
 	}
-	p.serveExplicit(ctx, soft, lc)
+	p.serveExplicit(lc)
 }
 
 // serveExplicit serves a connection that was not redirected. Only programs
 // beside the proxy may name a target: anybody else would borrow its identity.
-func (p *Proxy) serveExplicit(ctx, soft context.Context, lc *listen.Conn) {
-	found, c, err := detect.Peek(ctx, lc.TCPConn, detect.Config{Deadline: time.Now().Add(p.cfg.HandshakeTime)})
-	bare, peeked := c.Unwrap()
-	if err != nil || found.Kind != detect.HTTP1 {
-		reset(lc.TCPConn)
-		return
+func (p *Proxy) serveExplicit(lc *listen.Conn) {
+	cfg := detect.Config{Deadline: lc.Loop().Now().Add(p.cfg.HandshakeTime), Enough: lc.Listener.Draining}
+	detect.Peek(lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
+		if err != nil || found.Kind != detect.HTTP1 {
+			_ = lc.Reset()
+			return
+		}
+		local := p.isLocal(lc.Peer.Addr())
+		e := &explicit{p: p, out: &outboundConn{p: p, lc: lc}}
+		e.in = &inbound{p: p, lc: lc, trusted: local, caller: policy.Caller{Addr: lc.Peer.Addr()}}
+		e.in.dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.servicePort())
+		p.conns.explicit.Opened()
+		p.h1.Serve(lc.Conn, peeked, lc.Listener.Draining, e.serve, e.ended)
+	})
+}
+
+func (e *explicit) ended(err error) {
+	m := e.p.conns.explicit
+	switch {
+	case errors.Is(err, h1.ErrUpgraded):
+		up := e.out.upgraded
+		if up.client.Conn == nil {
+			up = e.in.upgraded
+		}
+		up.relay(e.out.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+	case err != nil:
+		m.Closed("failed", 0, 0)
+	default:
+		m.Closed("eof", 0, 0)
 	}
-	local := p.isLocal(lc.Peer.Addr())
-	e := &explicit{p: p, out: &outbound{p: p, lc: lc}}
-	e.in = &inbound{p: p, lc: lc, trusted: local, caller: policy.Caller{Addr: lc.Peer.Addr()}}
-	e.in.dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.servicePort())
-	e.out.init(ctx)
-	e.in.requests.init(ctx, e.in)
-	m := p.conns.explicit
-	m.Opened()
-	err = h1.Serve(soft, bare, peeked, &p.h1, e.serve)
-	reason := "eof"
-	up := e.out.upgraded
-	if up.client == nil {
-		up = e.in.requests.upgraded
-	}
-	if errors.Is(err, h1.ErrUpgraded) {
-		reason = relay.Run(ctx, up.client, up.upstream, relay.Config{HalfClosedTimeout: halfClosed}).Reason.String()
-	} else if err != nil {
-		reason = "failed"
-	}
-	m.Closed(reason, 0, 0)
 }
 
 func (e *explicit) serve(x *h1.Exchange) {
 	target, ok := x.Req.Get("X-Target-Service")
 	if !ok {
-		e.in.requests.serve(x)
+		e.in.serveRequest(x)
 		return
 	}
 	if !e.in.trusted {
@@ -84,7 +85,7 @@ func (e *explicit) serve(x *h1.Exchange) {
 		_ = answer(x, noTarget, "")
 		return
 	}
-	e.out.dest = e.p.destination(e.out.ctx, name)
+	e.out.dest = e.p.destination(e.out.lc.Loop(), name)
 	if e.out.dest == nil {
 		_ = answer(x, noEndpoints, "")
 		return

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"net"
 	"strings"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/detect"
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // firstBytes is a connection of which it is known what its first bytes say, and
@@ -17,102 +17,103 @@ import (
 // at once, and nobody waits for a client that says nothing.
 type firstBytes struct {
 	found  detect.Result
-	client net.Conn
-	peeked []byte // what the client said
+	client loop.Stream
+	peeked []byte // what the client said; until the listener's callback returns
 
-	cancelDial, stopRead func()
-	dialed               chan struct{} // closed when the fields below hold
-	up                   net.Conn
-	fromUpstream         []byte // what the upstream said
-	err                  error
+	dialing *loop.Join // nil: nobody was dialled
+	decided bool       // the client's bytes were enough, or everything is over
+	other   bool       // the upstream spoke, or cannot be had
+	dropped bool       // nobody wants the upstream any more
+	up      *loop.Conn
+	err     error
 }
 
 // listenBoth peeks at the client while dial runs, and ends at whoever speaks
-// first. With dial nil only the client is heard, and not for long. Exactly one
-// of takeUpstream and dropUpstream must follow.
-func (p *Proxy) listenBoth(ctx context.Context, client net.Conn, dial func(context.Context) (net.Conn, error)) (*firstBytes, error) {
-	f := &firstBytes{cancelDial: func() {}, stopRead: func() {}}
-	cfg := detect.Config{Deadline: time.Now().Add(p.cfg.HandshakeTime)}
+// first, calling then in a task. With dial nil only the client is heard, until
+// deadline. Exactly one of takeUpstream and dropUpstream must follow an error
+// that is nil.
+func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
+	f := &firstBytes{client: client}
+	l := client.Socket().Loop()
+	cfg := detect.Config{Deadline: deadline, Enough: func() bool { return f.other }}
 	if dial != nil {
-		var dctx, rctx context.Context
-		dctx, f.cancelDial = context.WithCancel(ctx)
-		rctx, f.stopRead = context.WithCancel(dctx)
-		spoke := make(chan struct{})
-		f.dialed, cfg.Other, cfg.Deadline = make(chan struct{}), spoke, time.Time{}
-		go f.dial(dctx, rctx, dial, spoke)
+		cfg.Deadline = time.Time{}
+		f.dialing = l.Spawn(func() { f.dial(l, dial) })
 	}
-	found, c, err := detect.Peek(ctx, client, cfg)
-	f.found = found
-	f.client, f.peeked = c.Unwrap()
-	if err == nil && dial == nil && len(f.peeked) == 0 {
-		err = errors.New("the client said nothing")
-	}
-	if err != nil {
-		f.dropUpstream()
-		return nil, err
-	}
-	return f, nil
+	detect.Peek(client, cfg, func(found detect.Result, peeked []byte, err error) {
+		f.found, f.peeked = found, peeked
+		f.decided = true
+		if err == nil && dial == nil && len(peeked) == 0 {
+			err = errSilent
+		}
+		if err != nil {
+			f.dropUpstream()
+		}
+		then(f, err)
+	})
 }
 
+var errSilent = errors.New("the client said nothing")
+
 // refusedGrace is how long a client may take to say what it wants after the
-// address it dialled turned out not to answer.
+// address it dialled turned out not to answer: its first bytes may still name a
+// service of the mesh.
 const refusedGrace = 200 * time.Millisecond
 
-// dial connects and waits for the upstream's first bytes. spoke is closed when
-// they come or the upstream fails.
-func (f *firstBytes) dial(dctx, rctx context.Context, dial func(context.Context) (net.Conn, error), spoke chan<- struct{}) {
-	defer close(f.dialed)
-	if f.up, f.err = dial(dctx); f.err != nil {
-		// The client's first bytes may still name a service of the mesh.
-		t := time.NewTimer(refusedGrace)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			close(spoke)
-		case <-rctx.Done():
+// dial connects and waits for the upstream's first bytes, which stay unread.
+func (f *firstBytes) dial(l *loop.Loop, dial func() (*loop.Conn, error)) {
+	f.up, f.err = dial()
+	if f.dropped && f.up != nil {
+		_ = f.up.Close()
+		return
+	}
+	if f.err != nil {
+		if !f.decided {
+			l.AfterFunc(refusedGrace, f.enough)
 		}
 		return
 	}
-	interrupted := make(chan struct{})
-	interrupt := context.AfterFunc(rctx, func() {
-		_ = f.up.SetReadDeadline(time.Unix(1, 0))
-		close(interrupted)
-	})
-	buf := make([]byte, 4096)
-	n, err := f.up.Read(buf)
-	if !interrupt() {
-		<-interrupted
-	}
-	_ = f.up.SetReadDeadline(time.Time{})
-	f.fromUpstream = buf[:n]
-	if n > 0 || !isTimeout(err) {
-		close(spoke)
+	if !f.decided && f.up.WaitRead() == nil {
+		f.enough()
 	}
 }
 
-// takeUpstream gives the upstream connection; fromUpstream is then complete.
-func (f *firstBytes) takeUpstream() (net.Conn, error) {
-	f.stopRead()
-	<-f.dialed
-	f.cancelDial()
-	return f.up, f.err
+// enough ends the wait for the client.
+func (f *firstBytes) enough() {
+	if !f.decided {
+		f.other = true
+		f.client.Socket().Wake()
+	}
 }
 
-// dropUpstream closes what was dialled.
+// takeUpstream gives the upstream connection.
+func (f *firstBytes) takeUpstream() (*loop.Conn, error) {
+	f.stop()
+	up := f.up
+	f.up = nil
+	return up, f.err
+}
+
+// dropUpstream closes what was dialled, or will be.
 func (f *firstBytes) dropUpstream() {
-	f.cancelDial()
-	if f.dialed == nil {
+	if f.dialing == nil {
 		return
 	}
-	<-f.dialed
-	if f.up != nil {
+	if f.dropped = true; f.up != nil {
 		_ = f.up.Close()
 	}
 }
 
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
+// stop ends the task that listens to the upstream. A dial that is under way is
+// waited for: its time is limited.
+func (f *firstBytes) stop() {
+	if f.up != nil {
+		_ = f.up.SetReadDeadline(time.Unix(1, 0))
+	}
+	f.dialing.Wait()
+	if f.up != nil {
+		_ = f.up.SetReadDeadline(time.Time{})
+	}
 }
 
 // outcomeWord names a detection's end for the metric.

@@ -15,6 +15,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/feed"
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/jwt"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 )
 
@@ -146,11 +147,18 @@ func (p *Proxy) setInbound(in policy.Inbound) error {
 }
 
 // destination finds a service, asking the control plane for it on first use.
-func (p *Proxy) destination(ctx context.Context, name policy.ServiceName) *destination {
+func (p *Proxy) destination(l *loop.Loop, name policy.ServiceName) *destination {
 	if d := p.dests.Load().byName[name]; d != nil {
 		p.feed.Touch(name)
 		return d
 	}
+	var d *destination
+	l.Block(func() { d = p.askFor(p.hard, name) })
+	return d
+}
+
+// askFor waits for the control plane's answer about a service.
+func (p *Proxy) askFor(ctx context.Context, name policy.ServiceName) *destination {
 	if !p.feed.Service(ctx, name) {
 		return nil
 	}
@@ -163,7 +171,7 @@ func (p *Proxy) lookupName(ctx context.Context, namespace, name string) (v4, v6 
 	if n.Validate() != nil {
 		return v4, v6, false
 	}
-	d := p.destination(ctx, n)
+	d := p.askFor(ctx, n)
 	if d == nil {
 		p.metrics.DNSQuery("forwarded")
 		return v4, v6, false

@@ -1,10 +1,8 @@
 package proxy
 
 import (
-	"context"
-	"crypto/tls"
+	"bytes"
 	"errors"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,34 +10,35 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weir-mesh/weir/policy"
-	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/relay"
+	"github.com/weir-mesh/weir/proxy/secure"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
 // serveInbound carries one connection to the app. This is the way in: the
 // mesh's own TLS is ended and tells who calls, anything else is plaintext (the
 // app's own TLS included, which is never touched); then policy, then the app.
-func (p *Proxy) serveInbound(ctx, soft context.Context, lc *listen.Conn) {
+func (p *Proxy) serveInbound(lc *listen.Conn) {
 	if !lc.Redirected {
-		p.serveDirect(ctx, soft, lc)
+		p.serveDirect(lc)
 		return
 	}
 	in := &inbound{p: p, lc: lc, dst: lc.OriginalDst, caller: policy.Caller{Addr: lc.Peer.Addr()}}
 	in.protocol, in.declared = p.appProtocol(in.dst.Port())
-	first, err := in.listen(ctx)
-	if err != nil {
-		p.log.Debug("inbound connection", zap.Stringer("peer", lc.Peer), zap.Error(err))
-		reset(lc.TCPConn)
-		return
-	}
-	if first.found.Hello != nil && first.found.Hello.Mesh {
-		in.serveMesh(ctx, soft, first)
-		return
-	}
-	in.servePlain(ctx, soft, lc.TCPConn, first)
+	in.listen(func(first *firstBytes, err error) {
+		switch {
+		case err != nil:
+			p.log.Debug("inbound connection", zap.Stringer("peer", lc.Peer), zap.Error(err))
+			_ = lc.Reset()
+		case first.found.Hello != nil && first.found.Hello.Mesh:
+			in.serveMesh(first)
+		default:
+			in.servePlain(lc.Conn, first)
+		}
+	})
 }
 
 // inbound is one connection to the app.
@@ -51,28 +50,26 @@ type inbound struct {
 	trusted  bool // the local app itself: it may reach its own ports anyway
 	protocol string
 	declared bool
-
-	requests inboundRequests
+	upgraded upgrade
 }
 
 // listen hears the caller's first bytes. Where the app may speak first and the
 // caller might be allowed without TLS, the app is dialled meanwhile.
-func (i *inbound) listen(ctx context.Context) (*firstBytes, error) {
+func (i *inbound) listen(then func(*firstBytes, error)) {
 	g := i.p.guard.Load()
+	dial := i.dial
 	if clientFirst(i.protocol) || !g.TakesPlaintext() || !g.Authorize(i.caller, "").Allow {
-		return i.p.listenBoth(ctx, i.lc.TCPConn, nil)
+		dial = nil
 	}
-	return i.p.listenBoth(ctx, i.lc.TCPConn, i.dial)
+	i.p.listenBoth(i.lc.Conn, i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime), dial, then)
 }
 
-func (i *inbound) dial(ctx context.Context) (net.Conn, error) { return i.p.dialApp(ctx, i.dst) }
+func (i *inbound) dial() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
 
 // serveMesh ends the mesh's TLS and serves what is inside.
-func (i *inbound) serveMesh(ctx, soft context.Context, first *firstBytes) {
-	hctx, cancel := context.WithTimeout(ctx, i.p.cfg.HandshakeTime)
-	tc := tls.Server(relay.NewTransport(&replay{TCPConn: i.lc.TCPConn, unread: first.peeked}), i.p.server())
-	err := tc.HandshakeContext(hctx)
-	cancel()
+func (i *inbound) serveMesh(first *firstBytes) {
+	tc := secure.Server(i.lc.Conn, first.peeked, i.p.server())
+	err := tc.Handshake(i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime))
 	if err == nil {
 		i.caller.Name, err = i.p.id.Peer(tc.ConnectionState())
 	}
@@ -87,53 +84,51 @@ func (i *inbound) serveMesh(ctx, soft context.Context, first *firstBytes) {
 	i.caller.Verified = true
 	first.client, first.peeked = tc, nil
 	if i.declared && !clientFirst(i.protocol) {
-		i.serveOpaque(ctx, first)
+		i.serveOpaque(first)
 		return
 	}
 	first.dropUpstream()
-	inner, err := i.p.peekInside(ctx, tc, i)
-	if err != nil {
-		_ = tc.Close()
-		return
-	}
-	i.servePlain(ctx, soft, tc, inner)
+	i.listenInside(tc, func(inner *firstBytes, err error) {
+		if err != nil {
+			_ = tc.Close()
+			return
+		}
+		i.servePlain(tc, inner)
+	})
 }
 
-// peekInside hears the first bytes of a decrypted stream. A caller that says
+// listenInside hears the first bytes of a decrypted stream. A caller that says
 // nothing is given time where HTTP is declared; elsewhere the app may be the
 // one to speak first.
-func (p *Proxy) peekInside(ctx context.Context, tc *tls.Conn, i *inbound) (*firstBytes, error) {
-	if clientFirst(i.protocol) {
-		found, c, err := detect.Peek(ctx, tc, detect.Config{Deadline: time.Now().Add(idleLimit)})
-		f := &firstBytes{found: found, cancelDial: func() {}, stopRead: func() {}}
-		f.client, f.peeked = c.Unwrap()
-		if err == nil && len(f.peeked) == 0 {
-			err = errors.New("the caller said nothing")
-		}
-		return f, err
+func (i *inbound) listenInside(tc *secure.Conn, then func(*firstBytes, error)) {
+	now := i.lc.Loop().Now()
+	switch {
+	case clientFirst(i.protocol):
+		i.p.listenBoth(tc, now.Add(idleLimit), nil, then)
+	case !i.p.guard.Load().Authorize(i.caller, "").Allow:
+		i.p.listenBoth(tc, now.Add(i.p.cfg.HandshakeTime), nil, then)
+	default:
+		i.p.listenBoth(tc, time.Time{}, i.dial, then)
 	}
-	if !p.guard.Load().Authorize(i.caller, "").Allow {
-		return p.listenBoth(ctx, tc, nil)
-	}
-	return p.listenBoth(ctx, tc, i.dial)
 }
 
 // servePlain serves decrypted or plain bytes: by request where they are
 // HTTP/1.1, by connection otherwise.
-func (i *inbound) servePlain(ctx, soft context.Context, c net.Conn, first *firstBytes) {
+func (i *inbound) servePlain(c loop.Stream, first *firstBytes) {
 	i.p.metrics.Detected(outcomeWord(first.found))
 	if byRequest(i.protocol, i.declared, first.found) {
 		first.dropUpstream()
-		i.serveHTTP(ctx, soft, c, first.peeked)
+		i.serveHTTP(c, first.peeked)
 		return
 	}
-	i.serveOpaque(ctx, first)
+	i.serveOpaque(first)
 }
 
 // serveOpaque decides once for the connection, then carries it; a later change
 // of policy cuts it.
-func (i *inbound) serveOpaque(ctx context.Context, first *firstBytes) {
-	started := time.Now()
+func (i *inbound) serveOpaque(first *firstBytes) {
+	l := i.lc.Loop()
+	started := l.Now()
 	m := i.p.conns.inboundTCP
 	m.Opened()
 	v := i.p.guard.Load().Authorize(i.caller, "")
@@ -146,35 +141,35 @@ func (i *inbound) serveOpaque(ctx context.Context, first *firstBytes) {
 		i.deny(word)
 		m.Closed("denied", 0, 0)
 		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), word, started, relay.Result{})
-		reset(i.lc.TCPConn)
+		_ = first.client.Reset()
 		return
 	}
-	up, err := i.upstream(ctx, first)
+	peeked := bytes.Clone(first.peeked)
+	up, err := i.upstream(first)
 	if err != nil {
 		m.Closed("app-unavailable", 0, 0)
 		i.p.log.Info("the app does not answer", zap.Stringer("address", i.dst), zap.Error(err))
 		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), "app-unavailable", started, relay.Result{})
-		reset(i.lc.TCPConn)
+		_ = first.client.Reset()
 		return
 	}
-	ctx, cut := context.WithCancel(ctx)
-	defer cut()
-	live := i.p.live.add(i.caller, cut)
-	defer i.p.live.remove(live)
-	res := relay.Run(ctx, first.client, up, relay.Config{FromClient: first.peeked, FromUpstream: first.fromUpstream, HalfClosedTimeout: halfClosed})
-	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-	i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), res.Reason.String(), started, res)
+	var live *liveConn
+	session := relay.Start(l, first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
+		i.p.live.remove(live)
+		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
+		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), res.Reason.String(), started, res)
+	})
+	live = i.p.live.add(i.caller, cutter(l, session))
 }
 
 // upstream is the connection to the app: dialled before, or now.
-func (i *inbound) upstream(ctx context.Context, first *firstBytes) (net.Conn, error) {
-	if first.dialed != nil {
+func (i *inbound) upstream(first *firstBytes) (*loop.Conn, error) {
+	if first.dialing != nil {
 		if up, err := first.takeUpstream(); err == nil {
 			return up, nil
 		}
-		first.dialed, first.fromUpstream = nil, nil
 	}
-	return i.dial(ctx)
+	return i.dial()
 }
 
 // deny counts and logs a refused call.
@@ -184,42 +179,28 @@ func (i *inbound) deny(word string) {
 }
 
 // serveHTTP runs the HTTP engine and, after an upgrade, the relay.
-func (i *inbound) serveHTTP(ctx, soft context.Context, c net.Conn, peeked []byte) {
+func (i *inbound) serveHTTP(c loop.Stream, peeked []byte) {
+	i.p.conns.inboundHTTP.Opened()
+	i.p.h1.Serve(c, peeked, i.lc.Listener.Draining, i.serveRequest, i.ended)
+}
+
+// ended is told how a connection of requests ended.
+func (i *inbound) ended(err error) {
 	m := i.p.conns.inboundHTTP
-	m.Opened()
-	r := &i.requests
-	r.init(ctx, i)
-	err := h1.Serve(soft, c, peeked, &i.p.h1, r.serve)
-	reason := "eof"
-	var in, out int64
-	if errors.Is(err, h1.ErrUpgraded) {
-		rctx, cut := context.WithCancel(ctx)
-		live := i.p.live.add(i.caller, cut)
-		res := relay.Run(rctx, r.upgraded.client, r.upgraded.upstream, relay.Config{HalfClosedTimeout: halfClosed})
-		i.p.live.remove(live)
-		cut()
-		reason, in, out = res.Reason.String(), res.ToUpstream, res.ToClient
-	} else if err != nil {
-		reason = "failed"
+	switch {
+	case errors.Is(err, h1.ErrUpgraded):
+		var live *liveConn
+		session := i.upgraded.relay(i.lc.Loop(), func(res relay.Result) {
+			i.p.live.remove(live)
+			m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
+		})
+		live = i.p.live.add(i.caller, cutter(i.lc.Loop(), session))
+	case err != nil:
+		m.Closed("failed", 0, 0)
 		i.p.log.Debug("inbound connection", zap.Stringer("peer", i.lc.Peer), zap.Error(err))
+	default:
+		m.Closed("eof", 0, 0)
 	}
-	m.Closed(reason, in, out)
-}
-
-// replay gives bytes that were read before, then the connection's.
-type replay struct {
-	*net.TCPConn
-	unread []byte
-}
-
-// Read implements net.Conn.
-func (r *replay) Read(b []byte) (int, error) {
-	if len(r.unread) == 0 {
-		return r.TCPConn.Read(b)
-	}
-	n := copy(b, r.unread)
-	r.unread = r.unread[n:]
-	return n, nil
 }
 
 // liveConns are the connections that policy is asked about again when it
@@ -231,10 +212,15 @@ type liveConns struct {
 
 type liveConn struct {
 	caller policy.Caller
-	cut    context.CancelFunc
+	cut    func() // from any goroutine
 }
 
-func (l *liveConns) add(caller policy.Caller, cut context.CancelFunc) *liveConn {
+// cutter cuts a relay from any goroutine.
+func cutter(l *loop.Loop, s *relay.Session) func() {
+	return func() { l.Post(func() { s.Abort(relay.Cancelled) }) }
+}
+
+func (l *liveConns) add(caller policy.Caller, cut func()) *liveConn {
 	c := &liveConn{caller: caller, cut: cut}
 	l.mu.Lock()
 	defer l.mu.Unlock()

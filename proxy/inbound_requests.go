@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -13,30 +11,34 @@ import (
 
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/jwt"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
-// inboundRequests carries the requests of one connection to the app. Its fields
-// are reused from request to request.
+// inboundRequests carries one request to the app. It is reused from request to
+// request, and held by no connection that is idle.
 type inboundRequests struct {
-	in       *inbound
-	ctx      context.Context
-	pool     *h1.Pool
-	ids      ids
-	text     []byte
-	upgraded struct{ client, upstream net.Conn }
+	in   *inbound
+	l    *loop.Loop
+	ids  ids
+	text []byte
 
 	reason reason
 	rule   string
 	began  time.Time
 }
 
-func (r *inboundRequests) init(ctx context.Context, in *inbound) {
-	r.in, r.ctx = in, ctx
-	r.pool = in.p.apps.get(in.dst)
-	r.text = make([]byte, 0, 128)
+var inboundPool = sync.Pool{New: func() any { return &inboundRequests{text: make([]byte, 0, 128)} }}
+
+// serveRequest is the handler of the connection's requests.
+func (i *inbound) serveRequest(x *h1.Exchange) {
+	r := inboundPool.Get().(*inboundRequests)
+	r.in, r.l = i, i.lc.Loop()
+	r.serve(x)
+	r.in = nil
+	inboundPool.Put(r)
 }
 
 // serve is the order of the request path inwards.
@@ -125,10 +127,11 @@ func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
 
 // forward sends the request to the app.
 func (r *inboundRequests) forward(x *h1.Exchange) int {
+	pool := r.in.p.apps[r.in.lc.Shard].get(r.in.dst)
 	for range maxStale {
-		up := r.pool.Get(r.began)
+		up := pool.Get(r.l.Now())
 		if up == nil {
-			c, err := r.in.dial(r.ctx)
+			c, err := r.in.dial()
 			if err != nil {
 				r.in.p.log.Debug("the app does not answer", zap.Stringer("address", r.in.dst), zap.Error(err))
 				return r.reply(x, appDown)
@@ -137,7 +140,7 @@ func (r *inboundRequests) forward(x *h1.Exchange) int {
 		}
 		resp, err := x.RoundTrip(up, time.Time{})
 		if err == nil {
-			return r.relay(x, resp.Status, up)
+			return r.relay(x, resp.Status, up, pool)
 		}
 		var he *h1.Error
 		if !errors.As(err, &he) {
@@ -161,17 +164,17 @@ func (r *inboundRequests) callerFailed(x *h1.Exchange, he *h1.Error) int {
 	return r.reply(x, unreadable(he.Status))
 }
 
-func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream) int {
+func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream, pool *h1.Pool) int {
 	if status == 101 {
 		client, upstream, err := x.Upgraded(up)
 		if err != nil {
 			return 0
 		}
-		r.upgraded.client, r.upgraded.upstream = client, upstream
+		r.in.upgraded = upgrade{client, upstream}
 		return status
 	}
 	err := x.Relay(up)
-	r.pool.Put(r.began, up) // which closes what cannot be used again
+	pool.Put(r.l.Now(), up) // which closes what cannot be used again
 	if err != nil {
 		r.reason = "client"
 		var he *h1.Error
@@ -188,7 +191,7 @@ func (r *inboundRequests) reply(x *h1.Exchange, f *refusal) int {
 }
 
 func (r *inboundRequests) end(x *h1.Exchange, status int) {
-	took := time.Since(r.began)
+	took := r.l.Now().Sub(r.began)
 	p := r.in.p
 	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
 	if p.access == nil || !p.mesh.Load().AccessLog {
@@ -200,51 +203,6 @@ func (r *inboundRequests) end(x *h1.Exchange, status int) {
 		Protocol: "http1", Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
 		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),
 	})
-}
-
-// appPools keeps idle connections to the local app, by address.
-type appPools struct {
-	mu    sync.RWMutex // guards what follows
-	pools map[netip.AddrPort]*h1.Pool
-}
-
-func (a *appPools) get(dst netip.AddrPort) *h1.Pool {
-	a.mu.RLock()
-	pool := a.pools[dst]
-	a.mu.RUnlock()
-	if pool != nil {
-		return pool
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if pool = a.pools[dst]; pool == nil {
-		pool = h1.NewPool(h1.PoolConfig{})
-		if a.pools == nil {
-			a.pools = map[netip.AddrPort]*h1.Pool{}
-		}
-		a.pools[dst] = pool
-	}
-	return pool
-}
-
-// trim closes what has been idle too long and forgets empty pools, so that
-// callers who try many ports leave nothing behind.
-func (a *appPools) trim(now time.Time) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for dst, pool := range a.pools {
-		if pool.CloseIdle(now) == 0 {
-			delete(a.pools, dst)
-		}
-	}
-}
-
-func (a *appPools) close() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, pool := range a.pools {
-		pool.Close()
-	}
 }
 
 // isLocal tells whether a peer is a program of this network namespace.

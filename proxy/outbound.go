@@ -1,11 +1,11 @@
 package proxy
 
 import (
-	"context"
+	"bytes"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,6 +15,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/relay"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
@@ -22,49 +23,59 @@ import (
 
 // serveOutbound carries one connection of the app. This is the way out: where
 // was it going, which service is that, what does it speak, then by request or
-// by connection to an endpoint. ctx ends it hard; soft ends it after the
-// exchange at hand.
-func (p *Proxy) serveOutbound(ctx, soft context.Context, lc *listen.Conn) {
+// by connection to an endpoint.
+func (p *Proxy) serveOutbound(lc *listen.Conn) {
 	if !lc.Redirected {
-		p.serveDirect(ctx, soft, lc)
+		p.serveDirect(lc)
 		return
 	}
-	name, known := p.feed.ServiceAt(ctx, lc.OriginalDst)
+	name, known := p.serviceAt(lc)
 	if !known && policy.IsVirtual(lc.OriginalDst.Addr()) {
 		p.log.Debug("no service has this virtual address", zap.Stringer("destination", lc.OriginalDst))
-		reset(lc.TCPConn)
+		_ = lc.Reset()
 		return
 	}
 	if !known {
-		p.serveUnknown(ctx, soft, lc)
+		p.serveUnknown(lc)
 		return
 	}
-	if d := p.destination(ctx, name); d != nil {
-		p.serveService(ctx, soft, lc, d)
+	if d := p.destination(lc.Loop(), name); d != nil {
+		p.serveService(lc, d)
 		return
 	}
-	reset(lc.TCPConn)
+	_ = lc.Reset()
+}
+
+// serviceAt finds the service at the address that a connection was going to,
+// asking the control plane on first use.
+func (p *Proxy) serviceAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
+	name, known, answered := p.feed.LookAt(lc.OriginalDst)
+	if !answered {
+		lc.Loop().Block(func() { name, known = p.feed.ServiceAt(p.hard, lc.OriginalDst) })
+	}
+	return name, known
 }
 
 // serveService carries a connection to a service of the mesh, by request where
 // it speaks HTTP/1.1 and by connection otherwise.
-func (p *Proxy) serveService(ctx, soft context.Context, lc *listen.Conn, d *destination) {
+func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	protocol := d.protocolFor(lc.OriginalDst.Port())
 	if !clientFirst(protocol) {
-		p.relayOutbound(ctx, lc.TCPConn, nil, lc, d)
+		p.relayOutbound(lc.Conn, nil, lc, d)
 		return
 	}
-	found, c, err := detect.Peek(ctx, lc.TCPConn, detect.Config{Deadline: time.Now().Add(idleLimit)})
-	p.metrics.Detected(outcomeWord(found))
-	bare, peeked := c.Unwrap()
-	if err != nil || len(peeked) == 0 {
-		return
-	}
-	if !byRequest(protocol, true, found) {
-		p.relayOutbound(ctx, bare, peeked, lc, d)
-		return
-	}
-	p.serveRequests(ctx, soft, bare, peeked, &outbound{p: p, lc: lc, dest: d})
+	cfg := detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: lc.Listener.Draining}
+	detect.Peek(lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
+		p.metrics.Detected(outcomeWord(found))
+		switch {
+		case err != nil || len(peeked) == 0:
+			_ = lc.Close()
+		case byRequest(protocol, true, found):
+			p.serveRequests(lc.Conn, peeked, &outboundConn{p: p, lc: lc, dest: d})
+		default:
+			p.relayOutbound(lc.Conn, peeked, lc, d)
+		}
+	})
 }
 
 // idleLimit is how long a connection may say nothing where HTTP is declared.
@@ -72,21 +83,32 @@ const idleLimit = 5 * time.Minute
 
 // serveRequests runs the HTTP engine on a connection and, after an upgrade,
 // the relay.
-func (p *Proxy) serveRequests(ctx, soft context.Context, c net.Conn, peeked []byte, o *outbound) {
-	m := p.conns.outboundHTTP
-	m.Opened()
-	o.init(ctx)
-	err := h1.Serve(soft, c, peeked, &p.h1, o.serve)
-	reason := "eof"
-	var in, out int64
-	if errors.Is(err, h1.ErrUpgraded) {
-		res := relay.Run(ctx, o.upgraded.client, o.upgraded.upstream, relay.Config{HalfClosedTimeout: halfClosed})
-		reason, in, out = res.Reason.String(), res.ToUpstream, res.ToClient
-	} else if err != nil {
-		reason = "failed"
-		p.log.Debug("outbound connection", zap.Stringer("destination", o.lc.OriginalDst), zap.Error(err))
+func (p *Proxy) serveRequests(c loop.Stream, peeked []byte, o *outboundConn) {
+	p.conns.outboundHTTP.Opened()
+	p.h1.Serve(c, peeked, o.lc.Listener.Draining, o.serve, o.ended)
+}
+
+// ended is told how a connection of requests ended.
+func (o *outboundConn) ended(err error) {
+	m := o.p.conns.outboundHTTP
+	switch {
+	case errors.Is(err, h1.ErrUpgraded):
+		o.upgraded.relay(o.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+	case err != nil:
+		m.Closed("failed", 0, 0)
+		o.p.log.Debug("outbound connection", zap.Stringer("destination", o.lc.OriginalDst), zap.Error(err))
+	default:
+		m.Closed("eof", 0, 0)
 	}
-	m.Closed(reason, in, out)
+}
+
+// upgrade is a pair of connections that stopped to speak HTTP.
+type upgrade struct{ client, upstream h1.Handed }
+
+func (u *upgrade) relay(l *loop.Loop, done func(relay.Result)) *relay.Session {
+	return relay.Start(l, u.client.Conn, u.upstream.Conn, relay.Config{
+		FromClient: u.client.Unread, FromUpstream: u.upstream.Unread, HalfClosedTimeout: halfClosed,
+	}, done)
 }
 
 // halfClosed is how long one direction may stay open and silent after the
@@ -95,24 +117,25 @@ const halfClosed = 10 * time.Minute
 
 // relayOutbound carries a connection whose requests are not seen: one endpoint
 // for all of it.
-func (p *Proxy) relayOutbound(ctx context.Context, client net.Conn, peeked []byte, lc *listen.Conn, d *destination) {
-	started := time.Now()
+func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn, d *destination) {
+	l := lc.Loop()
+	started := l.Now()
 	m := p.conns.outboundTCP
 	m.Opened()
-	defer func() { _ = client.Close() }()
-	e, ticket, up, err := p.connect(ctx, d, lc.OriginalDst.Port(), started)
+	e, ticket, up, err := p.connect(l, d, lc.OriginalDst.Port(), started)
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Info("no upstream", zap.Stringer("service", d.svc.Name), zap.Error(err))
 		p.logConn(telemetry.Outbound, lc, d.label, "", "no-upstream", started, relay.Result{})
-		reset(lc.TCPConn)
+		_ = lc.Reset()
 		return
 	}
-	p.succeeded(e, ticket, time.Now())
-	res := relay.Run(ctx, client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed})
-	e.stats.Cancel()
-	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-	p.logConn(telemetry.Outbound, lc, d.label, e.addr.String(), res.Reason.String(), started, res)
+	p.succeeded(e, ticket, l.Now())
+	relay.Start(l, client, up, relay.Config{FromClient: bytes.Clone(peeked), HalfClosedTimeout: halfClosed}, func(res relay.Result) {
+		e.stats.Cancel()
+		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
+		p.logConn(telemetry.Outbound, lc, d.label, e.at, res.Reason.String(), started, res)
+	})
 }
 
 var (
@@ -122,14 +145,15 @@ var (
 
 // connect finds an endpoint that takes a connection, trying others as often as
 // the service's settings let a request be tried.
-func (p *Proxy) connect(ctx context.Context, d *destination, port uint16, now time.Time) (*endpoint, breaker.Ticket, net.Conn, error) {
+func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time) (*endpoint, breaker.Ticket, loop.Stream, error) {
 	pk := d.choose("", port)
 	if pk == nil {
 		d.metrics.RoutingFailed()
 		return nil, breaker.Ticket{}, nil, errNoEndpoints
 	}
-	sel := &selection{now: now}
-	sel.usableFn = sel.usable
+	sel := selections.Get().(*selection)
+	defer selections.Put(sel)
+	sel.now, sel.ignore = now, false
 	sel.begin(pk)
 	var last error
 	for range max(d.svc.Traffic.Retry.Attempts, 1) {
@@ -139,21 +163,28 @@ func (p *Proxy) connect(ctx context.Context, d *destination, port uint16, now ti
 			return nil, ticket, nil, errors.Join(errCircuitOpen, last)
 		}
 		d.metrics.Routed()
-		c, err := p.dialEndpoint(ctx, d, e, time.Time{})
+		c, err := p.dialEndpoint(l, d, e, time.Time{})
 		if err == nil {
 			return e, ticket, c, nil
 		}
 		last = err
-		e.stats.End(time.Now(), time.Since(now), true)
+		e.stats.End(l.Now(), l.Now().Sub(now), true)
 		d.metrics.BackendFailed()
-		p.failed(e, ticket, time.Now())
-		if ctx.Err() != nil {
+		p.failed(e, ticket, l.Now())
+		if l.Closing() {
 			break
 		}
 		sel.avoid(e)
 	}
 	return nil, breaker.Ticket{}, nil, last
 }
+
+// selections are reused: what is bound in one would be an allocation each time.
+var selections = sync.Pool{New: func() any {
+	s := &selection{}
+	s.usableFn = s.usable
+	return s
+}}
 
 // failed reports a failure to an endpoint's circuit.
 func (p *Proxy) failed(e *endpoint, t breaker.Ticket, now time.Time) {
@@ -234,64 +265,70 @@ func (s *selection) take(random, hash uint64) (e *endpoint, t breaker.Ticket, ok
 // serveUnknown carries a connection to an address that is no service's. It
 // passes untouched, unless the mesh forbids egress; but a name in its first
 // bytes (Host, SNI) that is a service's leads there.
-func (p *Proxy) serveUnknown(ctx, soft context.Context, lc *listen.Conn) {
+func (p *Proxy) serveUnknown(lc *listen.Conn) {
 	deny := p.mesh.Load().EgressDeny
-	var dial func(context.Context) (net.Conn, error)
+	l := lc.Loop()
+	var dial func() (*loop.Conn, error)
 	if !deny {
-		dial = func(ctx context.Context) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
-			defer cancel()
-			d := p.toMesh
+		dial = func() (*loop.Conn, error) {
+			d := p.meshDialer
 			if p.local[lc.OriginalDst.Addr()] {
-				d = p.toApp // the app calls itself: not for the inbound rules
+				d = p.appDialer // the app calls itself: not for the inbound rules
 			}
-			return d.DialContext(ctx, "tcp", lc.OriginalDst.String())
+			return l.Dial(d, lc.OriginalDst, l.Now().Add(p.cfg.ConnectLimit))
 		}
 	}
-	first, err := p.listenBoth(ctx, lc.TCPConn, dial)
-	if err != nil {
-		p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst), zap.Error(err))
-		reset(lc.TCPConn)
-		return
-	}
-	p.metrics.Detected(outcomeWord(first.found))
-	if d := p.serviceNamed(ctx, first); d != nil {
-		first.dropUpstream()
-		if first.found.Kind == detect.HTTP1 {
-			p.serveRequests(ctx, soft, first.client, first.peeked, &outbound{p: p, lc: lc, dest: d})
+	p.listenBoth(lc.Conn, l.Now().Add(p.cfg.HandshakeTime), dial, func(first *firstBytes, err error) {
+		if err != nil {
+			p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst), zap.Error(err))
+			_ = lc.Reset()
 			return
 		}
-		p.relayOutbound(ctx, first.client, first.peeked, lc, d)
+		p.serveUnknownHeard(lc, first, deny)
+	})
+}
+
+func (p *Proxy) serveUnknownHeard(lc *listen.Conn, first *firstBytes, deny bool) {
+	p.metrics.Detected(outcomeWord(first.found))
+	if d := p.serviceNamed(lc.Loop(), first); d != nil {
+		first.dropUpstream()
+		if first.found.Kind == detect.HTTP1 {
+			p.serveRequests(first.client, first.peeked, &outboundConn{p: p, lc: lc, dest: d})
+			return
+		}
+		p.relayOutbound(first.client, first.peeked, lc, d)
 		return
 	}
 	if deny {
 		p.conns.egressDenied.Opened()
 		p.conns.egressDenied.Closed("denied", 0, 0)
 		p.log.Info("egress denied", zap.Stringer("destination", lc.OriginalDst))
-		reset(lc.TCPConn)
+		_ = lc.Reset()
 		return
 	}
-	p.passThrough(ctx, lc, first)
+	p.passThrough(lc, first)
 }
 
-func (p *Proxy) passThrough(ctx context.Context, lc *listen.Conn, first *firstBytes) {
-	started := time.Now()
+func (p *Proxy) passThrough(lc *listen.Conn, first *firstBytes) {
+	started := lc.Loop().Now()
 	m := p.conns.passThrough
 	m.Opened()
+	peeked := bytes.Clone(first.peeked)
 	up, err := first.takeUpstream()
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Debug("pass through", zap.Stringer("destination", lc.OriginalDst), zap.Error(err))
-		reset(lc.TCPConn)
+		_ = lc.Reset()
 		return
 	}
-	res := relay.Run(ctx, first.client, up, relay.Config{FromClient: first.peeked, FromUpstream: first.fromUpstream, HalfClosedTimeout: halfClosed})
-	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-	p.logConn(telemetry.Outbound, lc, lc.OriginalDst.String(), lc.OriginalDst.String(), res.Reason.String(), started, res)
+	relay.Start(lc.Loop(), first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
+		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
+		p.logConn(telemetry.Outbound, lc, lc.OriginalDst.String(), lc.OriginalDst.String(), res.Reason.String(), started, res)
+	})
 }
 
 // serviceNamed finds the service that a connection's first bytes name.
-func (p *Proxy) serviceNamed(ctx context.Context, first *firstBytes) *destination {
+func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 	var host string
 	switch {
 	case first.found.Kind == detect.HTTP1:
@@ -303,40 +340,27 @@ func (p *Proxy) serviceNamed(ctx context.Context, first *firstBytes) *destinatio
 	if !ok {
 		return nil
 	}
-	return p.destination(ctx, name)
+	return p.destination(l, name)
 }
 
 // backoff waits before another try; false when there is no time or budget for
 // it.
-func (p *Proxy) backoff(ctx context.Context, d *destination, n int, deadline time.Time) bool {
-	now := time.Now()
+func (p *Proxy) backoff(l *loop.Loop, d *destination, n int, deadline time.Time) bool {
 	left := retry.NoDeadline
 	if !deadline.IsZero() {
-		left = deadline.Sub(now)
+		left = deadline.Sub(l.Now())
 	}
 	wait, fits := retry.Backoff(d.svc.Traffic.Retry.Delay, n, rand.Uint64(), left)
 	if !fits {
 		d.metrics.RetryRefused("deadline")
 		return false
 	}
-	if !d.budget.Take(now) {
+	if !d.budget.Take(l.Now()) {
 		d.metrics.RetryRefused("budget")
 		return false
 	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// reset ends a connection so that its peer sees a refusal, not an end.
-func reset(c *net.TCPConn) {
-	_ = c.SetLinger(0)
-	_ = c.Close()
+	l.Sleep(wait)
+	return !l.Closing()
 }
 
 func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, endpoint, reason string, started time.Time, res relay.Result) {
@@ -345,7 +369,7 @@ func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, e
 	}
 	p.access.Log(&telemetry.Record{
 		Time: started, Direction: dir, Source: lc.Peer.String(), Destination: destination, Endpoint: endpoint,
-		Protocol: "tcp", Reason: reason, Duration: time.Since(started), BytesIn: res.ToUpstream, BytesOut: res.ToClient,
+		Protocol: "tcp", Reason: reason, Duration: lc.Loop().Now().Sub(started), BytesIn: res.ToUpstream, BytesOut: res.ToClient,
 	})
 }
 

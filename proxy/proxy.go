@@ -12,8 +12,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,6 +27,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
@@ -51,15 +54,17 @@ type Config struct {
 
 	Outbound, Inbound, DNS []string // listen addresses
 	Admin                  string
+	Profiles               bool // Admin also answers with Go's profiles, under /debug/pprof/
 	ResolvConf             dns.ResolvConf
 	ClusterDomain          string
 
 	ToMesh, ToApp Control // prepare sockets to others and to the app; nil does nothing
-	OriginalDst   func(*net.TCPConn) (netip.AddrPort, error)
+	OriginalDst   func(syscall.Conn) (netip.AddrPort, error)
 	// NotRedirected tells the error of OriginalDst for a connection that came to
 	// the proxy itself from its other errors; nil takes every error for it.
 	NotRedirected func(error) bool
 
+	Loops         int           // event loops; 0 is one for each processor
 	MaxConns      int           // connections at once in each direction; 0 is 10 000
 	DrainDelay    time.Duration // between leaving the mesh and refusing connections
 	DrainTimeout  time.Duration // from then until what is left is cut
@@ -77,19 +82,23 @@ type Proxy struct {
 	toMesh *dialer             // sockets that are not redirected again
 	toApp  *dialer
 
+	loops                 []*loop.Loop
+	hard                  context.Context // ends when connections are cut
+	meshDialer, appDialer loop.Dialer     // toMesh and toApp for the loops
+
 	id      *identity.Identity
 	server  func() *tls.Config // for calls from other workloads; made once
 	feed    *feed.Feed
 	metrics *telemetry.Registry
 	access  *telemetry.AccessLog
-	h1      h1.Config
+	h1      *h1.Server
 	conns   connectionMetrics
 
 	mesh  atomic.Pointer[policy.Mesh]
 	guard atomic.Pointer[guard]
 	dests atomic.Pointer[destinations]
 
-	apps appPools
+	apps []appPools // by loop
 	live liveConns
 
 	mu        sync.Mutex // guards what follows and orders changes of dests
@@ -113,8 +122,9 @@ func New(cfg Config) (*Proxy, error) {
 		toApp:     &dialer{cfg.ToApp},
 		metrics:   telemetry.New(telemetry.Options{}),
 		endpoints: map[endpointKey]*endpoint{},
-		h1:        h1.Config{Refusal: refuseUnread},
+		h1:        h1.NewServer(h1.Config{Refusal: refuseUnread}),
 	}
+	p.meshDialer, p.appDialer = p.toMesh.onLoop(), p.toApp.onLoop()
 	if err := p.toMesh.check(); err != nil {
 		return nil, err
 	}
@@ -142,6 +152,7 @@ func (c *Config) setDefaults() {
 	}
 	c.ConnectLimit = cmp.Or(c.ConnectLimit, 5*time.Second)
 	c.HandshakeTime = cmp.Or(c.HandshakeTime, 10*time.Second)
+	c.Loops = cmp.Or(c.Loops, runtime.GOMAXPROCS(0))
 	c.MaxConns = cmp.Or(c.MaxConns, 10_000)
 	c.HealthPath = cmp.Or(c.HealthPath, "/health")
 }
@@ -164,8 +175,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 	// Parts end in the order of the drain, so each has a context of its own.
 	hard, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	soft, drain := context.WithCancel(hard) // HTTP connections close after the exchange at hand
-	defer drain()
+	p.hard = hard
+	if err := p.makeLoops(); err != nil {
+		return fmt.Errorf("event loops: %w", err)
+	}
+	turning := make(chan struct{})
+	go func() { defer close(turning); p.runLoops() }()
+	defer func() { p.closeLoops(); <-turning }()
 
 	g, failed := errgroup.WithContext(hard)
 	g.Go(func() error { return named("follow the control plane", p.feed.Run(hard)) })
@@ -177,17 +193,17 @@ func (p *Proxy) Run(ctx context.Context) error {
 		g.Go(func() error { return named("access log", p.access.Run(hard)) })
 	}
 	g.Go(func() error {
-		return named("outbound", ports.outbound.Run(hard, func(c context.Context, lc *listen.Conn) { p.serveOutbound(c, soft, lc) }))
+		return named("outbound", ports.outbound.Run(hard, p.loops, p.serveOutbound))
 	})
 	g.Go(func() error {
-		return named("inbound", ports.inbound.Run(hard, func(c context.Context, lc *listen.Conn) { p.serveInbound(c, soft, lc) }))
+		return named("inbound", ports.inbound.Run(hard, p.loops, p.serveInbound))
 	})
 	p.log.Info("running", zap.Stringer("service", p.cfg.Service), zap.Strings("outbound", p.cfg.Outbound),
 		zap.Strings("inbound", p.cfg.Inbound), zap.Time("certificate_until", p.id.Expiry()))
 
 	select {
 	case <-ctx.Done():
-		p.drain(drain, ports)
+		p.drain(ports)
 	case <-failed.Done():
 	}
 	cut()
@@ -195,11 +211,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 }
 
 // drain is the order of a shutdown.
-func (p *Proxy) drain(finish func(), ports *ports) {
+func (p *Proxy) drain(ports *ports) {
 	p.log.Info("draining", zap.Duration("at_most", p.cfg.DrainTimeout))
-	p.feed.Leave() // first stop being advertised,
-	time.Sleep(p.cfg.DrainDelay)
-	finish() // then end connections between two requests,
+	p.feed.Leave()               // first stop being advertised,
+	time.Sleep(p.cfg.DrainDelay) // then end connections between two requests,
 	limit, cancel := context.WithTimeout(context.Background(), p.cfg.DrainTimeout)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -263,7 +278,7 @@ func (o *ports) close() {
 	}
 }
 
-// housekeep closes idle upstream connections and refreshes slow gauges.
+// housekeep refreshes slow gauges.
 func (p *Proxy) housekeep(ctx context.Context) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -272,10 +287,8 @@ func (p *Proxy) housekeep(ctx context.Context) {
 		p.metrics.ControlConnected(p.feed.Connected())
 		select {
 		case <-ctx.Done():
-			p.closePools()
 			return
-		case now := <-tick.C:
-			p.trimPools(now)
+		case <-tick.C:
 		}
 	}
 }

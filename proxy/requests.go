@@ -1,11 +1,10 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,26 +14,32 @@ import (
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
-// outbound carries the requests of one connection of the app. Its fields are
-// reused from request to request so that a request allocates nothing.
+// outboundConn is one connection of the app that carries requests.
+type outboundConn struct {
+	p        *Proxy
+	lc       *listen.Conn
+	dest     *destination // the service that was dialled
+	seen     *destinations
+	touched  time.Time // when the service's use was last told to the feed
+	upgraded upgrade
+}
+
+// outbound carries one request. It is reused from request to request so that a
+// request allocates nothing, and held by no connection that is idle.
 type outbound struct {
-	p    *Proxy
-	lc   *listen.Conn
-	dest *destination // the service that was dialled
-	ctx  context.Context
+	*outboundConn
+	l       *loop.Loop
+	sel     selection
+	ids     ids
+	request policy.Request
+	text    []byte // header values made for this request
 
-	sel      selection
-	ids      ids
-	request  policy.Request
-	text     []byte // header values made for this request
-	upgraded struct{ client, upstream net.Conn }
-
-	// of the request at hand
 	x        *h1.Exchange
 	route    policy.Route
 	service  *destination // where route leads
@@ -44,11 +49,21 @@ type outbound struct {
 	began    time.Time
 }
 
-func (o *outbound) init(ctx context.Context) {
-	o.ctx = ctx
+var outbounds = sync.Pool{New: func() any {
+	o := &outbound{text: make([]byte, 0, 128)}
 	o.sel.usableFn = o.sel.usable
-	o.text = make([]byte, 0, 128)
 	o.request.Header = o.header
+	return o
+}}
+
+// serve is the handler of the connection's requests.
+func (c *outboundConn) serve(x *h1.Exchange) {
+	o := outbounds.Get().(*outbound)
+	o.outboundConn, o.l = c, c.lc.Loop()
+	o.serve(x)
+	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
+	clear(o.sel.tried)
+	outbounds.Put(o)
 }
 
 // header is what rules look at. It is bound once: a method value made for each
@@ -67,11 +82,19 @@ func (o *outbound) begin(x *h1.Exchange) {
 	o.attempts, o.endpoint, o.reason = 0, nil, ""
 	o.ids.begin(x, o.p.mesh.Load().Tracing) // request id and trace
 	x.Del("X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace")
-	// The resource of the service may have changed since the last request.
-	if d := o.p.destination(o.ctx, o.dest.svc.Name); d != nil {
-		o.dest = d
-	}
+	o.refresh()
 	o.service = o.dest
+}
+
+// refresh takes the service's resource of now, which may have changed since the
+// last request. That it is in use need not be told more than once a second.
+func (o *outbound) refresh() {
+	if all := o.p.dests.Load(); all != o.seen || o.began.Sub(o.touched) > time.Second {
+		if d := o.p.destination(o.l, o.dest.svc.Name); d != nil {
+			o.dest = d
+		}
+		o.seen, o.touched = all, o.began
+	}
 }
 
 // pass carries one request and returns the status that the app got, 0 for none.
@@ -93,7 +116,7 @@ func (o *outbound) findRoute(x *h1.Exchange) bool {
 	if o.route.Service == o.dest.svc.Name {
 		return true
 	}
-	o.service = o.p.destination(o.ctx, o.route.Service)
+	o.service = o.p.destination(o.l, o.route.Service)
 	if o.service == nil {
 		o.service = o.dest
 		return false
@@ -151,7 +174,7 @@ func (o *outbound) forward(x *h1.Exchange) int {
 func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bool) {
 	o.sel.now = o.began
 	if o.attempts > 1 {
-		o.sel.now = time.Now()
+		o.sel.now = o.l.Now()
 	}
 	e, ticket, ok := o.sel.take(rand.Uint64(), o.hash(x))
 	if !ok {
@@ -166,7 +189,7 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 	o.identify(x, e)
 	t := &attempt{e: e, ticket: ticket, began: o.sel.now}
 	resp, up, err := o.send(x, t, deadline)
-	now := time.Now()
+	now := o.l.Now()
 	if err != nil {
 		return o.sendFailed(x, t, err, now, deadline)
 	}
@@ -180,11 +203,14 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 	o.p.failed(e, ticket, now)
 	if retry.Retriable(resp.Status) && retry.Safe(x.Req.Method, true, false) && o.mayRetry(x, e, deadline) {
 		x.Discard(up)
-		e.pool.Put(now, up)
+		o.pool(e).Put(now, up)
 		return 0, true
 	}
 	return o.relay(x, resp.Status, up, e), false
 }
+
+// pool is where the request's loop keeps connections to an endpoint.
+func (o *outbound) pool(e *endpoint) *h1.Pool { return e.pools[o.lc.Shard] }
 
 // attempt is one try at one endpoint.
 type attempt struct {
@@ -199,9 +225,9 @@ type attempt struct {
 // the next is taken at once.
 func (o *outbound) send(x *h1.Exchange, t *attempt, deadline time.Time) (*h1.Response, *h1.Upstream, error) {
 	for {
-		up := t.e.pool.Get(t.began)
+		up := o.pool(t.e).Get(o.l.Now())
 		if up == nil {
-			c, err := o.p.dialEndpoint(o.ctx, o.service, t.e, deadline)
+			c, err := o.p.dialEndpoint(o.l, o.service, t.e, deadline)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -265,7 +291,7 @@ func (o *outbound) mayRetry(x *h1.Exchange, e *endpoint, deadline time.Time) boo
 	if o.attempts >= o.route.Attempts || !x.CanRetry() {
 		return false
 	}
-	if !o.p.backoff(o.ctx, o.service, o.attempts, deadline) {
+	if !o.p.backoff(o.l, o.service, o.attempts, deadline) {
 		return false
 	}
 	o.sel.avoid(e)
@@ -279,11 +305,11 @@ func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoin
 		if err != nil {
 			return 0
 		}
-		o.upgraded.client, o.upgraded.upstream = client, upstream
+		o.upgraded = upgrade{client, upstream}
 		return status
 	}
 	err := x.Relay(up)
-	e.pool.Put(o.began, up) // which closes what cannot be used again
+	o.pool(e).Put(o.l.Now(), up) // which closes what cannot be used again
 	if err != nil {
 		var he *h1.Error
 		if errors.As(err, &he) && he.Side == h1.SideUpstream {
@@ -328,7 +354,7 @@ func balanceRequest(s *selection, random, hash uint64) balance.Request {
 
 // end counts the request and writes its line in the access log.
 func (o *outbound) end(x *h1.Exchange, status int) {
-	took := time.Since(o.began)
+	took := o.l.Now().Sub(o.began)
 	o.service.metrics.Done(status, took, x.Sent(), x.Received())
 	if o.p.access == nil || !o.p.mesh.Load().AccessLog {
 		return
@@ -340,7 +366,7 @@ func (o *outbound) end(x *h1.Exchange, status int) {
 		Attempts: o.attempts, Route: o.route.Rule, TraceID: strings.Clone(o.ids.trace),
 	}
 	if o.endpoint != nil {
-		r.Endpoint = o.endpoint.addr.String()
+		r.Endpoint = o.endpoint.at
 	}
 	o.p.access.Log(r)
 }

@@ -42,6 +42,7 @@ type flags struct {
 	drainDelay, drainTimeout time.Duration
 	accessLog                string
 	logLevel, logFormat      string
+	pprof                    bool
 }
 
 func defaults() *flags {
@@ -72,6 +73,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.Uint16Var(&f.inboundPort, "inbound-port", f.inboundPort, "port that connections to the app are redirected to")
 	s.Uint16Var(&f.dnsPort, "dns-port", f.dnsPort, "port that DNS is redirected to, on loopback")
 	s.StringVar(&f.adminAddr, "admin-addr", f.adminAddr, "address for /health, /ready, /status and /metrics")
+	s.BoolVar(&f.pprof, "pprof", false, "answer on the admin address also with Go's profiles of the proxy, under /debug/pprof/")
 	s.StringVar(&f.resolvConf, "resolv-conf", f.resolvConf, "where the resolvers for other names are read from")
 	s.StringVar(&f.clusterDomain, "cluster-domain", f.clusterDomain, "what full names of services end in")
 	s.StringVar(&f.mark, "mark", f.mark, `mark on the proxy's own connections, as given to weir-init; "none" where the proxy is told by its uid`)
@@ -91,8 +93,8 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 	cfg = proxy.Config{
 		Service: policy.ServiceName{Namespace: f.namespace, Name: f.service}, ID: f.id, Version: version,
 		Control: f.control, TokenFile: f.tokenFile, StateDir: f.stateDir,
-		HealthPath: f.healthPath, Weight: f.weight, Admin: f.adminAddr, ClusterDomain: f.clusterDomain,
-		OriginalDst:   func(c *net.TCPConn) (netip.AddrPort, error) { return redirect.OriginalDst(c) },
+		HealthPath: f.healthPath, Weight: f.weight, Admin: f.adminAddr, Profiles: f.pprof, ClusterDomain: f.clusterDomain,
+		OriginalDst:   redirect.OriginalDst,
 		NotRedirected: func(err error) bool { return errors.Is(err, redirect.ErrNotRedirected) },
 		MaxConns:      f.maxConns, DrainDelay: f.drainDelay, DrainTimeout: f.drainTimeout,
 	}

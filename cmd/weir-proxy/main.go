@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -57,11 +59,23 @@ it ends.`,
 				return &usageError{err}
 			}
 			defer closers()
+			// One more than there are loops, so that what else there is to do need
+			// not wait for a loop to be idle.
+			cfg.Loops = runtime.GOMAXPROCS(0)
+			runtime.GOMAXPROCS(cfg.Loops + 1)
 			p, err := proxy.New(cfg)
 			if err != nil {
 				return err
 			}
-			return p.Run(cmd.Context())
+			if !f.pprof {
+				runtime.MemProfileRate = 0 // nobody can ask for what it samples
+			}
+			var small sync.WaitGroup
+			defer small.Wait()
+			ctx, stop := context.WithCancel(cmd.Context())
+			defer stop()
+			small.Go(func() { keepSmall(ctx, p.Ready()) })
+			return p.Run(ctx)
 		},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })

@@ -19,7 +19,7 @@ type Strategy string
 const (
 	RoundRobin     Strategy = "round_robin"     // each in turn; other weights are ignored
 	Weighted       Strategy = "weighted"        // smooth weighted round robin: shares by weight, without bursts
-	LeastConn      Strategy = "least_conn"      // fewest requests in flight per unit of weight; ties at random by weight
+	LeastConn      Strategy = "least_conn"      // fewest requests in flight per unit of weight, of 16 at random where there are more than 32; ties at random by weight
 	Random         Strategy = "random"          // uniform; other weights are ignored
 	ConsistentHash Strategy = "consistent_hash" // Maglev on Request.Hash: the same hash goes to the same endpoint, shares by weight
 	P2CEWMA        Strategy = "p2c_ewma"        // the better of two random choices by peak-EWMA latency and requests in flight
@@ -74,7 +74,7 @@ type Set struct {
 
 	slots  []int32  // weighted: the sequence of candidates, if short enough
 	bounds []uint64 // weighted: else the running totals of weight
-	alias  alias    // p2c_ewma with unequal weights
+	alias  alias    // p2c_ewma and least_conn with unequal weights
 	maglev maglev   // consistent_hash
 
 	// The cursor has a cache line to itself: it is written at each pick while other cores read the fields above.
@@ -101,7 +101,7 @@ func New(s Strategy, eps []Endpoint) (*Set, error) {
 	case len(set.cands) == 0:
 	case s == Weighted && !set.equal:
 		set.slots, set.bounds = weightedOrder(set.cands)
-	case s == P2CEWMA && !set.equal:
+	case (s == P2CEWMA || s == LeastConn) && !set.equal:
 		set.alias = newAlias(set.cands)
 	case s == ConsistentHash:
 		set.maglev = newMaglev(set.eps, set.cands, set.equal)

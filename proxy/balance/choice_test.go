@@ -110,6 +110,49 @@ func TestLeastConnFillsByWeight(t *testing.T) {
 	}
 }
 
+// So they do where a sample decides.
+func TestLeastConnOfManyFillsByWeight(t *testing.T) {
+	weights := make([]int, 120)
+	for i := range weights {
+		weights[i] = 1 + i%3
+	}
+	eps := endpoints(weights...)
+	set, rnd := mustNew(t, LeastConn, eps), chance(12)
+	for range 24_000 {
+		i, _ := set.Pick(Request{Random: rnd.Uint64()})
+		eps[i].Stats.Begin(noon)
+	}
+	for i, w := range weights {
+		if got, want := eps[i].Stats.InFlight(), 100*w; got < want-5 || got > want+5 {
+			t.Errorf("endpoint %d of weight %d: %d in flight, want %d", i, w, got, want)
+		}
+	}
+}
+
+// Of many of which some are down the loaded are avoided too, and if all but one are down that one is found.
+func TestLeastConnOfManyAroundTheUnusable(t *testing.T) {
+	eps := same(400, 1)
+	for i := range 200 {
+		eps[i].Stats.Begin(noon)
+	}
+	set, rnd, loaded := mustNew(t, LeastConn, eps), chance(13), 0
+	for range 2000 {
+		i, ok := set.Pick(Request{Random: rnd.Uint64(), Usable: func(i int) bool { return i%2 == 0 }})
+		if !ok || i%2 != 0 {
+			t.Fatalf("got %d, %v", i, ok)
+		}
+		if i < 200 {
+			loaded++
+		}
+		if i, ok := set.Pick(Request{Random: rnd.Uint64(), Usable: func(i int) bool { return i == 7 }}); !ok || i != 7 {
+			t.Fatalf("got %d, %v; want 7", i, ok)
+		}
+	}
+	if loaded > 40 { // 1 % each: 16 draws that miss the idle and usable quarter
+		t.Errorf("%d of 2000 picks went to a loaded endpoint", loaded)
+	}
+}
+
 // Above leastScan a sample decides: it must still keep away from loaded endpoints.
 func TestLeastConnOfManyAvoidsTheLoaded(t *testing.T) {
 	eps := same(2000, 1)

@@ -133,15 +133,6 @@ func observe(old uint64, tick uint32, sample float64, failed bool) uint64 {
 
 func ticks(now time.Time) uint32 { return uint32(now.UnixNano() >> tickShift) }
 
-// weight is what is left of an observation. A wall clock set back makes the age negative: no decay until the next answer sets the time anew.
-func weight(at, tick uint32) float64 {
-	age := int32(tick - at)
-	if age <= 0 {
-		return 1
-	}
-	return math.Exp(-float64(age) * (1 << tickShift) / float64(decay))
-}
-
 func pack(est float64, tick uint32) uint64 {
 	return uint64(math.Float32bits(float32(est)))<<32 | uint64(tick)
 }

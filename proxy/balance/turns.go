@@ -1,6 +1,6 @@
 package balance
 
-import "sort"
+import "slices"
 
 const (
 	// maxTurns bounds the tickets one pick may draw past unusable endpoints before it scans.
@@ -58,7 +58,8 @@ func (s *Set) weightedTurn(r *Request) int {
 	// (three-distance theorem): smooth like the written-out order, for weights too many or too odd to write out.
 	u := s.ticket(r, 1<<32) * 0x9e3779b97f4a7c15
 	at := scale(u, s.bounds[len(s.bounds)-1])
-	return sort.Search(len(s.bounds), func(i int) bool { return s.bounds[i] > at })
+	i, _ := slices.BinarySearch(s.bounds, at+1) // the first above at
+	return i
 }
 
 // weightedOrder returns the smooth weighted round robin sequence, or the running totals if that would be too long.

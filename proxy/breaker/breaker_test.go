@@ -139,12 +139,3 @@ func TestConcurrentFailuresOpenOnce(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkClosed(b *testing.B) {
-	c, _ := New(Config{}, epoch)
-	b.ReportAllocs()
-	for b.Loop() {
-		ticket, _ := c.Allow(epoch)
-		c.Success(epoch, ticket)
-	}
-}

@@ -43,10 +43,10 @@ const (
 	Decided Outcome = iota
 	// Silent: the client said nothing before the deadline.
 	Silent
-	// Incomplete: the deadline passed, Other fired or the client ended its
+	// Incomplete: the deadline passed, Config.Enough said so or the client ended its
 	// stream in the middle of something that could have become more.
 	Incomplete
-	// OtherSpoke: Config.Other fired before the client said anything.
+	// OtherSpoke: Config.Enough said so before the client said anything.
 	OtherSpoke
 	// Ended: the client ended its stream without a byte.
 	Ended

@@ -1,296 +1,337 @@
 package detect
 
 import (
-	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
 	"testing"
-	"testing/iotest"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-const patience = 20 * time.Second
-
-func tcpPair(t testing.TB) (client, server *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	d, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close(); a.Close() })
-	return d.(*net.TCPConn), a.(*net.TCPConn)
-}
-
-type peeked struct {
-	Result
-	conn *Conn
-	err  error
-}
-
-func peekLater(ctx context.Context, c net.Conn, cfg Config) <-chan peeked {
-	out := make(chan peeked, 1)
-	go func() {
-		r, conn, err := Peek(ctx, c, cfg)
-		out <- peeked{r, conn, err}
-	}()
-	return out
-}
-
-func await(t testing.TB, ch <-chan peeked) peeked {
-	t.Helper()
-	select {
-	case p := <-ch:
-		return p
-	case <-time.After(patience):
-		t.Fatal("Peek does not return")
-		return peeked{}
-	}
-}
-
-// wantReplay: the connection gives exactly these bytes, then the end.
-func (p peeked) wantReplay(t testing.TB, want string) {
-	t.Helper()
-	p.conn.SetReadDeadline(time.Now().Add(patience))
-	got, err := io.ReadAll(iotest.OneByteReader(p.conn))
-	if err != nil || string(got) != want {
-		t.Errorf("replayed %.60q, %v; want %.60q", got, err, want)
-	}
-}
-
 func TestHTTPByteByByteIsHTTP(t *testing.T) {
-	client, server := tcpPair(t)
-	later := peekLater(t.Context(), server, Config{Deadline: time.Now().Add(patience)})
-	const request = "DELETE /a HTTP/1.1\r\n\r\n"
-	for i := range len(request) {
-		client.Write([]byte{request[i]})
+	r := start(t)
+	client, c := r.pair(t)
+	k := r.peek(t, client, c, Config{Deadline: time.Now().Add(patience)})
+	const first, rest = "DELETE /", "a HTTP/1.1\r\n\r\n"
+	for i := range len(first) {
+		k.wantParked(t)
+		say(t, client, first[i:i+1])
+		k.wantTaken(t, 1)
 	}
+	p := k.wait(t)
+	p.is(t, HTTP1, Decided)
+	if p.bytes != first {
+		t.Errorf("got %q", p.bytes)
+	}
+	say(t, client, rest)
 	client.Close()
-	p := await(t, later)
-	if p.Kind != HTTP1 || p.Outcome != Decided || p.err != nil {
-		t.Errorf("got %+v, %v", p.Result, p.err)
-	}
-	p.wantReplay(t, request)
+	k.wantStream(t, p, first+rest)
 }
 
 func TestAHelloLargerThanTheFirstReadIsReadOn(t *testing.T) {
-	protocols := []string{"weir"}
+	protocols := []string{MeshALPN}
 	for range 60 {
 		protocols = append(protocols, strings.Repeat("x", 100))
 	}
-	hello := realHello(t, &tls.Config{NextProtos: protocols})
+	hello := string(realHello(t, &tls.Config{NextProtos: protocols}))
 	if len(hello) < 2*firstRead {
 		t.Fatalf("the hello has only %d bytes", len(hello))
 	}
-	client, server := tcpPair(t)
-	later := peekLater(t.Context(), server, Config{})
-	client.Write(append(hello, "more"...))
-	client.Close()
-	p := await(t, later)
-	if !p.Mesh() || p.Outcome != Decided || p.err != nil {
-		t.Errorf("got %+v, %v", p.Result, p.err)
+	r := start(t)
+	for _, size := range []int{len(hello), firstRead, firstRead - 1, 1000} {
+		client, c := r.pair(t)
+		k := r.peek(t, client, c, Config{})
+		rest := hello
+		for len(rest) > size {
+			say(t, client, rest[:size])
+			k.wantTaken(t, size)
+			k.wantParked(t)
+			rest = rest[size:]
+		}
+		say(t, client, rest+"more")
+		client.Close()
+		p := k.wait(t)
+		if p.is(t, TLS, Decided); !p.Mesh() {
+			t.Error("not of the mesh")
+		}
+		k.wantStream(t, p, hello+"more")
 	}
-	p.wantReplay(t, string(hello)+"more")
 }
 
-// The handshake works over the connection that was peeked at.
-func TestTLSRunsOverTheReplay(t *testing.T) {
-	client, server := tcpPair(t)
+// The handshake works with the bytes that were peeked and those that follow.
+func TestTLSRunsOverWhatWasPeekedAndWhatFollows(t *testing.T) {
+	r := start(t)
+	client, c := r.pair(t)
+	ended := make(chan struct{})
 	go func() {
-		c := tls.Client(client, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{MeshALPN}})
-		c.Handshake()
+		defer close(ended)
+		tls.Client(client, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{MeshALPN}}).Handshake()
 	}()
-	p := await(t, peekLater(t.Context(), server, Config{}))
-	if !p.Mesh() {
-		t.Fatalf("got %+v, %v", p.Result, p.err)
+	k := r.peek(t, client, c, Config{})
+	p := k.wait(t)
+	if p.is(t, TLS, Decided); !p.Mesh() {
+		t.Error("not of the mesh")
 	}
-	var alpn []string
-	seen := errors.New("seen")
-	err := tls.Server(p.conn, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-		alpn = h.SupportedProtos
-		return nil, seen
-	}}).Handshake()
-	if !errors.Is(err, seen) || len(alpn) != 1 || alpn[0] != MeshALPN {
-		t.Errorf("the server saw %v, %v", alpn, err)
-	}
+	r.do(func() {
+		var alpn []string
+		seen := errors.New("seen")
+		all := &oneWay{Reader: io.MultiReader(strings.NewReader(p.bytes), c)}
+		err := tls.Server(all, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			alpn = h.SupportedProtos
+			return nil, seen
+		}}).Handshake()
+		if !errors.Is(err, seen) || len(alpn) != 1 || alpn[0] != MeshALPN {
+			t.Errorf("the server saw %v, %v", alpn, err)
+		}
+		c.Close()
+	})
+	<-ended
 }
 
 func TestASilentClientIsOpaqueAtTheDeadline(t *testing.T) {
-	client, server := tcpPair(t)
-	p := await(t, peekLater(t.Context(), server, Config{Deadline: time.Now().Add(20 * time.Millisecond)}))
-	if p.Kind != Opaque || p.Outcome != Silent || p.err != nil {
-		t.Errorf("got %+v, %v", p.Result, p.err)
+	r := start(t)
+	client, c := r.pair(t)
+	deadline := time.Now().Add(20 * time.Millisecond)
+	k := r.peek(t, client, c, Config{Deadline: deadline})
+	k.wait(t).is(t, Opaque, Silent)
+	if time.Now().Before(deadline) {
+		t.Error("it ended before the deadline")
 	}
-	client.Write([]byte("late"))
+	var got []byte
+	var err error
+	var reading *loop.Join
+	r.do(func() {
+		reading = r.Spawn(func() { got, err = io.ReadAll(c) })
+		if r.Yield(); reading.Ended() { // a read that has to wait meets what is left of a deadline
+			t.Errorf("the next read does not wait: %v", err)
+		}
+	})
+	say(t, client, "late")
 	client.Close()
-	p.wantReplay(t, "late") // and the deadline is gone
+	if r.do(reading.Wait); string(got) != "late" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
 }
 
 func TestHalfAHelloAtTheDeadline(t *testing.T) {
-	hello := realHello(t, &tls.Config{NextProtos: []string{MeshALPN}})
-	client, server := tcpPair(t)
-	client.Write(hello[:100])
-	p := await(t, peekLater(t.Context(), server, Config{Deadline: time.Now().Add(300 * time.Millisecond)}))
-	if p.Kind != TLS || p.Outcome != Incomplete || p.Mesh() || p.err != nil {
-		t.Errorf("got %+v, %v", p.Result, p.err)
+	hello := string(realHello(t, &tls.Config{NextProtos: []string{MeshALPN}}))
+	r := start(t)
+	client, c := r.pair(t)
+	say(t, client, hello[:100])
+	r.arrived(t, c, unix.POLLIN)
+	k := r.peek(t, client, c, Config{Deadline: time.Now().Add(20 * time.Millisecond)})
+	p := k.wait(t)
+	if p.is(t, TLS, Incomplete); p.Mesh() || p.bytes != hello[:100] {
+		t.Errorf("got %d bytes, mesh %v", len(p.bytes), p.Mesh())
 	}
-	client.Write(hello[100:])
+	say(t, client, hello[100:])
 	client.Close()
-	p.wantReplay(t, string(hello))
+	k.wantStream(t, p, hello)
+}
+
+// What is there counts, however late it is looked at, and a deadline from before
+// does not.
+func TestADeadlineThatPassed(t *testing.T) {
+	r := start(t)
+	for said, want := range map[string]Outcome{"": Silent, "GE": Incomplete, "GET / HTTP/1.1\r\n": Decided} {
+		client, c := r.pair(t)
+		if say(t, client, said); said != "" {
+			r.arrived(t, c, unix.POLLIN)
+		}
+		k := r.peek(t, client, c, Config{Deadline: time.Unix(1, 0)})
+		p := k.wait(t)
+		if p.Outcome != want || p.bytes != said || p.err != nil {
+			t.Errorf("%q: got %+v", said, p)
+		}
+		client.Close()
+		k.wantStream(t, p, said)
+	}
+	client, c := r.pair(t)
+	r.do(func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	k := r.peek(t, client, c, Config{})
+	k.wantParked(t)
+	say(t, client, "GET / HTTP/1.1\r\n")
+	k.wait(t).is(t, HTTP1, Decided)
 }
 
 // MySQL, SMTP, SSH: the server speaks first and the client waits for it.
 func TestTheServerSpeaksFirst(t *testing.T) {
-	for _, said := range []string{"", "G"} {
-		client, server := tcpPair(t)
-		client.Write([]byte(said))
-		other := make(chan struct{})
-		later := peekLater(t.Context(), server, Config{Other: other})
-		close(other)
-		p := await(t, later)
-		if p.Kind != Opaque || p.err != nil || p.Outcome != OtherSpoke && p.Outcome != Incomplete {
-			t.Errorf("got %+v, %v", p.Result, p.err)
-		}
-		client.Write([]byte("login"))
+	r := start(t)
+	for said, want := range map[string]Outcome{"": OtherSpoke, "G": Incomplete} {
+		client, c := r.pair(t)
+		enough := false
+		k := r.peek(t, client, c, Config{Deadline: time.Now().Add(patience), Enough: func() bool { return enough }})
+		say(t, client, said)
+		k.wantTaken(t, len(said))
+		k.wantParked(t)
+		k.interrupt(&enough)
+		p := k.wait(t)
+		p.is(t, Opaque, want)
+		say(t, client, "login")
 		client.Close()
-		p.wantReplay(t, said+"login")
+		k.wantStream(t, p, said+"login")
 	}
 }
 
-func TestTheContextEnds(t *testing.T) {
-	client, server := tcpPair(t)
-	why := errors.New("policy changed")
-	ctx, cancel := context.WithCancelCause(context.Background())
-	later := peekLater(ctx, server, Config{})
-	cancel(why)
-	p := await(t, later)
-	if !errors.Is(p.err, why) || p.Outcome != Silent {
-		t.Errorf("got %+v, %v", p.Result, p.err)
+func TestTheServerSpokeBeforePeekWasCalled(t *testing.T) {
+	r := start(t)
+	spoke := Config{Enough: func() bool { return true }}
+	client, c := r.pair(t)
+	r.peek(t, client, c, spoke).wait(t).is(t, Opaque, OtherSpoke)
+
+	client, c = r.pair(t)
+	say(t, client, "GET / HTTP/1.1\r\n") // bytes that are enough count more
+	r.arrived(t, c, unix.POLLIN)
+	r.peek(t, client, c, spoke).wait(t).is(t, HTTP1, Decided)
+}
+
+func TestAWakeThatMeansNothingIsSleptThrough(t *testing.T) {
+	r := start(t)
+	client, c := r.pair(t)
+	asked := 0
+	k := r.peek(t, client, c, Config{
+		Deadline: time.Now().Add(patience),
+		Enough:   func() bool { asked++; return false },
+	})
+	for range 3 {
+		r.Post(c.Wake)
+		k.wantParked(t)
 	}
-	client.Write([]byte("x"))
-	client.Close()
-	p.wantReplay(t, "x")
+	r.do(func() {
+		if asked != 4 {
+			t.Errorf("Enough was asked %d times", asked)
+		}
+	})
+	say(t, client, "GET / HTTP/1.1\r\n")
+	k.wait(t).is(t, HTTP1, Decided)
 }
 
 func TestTheClientEndsItsStream(t *testing.T) {
-	for said, want := range map[string]Outcome{"": Ended, "GE": Incomplete, "bye\r\n": Decided} {
-		client, server := tcpPair(t)
-		client.Write([]byte(said))
+	hello := realHello(t, &tls.Config{NextProtos: []string{MeshALPN}})
+	r := start(t)
+	for _, tc := range []struct {
+		said    string
+		kind    Kind
+		outcome Outcome
+	}{
+		{"", Opaque, Ended},
+		{"GE", Opaque, Incomplete},
+		{"bye\r\n", Opaque, Decided},
+		{"GET / HTTP/1.1\r\n", HTTP1, Decided},
+		{string(hello[:100]), TLS, Incomplete},
+	} {
+		client, c := r.pair(t) // the end comes with the bytes
+		say(t, client, tc.said)
 		client.CloseWrite()
-		p := await(t, peekLater(t.Context(), server, Config{}))
-		if p.Kind != Opaque || p.Outcome != want || p.err != nil {
-			t.Errorf("%q: got %+v, %v", said, p.Result, p.err)
+		r.arrived(t, c, unix.POLLRDHUP)
+		k := r.peek(t, client, c, Config{})
+		p := k.wait(t)
+		p.is(t, tc.kind, tc.outcome)
+		k.wantStream(t, p, tc.said)
+
+		client, c = r.pair(t) // the end comes later
+		k = r.peek(t, client, c, Config{})
+		say(t, client, tc.said)
+		if k.wantTaken(t, len(tc.said)); tc.outcome != Decided {
+			k.wantParked(t)
 		}
-		p.wantReplay(t, said)
+		client.CloseWrite()
+		p = k.wait(t)
+		p.is(t, tc.kind, tc.outcome)
+		k.wantStream(t, p, tc.said)
 	}
 }
 
 func TestTheClientResets(t *testing.T) {
-	client, server := tcpPair(t)
+	r := start(t)
+	for said, want := range map[string]Outcome{"": Silent, "GE": Incomplete} {
+		client, c := r.pair(t)
+		k := r.peek(t, client, c, Config{Deadline: time.Now().Add(patience)})
+		say(t, client, said)
+		k.wantTaken(t, len(said))
+		k.wantParked(t)
+		client.SetLinger(0)
+		client.Close()
+		p := k.wait(t)
+		if !errors.Is(p.err, unix.ECONNRESET) || p.Outcome != want || p.bytes != said {
+			t.Errorf("%q: got %+v", said, p)
+		}
+	}
+	client, c := r.pair(t) // before Peek looks
 	client.SetLinger(0)
 	client.Close()
-	p := await(t, peekLater(t.Context(), server, Config{}))
-	if !errors.Is(p.err, unix.ECONNRESET) || p.conn == nil {
-		t.Errorf("got %+v, %v", p.Result, p.err)
+	r.arrived(t, c, unix.POLLRDHUP)
+	if p := r.peek(t, client, c, Config{}).wait(t); !errors.Is(p.err, unix.ECONNRESET) || p.Outcome != Silent {
+		t.Errorf("got %+v", p)
+	}
+}
+
+func TestTheStreamIsClosedUnderPeek(t *testing.T) {
+	for name, end := range map[string]func(r *rig, c *loop.Conn){
+		"alone":         func(r *rig, c *loop.Conn) { r.do(func() { c.Close() }) },
+		"with the loop": func(r *rig, _ *loop.Conn) { r.Close() },
+	} {
+		for said, want := range map[string]Outcome{"": Silent, "GE": Incomplete} {
+			t.Run(fmt.Sprintf("%s after %q", name, said), func(t *testing.T) {
+				r := start(t)
+				client, c := r.pair(t)
+				k := r.peek(t, client, c, Config{Deadline: time.Now().Add(time.Hour)})
+				say(t, client, said)
+				k.wantTaken(t, len(said))
+				k.wantParked(t)
+				end(r, c)
+				p := k.wait(t)
+				if !errors.Is(p.err, net.ErrClosed) || p.Outcome != want || p.bytes != said {
+					t.Errorf("got %+v", p)
+				}
+			})
+		}
 	}
 }
 
 // An interrupt at the very moment at which bytes come loses none of them, and
 // leaves no deadline behind.
 func TestInterruptsRaceWithBytes(t *testing.T) {
-	for range 200 {
-		client, server := tcpPair(t)
-		other := make(chan struct{})
-		later := peekLater(t.Context(), server, Config{Other: other})
-		go close(other)
-		client.Write([]byte("GE"))
-		p := await(t, later)
-		client.Write([]byte("T / HTTP/1.1\r\n"))
+	r := start(t)
+	for i := range 200 {
+		client, c := r.pair(t)
+		enough := false
+		cfg := Config{Deadline: time.Now().Add(patience), Enough: func() bool { return enough }}
+		if i%2 == 0 {
+			cfg.Deadline = time.Now().Add(time.Duration(i) * 10 * time.Microsecond)
+		}
+		k := r.peek(t, client, c, cfg)
+		if i%2 == 1 {
+			go k.interrupt(&enough)
+		}
+		say(t, client, "GE")
+		p := k.wait(t)
+		if p.Outcome == Decided || p.Outcome == Ended || p.err != nil || (p.Outcome == Incomplete) != (p.bytes != "") {
+			t.Errorf("got %+v", p)
+		}
+		say(t, client, "T / HTTP/1.1\r\n")
 		client.Close()
-		p.wantReplay(t, "GET / HTTP/1.1\r\n")
-		server.Close()
+		k.wantStream(t, p, "GET / HTTP/1.1\r\n")
 	}
 }
 
-func TestUnwrapGivesWhatWasNotReadYet(t *testing.T) {
-	client, server := tcpPair(t)
-	client.Write([]byte("hello there"))
-	p := await(t, peekLater(t.Context(), server, Config{}))
-	io.ReadFull(p.conn, make([]byte, 6))
-	under, unread := p.conn.Unwrap()
-	if under != net.Conn(server) || string(unread) != "there" {
-		t.Errorf("got %v and %q", under, unread)
+func TestNothingIsReadBeyondMaxBytes(t *testing.T) {
+	sent := "\x16\x03\x01\x40\x00\x01\x00\xff\xff" + strings.Repeat("x", 3*MaxBytes) // a hello that does not end
+	r := start(t)
+	client, c := r.pair(t)
+	k := r.peek(t, client, c, Config{})
+	say(t, client, sent)
+	client.Close()
+	p := k.wait(t)
+	if p.is(t, TLS, Decided); len(p.bytes) != MaxBytes || p.Hello != nil {
+		t.Errorf("%d bytes were taken, hello %+v", len(p.bytes), p.Hello)
 	}
-}
-
-func TestHalfCloseGoesThrough(t *testing.T) {
-	client, server := tcpPair(t)
-	if err := (&Conn{Conn: server}).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	client.SetReadDeadline(time.Now().Add(patience))
-	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("read: %v", err)
-	}
-	a, b := net.Pipe()
-	defer b.Close()
-	defer a.Close()
-	if err := (&Conn{Conn: a}).CloseWrite(); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("a pipe half-closed: %v", err)
-	}
-}
-
-// chunks is a connection whose reads return pieces of an input.
-type chunks struct {
-	recorder
-	rest []byte
-	size int
-}
-
-func (c *chunks) Read(b []byte) (int, error) {
-	if len(c.rest) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(b, c.rest[:min(len(c.rest), c.size)])
-	c.rest = c.rest[n:]
-	return n, nil
-}
-
-// However the bytes come, they are replayed exactly, and never more than
-// MaxBytes are taken in advance.
-func FuzzPeek(f *testing.F) {
-	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), 1)
-	f.Add(realHello(f, &tls.Config{NextProtos: []string{MeshALPN}}), 7)
-	f.Add(bytes.Repeat([]byte("\n"), 20000), 4096)
-	f.Fuzz(func(t *testing.T, in []byte, size int) {
-		c := &chunks{rest: in, size: max(1, size)}
-		_, conn, err := Peek(context.Background(), c, Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if taken := len(in) - len(c.rest); taken > MaxBytes {
-			t.Fatalf("%d bytes were taken", taken)
-		}
-		got, err := io.ReadAll(conn)
-		if err != nil || !bytes.Equal(got, in) {
-			t.Fatalf("replayed %q, %v, of %q", got, err, in)
-		}
-	})
+	k.wantStream(t, p, sent)
 }

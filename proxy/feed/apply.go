@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -17,7 +16,7 @@ import (
 
 // apply puts a response in force, resource by resource: one that is refused does
 // not keep the others out. The error says why some were.
-func (f *Feed) apply(resp *discovery.DeltaDiscoveryResponse) error {
+func (f *Feed) apply(resp *wire.DeltaDiscoveryResponse) error {
 	k, ok := kindOf(resp.GetTypeUrl())
 	if !ok {
 		return fmt.Errorf("type %q was not asked for", resp.GetTypeUrl())

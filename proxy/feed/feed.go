@@ -189,6 +189,27 @@ func (f *Feed) ServiceAt(ctx context.Context, at netip.AddrPort) (policy.Service
 	return a.service, a.known
 }
 
+// LookAt is ServiceAt that does not wait: answered is false when it is not known
+// yet what is at the address, which ServiceAt finds out.
+func (f *Feed) LookAt(at netip.AddrPort) (name policy.ServiceName, known, answered bool) {
+	if at.Addr().Zone() != "" || !at.IsValid() {
+		return name, false, true
+	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	if policy.IsVirtual(at.Addr()) {
+		at = netip.AddrPortFrom(at.Addr(), 0)
+	}
+	name, s := f.useAddress(at)
+	if s == nil {
+		return name, !name.IsZero(), !name.IsZero()
+	}
+	a := s.answer.Load()
+	if a == nil {
+		return name, false, false
+	}
+	return a.service, a.known, true
+}
+
 // lookupName is an address as a resource's name: a port of 0 stands for a
 // virtual address, where the port does not matter.
 func lookupName(at netip.AddrPort) string {

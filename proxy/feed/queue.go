@@ -3,13 +3,13 @@ package feed
 import (
 	"slices"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/weir-mesh/weir/policy/wire"
 )
 
 // queue is what is to be sent on the discovery stream. Subscriptions that come
 // faster than they are sent are sent together. It has no lock.
 type queue struct {
-	acks  []*discovery.DeltaDiscoveryRequest
+	acks  []*wire.DeltaDiscoveryRequest
 	wants [kinds]map[string]bool // name → subscribe; false is unsubscribe
 }
 
@@ -28,13 +28,13 @@ func (q *queue) subscribe(r resource) { q.wants[r.kind][r.name] = true }
 func (q *queue) unsubscribe(r resource) { q.wants[r.kind][r.name] = false }
 
 // take empties the queue into messages, in the order of kinds.
-func (q *queue) take() []*discovery.DeltaDiscoveryRequest {
+func (q *queue) take() []*wire.DeltaDiscoveryRequest {
 	out := q.acks
 	for k, wants := range q.wants {
 		if len(wants) == 0 {
 			continue
 		}
-		req := &discovery.DeltaDiscoveryRequest{TypeUrl: typeURLs[k]}
+		req := &wire.DeltaDiscoveryRequest{TypeUrl: typeURLs[k]}
 		for name, want := range wants {
 			if want {
 				req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, name)
@@ -53,11 +53,11 @@ func (q *queue) take() []*discovery.DeltaDiscoveryRequest {
 // first makes the messages that open a stream: everything that is subscribed to,
 // with the versions that are in force, so that only what differs is sent. What
 // was queued is in them.
-func (t *table) first() []*discovery.DeltaDiscoveryRequest {
-	var out [kinds]*discovery.DeltaDiscoveryRequest
+func (t *table) first() []*wire.DeltaDiscoveryRequest {
+	var out [kinds]*wire.DeltaDiscoveryRequest
 	for r, s := range t.all {
 		if out[r.kind] == nil {
-			out[r.kind] = &discovery.DeltaDiscoveryRequest{TypeUrl: typeURLs[r.kind], InitialResourceVersions: map[string]string{}}
+			out[r.kind] = &wire.DeltaDiscoveryRequest{TypeUrl: typeURLs[r.kind], InitialResourceVersions: map[string]string{}}
 		}
 		req := out[r.kind]
 		req.ResourceNamesSubscribe = append(req.ResourceNamesSubscribe, r.name)
@@ -65,7 +65,7 @@ func (t *table) first() []*discovery.DeltaDiscoveryRequest {
 			req.InitialResourceVersions[r.name] = s.version
 		}
 	}
-	var reqs []*discovery.DeltaDiscoveryRequest
+	var reqs []*wire.DeltaDiscoveryRequest
 	for _, req := range out {
 		// A first message without names would subscribe to everything.
 		if req != nil {

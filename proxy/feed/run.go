@@ -8,12 +8,11 @@ import (
 	"sync"
 	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy/wire"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-	rpc "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -159,15 +158,13 @@ func setUnackedTimeout(c *net.TCPConn) {
 	}
 }
 
-type discoveryStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
-
 // open opens the discovery stream, which lives as long as own.
-func (f *Feed) open(ctx, own context.Context, cancel context.CancelCauseFunc, conn *grpc.ClientConn) (discoveryStream, error) {
+func (f *Feed) open(ctx, own context.Context, cancel context.CancelCauseFunc, conn *grpc.ClientConn) (wire.DiscoveryStream, error) {
 	stop := context.AfterFunc(ctx, func() { cancel(errEnded) })
 	defer stop()
 	late := time.AfterFunc(openTimeout, func() { cancel(fmt.Errorf("no connection within %s", openTimeout)) })
 	defer late.Stop()
-	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(own)
+	stream, err := wire.Discover(own, conn)
 	if cause := context.Cause(own); cause != nil {
 		err = cause
 	}
@@ -192,8 +189,7 @@ func (f *Feed) up() {
 	}
 	f.queue = newQueue()
 	f.queue.acks = f.subs.first()
-	f.queue.acks[0].Node = &core.Node{Id: f.cfg.ProxyID, UserAgentName: "weir-proxy",
-		UserAgentVersionType: &core.Node_UserAgentVersion{UserAgentVersion: f.cfg.Version}}
+	f.queue.acks[0].Node = &wire.Node{Id: f.cfg.ProxyID, UserAgentName: "weir-proxy", UserAgentVersion: f.cfg.Version}
 	poke(f.wake)
 }
 
@@ -211,7 +207,7 @@ func (f *Feed) ended(err error) {
 	f.queue = newQueue()
 }
 
-func (f *Feed) sendLoop(ctx context.Context, stream discoveryStream) error {
+func (f *Feed) sendLoop(ctx context.Context, stream wire.DiscoveryStream) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -231,7 +227,7 @@ func (f *Feed) sendLoop(ctx context.Context, stream discoveryStream) error {
 
 // receiveLoop puts responses in force and answers each: taken, or refused with
 // the reason.
-func (f *Feed) receiveLoop(stream discoveryStream) (heard bool, err error) {
+func (f *Feed) receiveLoop(stream wire.DiscoveryStream) (heard bool, err error) {
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
@@ -244,10 +240,10 @@ func (f *Feed) receiveLoop(stream discoveryStream) (heard bool, err error) {
 			f.mu.Unlock()
 			f.cfg.Log.Info("following the control plane", zap.String("address", f.link.address))
 		}
-		ack := &discovery.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+		ack := &wire.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 		if err := f.apply(resp); err != nil {
 			f.cfg.Log.Warn("state refused; what was before stays in force", zap.Error(err))
-			ack.ErrorDetail = &rpc.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
+			ack.ErrorDetail = &wire.ErrorDetail{Code: int32(codes.InvalidArgument), Message: err.Error()}
 		}
 		f.mu.Lock()
 		f.queue.acks = append(f.queue.acks, ack)

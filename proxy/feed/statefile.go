@@ -14,7 +14,6 @@ import (
 	"slices"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -71,8 +70,8 @@ func (f *Feed) save() {
 }
 
 // snapshot collects what is in force.
-func (f *Feed) snapshot() *discovery.DeltaDiscoveryResponse {
-	out := &discovery.DeltaDiscoveryResponse{SystemVersionInfo: f.cfg.Service.String()}
+func (f *Feed) snapshot() *wire.DeltaDiscoveryResponse {
+	out := &wire.DeltaDiscoveryResponse{SystemVersionInfo: f.cfg.Service.String()}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for r, s := range f.subs.all {
@@ -86,9 +85,9 @@ func (f *Feed) snapshot() *discovery.DeltaDiscoveryResponse {
 			// its own. Without a version the mesh is sent again in any case.
 			body.Value, version = withoutBundle(s.raw), ""
 		}
-		out.Resources = append(out.Resources, &discovery.Resource{Name: r.name, Version: version, Resource: body})
+		out.Resources = append(out.Resources, &wire.Resource{Name: r.name, Version: version, Resource: body})
 	}
-	slices.SortFunc(out.Resources, func(a, b *discovery.Resource) int {
+	slices.SortFunc(out.Resources, func(a, b *wire.Resource) int {
 		return cmp.Or(cmp.Compare(a.Resource.TypeUrl, b.Resource.TypeUrl), cmp.Compare(a.Name, b.Name))
 	})
 	return out
@@ -107,7 +106,7 @@ func withoutBundle(raw []byte) []byte {
 	return out
 }
 
-func encodeState(state *discovery.DeltaDiscoveryResponse) ([]byte, error) {
+func encodeState(state *wire.DeltaDiscoveryResponse) ([]byte, error) {
 	body, err := proto.Marshal(state)
 	if err != nil {
 		return nil, fmt.Errorf("encode state: %w", err)
@@ -116,7 +115,7 @@ func encodeState(state *discovery.DeltaDiscoveryResponse) ([]byte, error) {
 	return slices.Concat([]byte(stateMagic), sum[:], body), nil
 }
 
-func decodeState(text []byte) (*discovery.DeltaDiscoveryResponse, error) {
+func decodeState(text []byte) (*wire.DeltaDiscoveryResponse, error) {
 	rest, ok := bytes.CutPrefix(text, []byte(stateMagic))
 	if !ok || len(rest) < sha256.Size {
 		return nil, errors.New("is not a state file of this version")
@@ -125,7 +124,7 @@ func decodeState(text []byte) (*discovery.DeltaDiscoveryResponse, error) {
 	if sum := sha256.Sum256(body); !bytes.Equal(sum[:], rest[:sha256.Size]) {
 		return nil, errors.New("its checksum is wrong")
 	}
-	state := &discovery.DeltaDiscoveryResponse{}
+	state := &wire.DeltaDiscoveryResponse{}
 	if err := proto.Unmarshal(body, state); err != nil {
 		return nil, fmt.Errorf("cannot be decoded: %w", err)
 	}
@@ -166,7 +165,7 @@ func (f *Feed) load() {
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	var state *discovery.DeltaDiscoveryResponse
+	var state *wire.DeltaDiscoveryResponse
 	if err == nil {
 		state, err = decodeState(text)
 	}
@@ -189,7 +188,7 @@ func readBounded(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxState))
 }
 
-func (f *Feed) restore(state *discovery.DeltaDiscoveryResponse) {
+func (f *Feed) restore(state *wire.DeltaDiscoveryResponse) {
 	f.hooks.Lock()
 	defer f.hooks.Unlock()
 	taken := 0

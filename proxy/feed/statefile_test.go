@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/protobuf/proto"
@@ -127,7 +126,7 @@ func TestFilesThatAreNotTaken(t *testing.T) {
 	}
 	flipped := bytes.Clone(good)
 	flipped[len(flipped)-1] ^= 1
-	other, err := encodeState(&discovery.DeltaDiscoveryResponse{SystemVersionInfo: bank.String()})
+	other, err := encodeState(&wire.DeltaDiscoveryResponse{SystemVersionInfo: bank.String()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,12 +203,12 @@ func FuzzDecodeState(f *testing.F) {
 	f.Add([]byte{}, wire.LookupType, "10.0.0.5:80")
 	f.Add([]byte{}, wire.MeshType, "mesh")
 	f.Fuzz(func(t *testing.T, raw []byte, typ, name string) {
-		state := &discovery.DeltaDiscoveryResponse{SystemVersionInfo: own.String()}
-		res := &discovery.Resource{}
+		state := &wire.DeltaDiscoveryResponse{SystemVersionInfo: own.String()}
+		res := &wire.Resource{}
 		if proto.Unmarshal(raw, res) == nil {
 			state.Resources = append(state.Resources, res)
 		}
-		state.Resources = append(state.Resources, &discovery.Resource{Name: name, Version: "1", Resource: &anypb.Any{TypeUrl: typ, Value: raw}})
+		state.Resources = append(state.Resources, &wire.Resource{Name: name, Version: "1", Resource: &anypb.Any{TypeUrl: typ, Value: raw}})
 		text, err := encodeState(state)
 		if err != nil {
 			return // not UTF-8: cannot be encoded, and so not be in a file

@@ -3,13 +3,14 @@ package h1
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"io"
 	"net"
 	"runtime"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 const (
@@ -17,17 +18,17 @@ const (
 	smallResponse = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 128\r\n\r\n"
 )
 
-// loop is a proxy between a client and an upstream that allocate nothing.
-type loop struct {
+// circuit is a proxy between a client and an upstream that allocate nothing.
+type circuit struct {
 	client net.Conn
 	answer []byte
 	stop   func()
 }
 
-func newLoop(t testing.TB) *loop {
-	front, back := listen(t), listen(t)
+func newCircuit(t testing.TB) *circuit {
+	back := listen(t)
 	var wg sync.WaitGroup
-	wg.Add(2)
+	wg.Add(1)
 	go func() {
 		defer wg.Done()
 		c, err := back.Accept()
@@ -50,18 +51,13 @@ func newLoop(t testing.TB) *loop {
 			}
 		}
 	}()
-	pool := NewPool(PoolConfig{})
-	go func() {
-		defer wg.Done()
-		c, err := front.Accept()
-		if err != nil {
-			return
-		}
-		_ = Serve(context.Background(), c, nil, nil, func(x *Exchange) {
+	to := back.Addr().(*net.TCPAddr).AddrPort()
+	p := startProxy(t, to.String(), func(p *proxy) {
+		p.handler = func(x *Exchange) {
 			now := x.Now()
-			up := pool.Get(now)
+			up := p.pool.Get(now)
 			if up == nil {
-				c, err := net.Dial("tcp", back.Addr().String())
+				c, err := p.l.Dial(loop.Dialer{}, to, time.Time{})
 				if err != nil {
 					return
 				}
@@ -74,14 +70,14 @@ func newLoop(t testing.TB) *loop {
 			if _, err := x.RoundTrip(up, now.Add(30*time.Second)); err == nil {
 				_ = x.Relay(up)
 			}
-			pool.Put(now, up)
-		})
-	}()
-	c, err := net.Dial("tcp", front.Addr().String())
+			p.pool.Put(now, up)
+		}
+	})
+	c, err := net.Dial("tcp", p.addr())
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &loop{client: c}
+	l := &circuit{client: c}
 	_, _ = io.WriteString(c, smallRequest)
 	r := bufio.NewReader(c)
 	head, err := readHeadText(r)
@@ -94,18 +90,16 @@ func newLoop(t testing.TB) *loop {
 	l.answer = make([]byte, len(head)+128)
 	l.stop = func() {
 		c.Close()
-		front.Close()
 		back.Close()
-		pool.Close()
+		on(p.l, p.pool.Close)
 		wg.Wait()
-		pool.Close()
 	}
 	return l
 }
 
 var smallRequestBytes = []byte(smallRequest)
 
-func (l *loop) exchange(t testing.TB) {
+func (l *circuit) exchange(t testing.TB) {
 	if _, err := l.client.Write(smallRequestBytes); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +112,7 @@ func (l *loop) exchange(t testing.TB) {
 // field set, must not allocate: what is allocated is later collected, on
 // somebody's request.
 func TestASmallExchangeAllocatesNothing(t *testing.T) {
-	l := newLoop(t)
+	l := newCircuit(t)
 	defer l.stop()
 	const rounds = 2000
 	best := ^uint64(0)
@@ -145,7 +139,7 @@ func TestASmallExchangeAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkSmallExchange(b *testing.B) {
-	l := newLoop(b)
+	l := newCircuit(b)
 	defer l.stop()
 	b.ReportAllocs()
 	for b.Loop() {

@@ -13,11 +13,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/secure"
 )
 
 // backend starts a net/http server.
@@ -91,8 +94,8 @@ func TestBodiesOfEverySizeAndFramingArrive(t *testing.T) {
 			}
 		}
 	}
-	if p.dials > 3 {
-		t.Errorf("%d dials: upstream connections were not used again", p.dials)
+	if p.dialsMade() > 3 {
+		t.Errorf("%d dials: upstream connections were not used again", p.dialsMade())
 	}
 }
 
@@ -268,8 +271,8 @@ func TestBodilessAnswersLeaveTheConnectionInStep(t *testing.T) {
 			t.Errorf("%s %s: %d, %d bytes", ask.method, ask.path, resp.StatusCode, len(body))
 		}
 	}
-	if p.dials != 1 {
-		t.Errorf("%d dials", p.dials)
+	if p.dialsMade() != 1 {
+		t.Errorf("%d dials", p.dialsMade())
 	}
 }
 
@@ -325,7 +328,7 @@ func TestAnUpstreamOfHTTP10IsRelayedInChunks(t *testing.T) {
 			t.Errorf("%q %v", body, resp)
 		}
 	}
-	if p.pool.Len() != 0 {
+	if p.idle() != 0 {
 		t.Error("a closed connection went to the pool")
 	}
 }
@@ -455,7 +458,7 @@ func TestUpgradeHandsBothConnectionsOver(t *testing.T) {
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nwelcome")
 		_, _ = io.Copy(c, r)
 	})
-	type pair struct{ client, upstream net.Conn }
+	type pair struct{ client, upstream Handed }
 	pairs := make(chan pair, 1)
 	p := startProxy(t, addr, func(p *proxy) {
 		p.handler = func(x *Exchange) {
@@ -489,19 +492,30 @@ func TestUpgradeHandsBothConnectionsOver(t *testing.T) {
 	if err := p.served(1)[0]; !errors.Is(err, ErrUpgraded) {
 		t.Errorf("Serve returned %v", err)
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		_, _ = io.Copy(got.upstream, got.client)
-		_ = got.upstream.(interface{ CloseWrite() error }).CloseWrite()
+	carried := make(chan struct{})
+	p.l.Post(func() {
+		p.l.Go(func() {
+			up := p.l.Spawn(func() { carry(got.client, got.upstream.Conn) })
+			carry(got.upstream, got.client.Conn)
+			up.Wait()
+			got.client.Conn.Close()
+			got.upstream.Conn.Close()
+			close(carried)
+		})
 	})
-	wg.Go(func() { _, _ = io.Copy(got.client, got.upstream); got.client.Close() })
 	c.send("bytes")
 	_ = c.CloseWrite()
 	if rest, err := io.ReadAll(c.r); string(rest) != "welcomeearly bytes" || err != nil {
 		t.Errorf("%q %v", rest, err)
 	}
-	wg.Wait()
-	got.upstream.Close()
+	<-carried
+}
+
+// carry copies what comes from one to the other, to the end.
+func carry(from Handed, to loop.Stream) {
+	_, _ = to.Write(from.Unread)
+	_, _ = io.Copy(to, from.Conn)
+	_ = to.CloseWrite()
 }
 
 func TestAnUpgradeMayBeDeclined(t *testing.T) {
@@ -525,10 +539,18 @@ func TestTLSOnBothSides(t *testing.T) {
 	t.Cleanup(s.Close)
 	roots := s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	p := startProxy(t, s.Listener.Addr().String(), func(p *proxy) {
-		p.dial = func() (net.Conn, error) {
-			return tls.Dial("tcp", p.upstream, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+		p.dial = func() (loop.Stream, error) {
+			c, err := p.l.Dial(loop.Dialer{}, netip.MustParseAddrPort(p.upstream), time.Time{})
+			if err != nil {
+				return nil, err
+			}
+			tc := secure.Client(c, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+			return tc, tc.Handshake(time.Time{})
 		}
-		p.accepted = func(c net.Conn) net.Conn { return tls.Server(c, &tls.Config{Certificates: s.TLS.Certificates}) }
+		p.accepted = func(c loop.Stream) (loop.Stream, error) {
+			tc := secure.Server(c.Socket(), nil, &tls.Config{Certificates: s.TLS.Certificates})
+			return tc, tc.Handshake(time.Time{})
+		}
 	})
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
 	defer tr.CloseIdleConnections()
@@ -541,7 +563,7 @@ func TestTLSOnBothSides(t *testing.T) {
 			}
 		}
 	}
-	if p.dials != 1 {
-		t.Errorf("%d dials", p.dials)
+	if p.dialsMade() != 1 {
+		t.Errorf("%d dials", p.dialsMade())
 	}
 }

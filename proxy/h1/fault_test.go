@@ -7,10 +7,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 func wantError(t *testing.T, err error, side Side, step Step) *Error {
@@ -276,9 +281,11 @@ func TestAStaleConnectionIsNoticed(t *testing.T) {
 					<-closed
 				}
 			}
-			if len(faults) != 1 || !faults[0].Stale() || faults[0].Sent != late {
-				t.Errorf("faults %+v", faults)
-			}
+			on(p.l, func() {
+				if len(faults) != 1 || !faults[0].Stale() || faults[0].Sent != late {
+					t.Errorf("faults %+v", faults)
+				}
+			})
 		})
 	}
 }
@@ -306,8 +313,8 @@ func TestBytesAfterTheResponseSpoilTheConnection(t *testing.T) {
 				t.Errorf("%.40q: body %q", answer, body)
 			}
 		}
-		if p.dials != 2 {
-			t.Errorf("%.40q: %d dials, want one per exchange", answer, p.dials)
+		if p.dialsMade() != 2 {
+			t.Errorf("%.40q: %d dials, want one per exchange", answer, p.dialsMade())
 		}
 	}
 }
@@ -513,12 +520,11 @@ func TestABodyIsSentAgain(t *testing.T) {
 func sendAgain(t *testing.T, first string, size int, chunked bool) {
 	can := make(chan bool, 1)
 	p := startProxy(t, flaky(t, first), func(p *proxy) {
-		p.dial = func() (net.Conn, error) {
-			c, err := net.Dial("tcp", p.upstream)
-			if err == nil {
-				_ = c.(*net.TCPConn).SetWriteBuffer(16 << 10) // so that a write is cut short
-			}
-			return c, err
+		p.dial = func() (loop.Stream, error) {
+			cut := loop.Dialer{Control: func(fd int, _ netip.AddrPort) error { // so that a write is cut short
+				return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 16<<10)
+			}}
+			return p.l.Dial(cut, netip.MustParseAddrPort(p.upstream), time.Time{})
 		}
 		p.handler = func(x *Exchange) {
 			for try := 0; ; try++ {
@@ -567,8 +573,8 @@ func sendAgain(t *testing.T, first string, size int, chunked bool) {
 	if resp, got := c.answer("POST"); resp.StatusCode != 200 || got != body {
 		t.Errorf("next request: %d, %d bytes", resp.StatusCode, len(got))
 	}
-	if first != "" && size < 64<<10 && p.dials != 1 {
-		t.Errorf("%d dials: the discarded response spoiled its connection", p.dials)
+	if first != "" && size < 64<<10 && p.dialsMade() != 1 {
+		t.Errorf("%d dials: the discarded response spoiled its connection", p.dialsMade())
 	}
 }
 

@@ -1,11 +1,11 @@
 // Package h1 carries HTTP/1.1 exchanges between a client connection and upstream connections, strictly framed.
 // It does not choose upstreams, decide policy or keep metrics.
 //
-// One goroutine serves one client connection. A request whose body is at hand
-// goes to the upstream in one write, in that goroutine, and its response comes
-// back the same way: no goroutine, no lock and no allocation per request. Only
-// a body that is still arriving gets a second goroutine, so that a response
-// may begin before the request has ended.
+// It runs on an event loop. A request whose body is at hand goes to the upstream
+// in one write, and its response comes back the same way, both by one task: no
+// lock and no allocation per request. Only a body that is still arriving gets a
+// second task, so that a response may begin before the request has ended. Between
+// requests a connection is parked and has neither task nor buffer.
 //
 // Strictness (RFC 9112, section 11.2): a message that two readers could frame
 // differently is refused and nothing of it is forwarded. The price is that some
@@ -13,15 +13,15 @@
 package h1
 
 import (
-	"context"
 	"errors"
-	"net"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // Config bounds what one connection may cost. The zero value of a field means
 // its default. A Config is shared by many connections and must not change
-// while any of them is served.
+// once a Server has it.
 type Config struct {
 	// MaxHeadBytes bounds a request head, request line included, and likewise a
 	// response head: beyond it 431, or an upstream error. At most (and by
@@ -56,9 +56,18 @@ type Config struct {
 	// Refusal gives the body and the fields (names and values in turn) of the
 	// answer to a request that could not be read. nil answers without a body.
 	Refusal func(status int) (body []byte, header []string)
-	// Now is the clock, time.Now by default. Deadlines of connections are set
-	// from it, so it must run with the wall clock.
+	// Now is the clock; by default the loop's, which is read when a task is
+	// resumed. Deadlines of connections are set from it, so it must run with the
+	// wall clock.
 	Now func() time.Time
+}
+
+// now is the time for a connection.
+func (c *Config) now(s *session) time.Time {
+	if c.Now != nil {
+		return c.Now()
+	}
+	return s.conn.Socket().Loop().Now()
 }
 
 // withDefaults is a copy in which every field says what it means.
@@ -83,9 +92,6 @@ func (c *Config) withDefaults() Config {
 	case d.ReplayBytes < 0:
 		d.ReplayBytes = 0
 	}
-	if d.Now == nil {
-		d.Now = time.Now
-	}
 	return d
 }
 
@@ -99,22 +105,40 @@ func orDefault[T int | time.Duration](v, def, most T) T {
 	return min(v, most)
 }
 
-// Handler is called once per request, in the connection's goroutine. The
+// Handler is called once per request, in a task of the connection's loop. The
 // Exchange and every string taken from it are valid until it returns. A Handler
 // that returns without Relay, Reply or Upgraded cuts the connection.
 type Handler func(x *Exchange)
 
-// ErrUpgraded is returned by Serve when the handler took the connection over
-// with Exchange.Upgraded.
+// ErrUpgraded is what a connection ends with when the handler took it over with
+// Exchange.Upgraded.
 var ErrUpgraded = errors.New("h1: connection upgraded")
 
-// Serve reads requests from c and calls h for each in turn. peeked is what was
-// read from c before, at most 64 KiB; it is copied. When ctx ends the exchange at hand is
-// finished, answered with "Connection: close", and Serve returns; an idle
-// connection is closed at once.
+// Server serves connections, all with the same bounds.
+type Server struct{ cfg Config }
+
+// NewServer makes a Server.
+func NewServer(cfg Config) *Server { return &Server{cfg.withDefaults()} }
+
+// Serve reads requests from c and calls h for each in turn. It must be called by
+// a task of c's loop, serves what is there and returns: from then on it begins
+// tasks of its own. peeked is what was read from c before, at most 64 KiB; it is
+// copied. Once draining says true the exchange at hand is finished, answered with
+// "Connection: close", and the connection ends; an idle one does when it is woken
+// (loop.Conn.Wake).
 //
-// Serve closes c, except when it returns ErrUpgraded. It returns nil when the
-// connection ended between two requests, and an *Error when it was cut.
-func Serve(ctx context.Context, c net.Conn, peeked []byte, cfg *Config, h Handler) error {
-	return serve(ctx, c, peeked, cfg, h)
+// At the end, after c was closed, ended is called, once and perhaps before Serve
+// returns: with nil when the connection ended between two requests, with an
+// *Error when it was cut, and with ErrUpgraded, c not being closed then.
+func (sv *Server) Serve(c loop.Stream, peeked []byte, draining func() bool, h Handler, ended func(error)) {
+	if len(peeked) > largeBuffer {
+		_ = c.Close()
+		ended(&Error{Side: SideLocal, Step: ReadRequest, Err: errPeeked})
+		return
+	}
+	s := &session{cfg: &sv.cfg, draining: draining, handler: h, ended: ended}
+	s.init(c, smallBuffer)
+	s.run = s.serve
+	s.preload(peeked)
+	s.serve()
 }

@@ -2,61 +2,101 @@ package h1
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// proxy is a listener whose connections are served with handler, towards the
-// address in upstream.
+// proxy serves connections on a loop with handler, towards the address in
+// upstream.
 type proxy struct {
-	t        *testing.T
-	ln       net.Listener
+	t        testing.TB
+	l        *loop.Loop
+	port     int
+	server   *Server
 	cfg      Config
 	upstream string
 	pool     *Pool
 	handler  Handler
-	dial     func() (net.Conn, error)
-	accepted func(net.Conn) net.Conn // wraps an accepted connection
+	dial     func() (loop.Stream, error)
+	accepted func(loop.Stream) (loop.Stream, error) // wraps an accepted connection, in a task
 
-	drain context.CancelFunc
-	wg    sync.WaitGroup
-	mu    sync.Mutex
-	errs  []error // what Serve returned
-	dials int
+	draining bool // on the loop
+	mu       sync.Mutex
+	errs     []error // what connections ended with
+	dialed   int
 }
 
 // startProxy serves until the test ends; it then waits for every connection.
-func startProxy(t *testing.T, upstream string, change func(*proxy)) *proxy {
+func startProxy(t testing.TB, upstream string, change func(*proxy)) *proxy {
 	t.Helper()
 	p := &proxy{t: t, upstream: upstream, pool: NewPool(PoolConfig{})}
 	p.handler = p.forward
-	p.dial = func() (net.Conn, error) { return net.Dial("tcp", p.upstream) }
+	p.dial = func() (loop.Stream, error) {
+		return p.l.Dial(loop.Dialer{}, netip.MustParseAddrPort(p.upstream), time.Time{})
+	}
 	if change != nil {
 		change(p)
 	}
-	p.ln = listen(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	p.drain = cancel
-	p.wg.Add(1)
-	go p.accept(ctx)
-	t.Cleanup(func() {
-		cancel()
-		p.ln.Close()
-		p.wg.Wait()
-		p.pool.Close()
+	p.server = NewServer(p.cfg)
+	p.l = turn(t)
+	ln := listen(t).(*net.TCPListener)
+	p.port = ln.Addr().(*net.TCPAddr).Port
+	f, err := ln.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.SetNonblock(fd, true)
+	on(p.l, func() {
+		_, err = p.l.Accept(fd, func(fd int, peer netip.AddrPort) {
+			c := p.l.Adopt(fd, peer)
+			c.Go(func() { p.serve(c) })
+		}, func(error) time.Duration { return time.Millisecond })
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return p
+}
+
+// turn runs a loop until the test ends.
+func turn(t testing.TB) *loop.Loop {
+	t.Helper()
+	l, err := loop.New(loop.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.Run() }()
+	t.Cleanup(func() { l.Close(); <-ended })
+	return l
+}
+
+// on runs f as a task of the loop and waits for it.
+func on(l *loop.Loop, f func()) {
+	done := make(chan struct{})
+	if l.Post(func() { l.Go(func() { defer close(done); f() }) }) {
+		<-done
+	}
 }
 
 func listen(t testing.TB) net.Listener {
@@ -68,37 +108,59 @@ func listen(t testing.TB) net.Listener {
 	return ln
 }
 
-func (p *proxy) accept(ctx context.Context) {
-	defer p.wg.Done()
-	for {
-		c, err := p.ln.Accept()
-		if err != nil {
+func (p *proxy) serve(c *loop.Conn) {
+	var s loop.Stream = c
+	if p.accepted != nil {
+		var err error
+		if s, err = p.accepted(s); err != nil {
+			p.t.Error(err)
 			return
 		}
-		p.wg.Add(1)
-		go func() {
-			defer p.wg.Done()
-			if p.accepted != nil {
-				c = p.accepted(c)
-			}
-			err := Serve(ctx, c, nil, &p.cfg, p.handler)
-			p.mu.Lock()
-			p.errs = append(p.errs, err)
-			p.mu.Unlock()
-		}()
 	}
+	p.server.Serve(s, nil, func() bool { return p.draining }, p.handler, func(err error) {
+		p.mu.Lock()
+		p.errs = append(p.errs, err)
+		p.mu.Unlock()
+	})
 }
 
-func (p *proxy) addr() string { return p.ln.Addr().String() }
+// drain ends connections after the exchange at hand.
+func (p *proxy) drain() {
+	on(p.l, func() {
+		p.draining = true
+		p.l.Each(func(c *loop.Conn) {
+			if c.Parked() {
+				c.Wake()
+			}
+		})
+	})
+}
+
+func (p *proxy) addr() string {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(p.port)).String()
+}
 
 func (p *proxy) url() string { return "http://" + p.addr() }
+
+// dialsMade is how many upstream connections were made.
+func (p *proxy) dialsMade() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dialed
+}
+
+// idle is how many connections the pool has.
+func (p *proxy) idle() (n int) {
+	on(p.l, func() { n = p.pool.Len() })
+	return n
+}
 
 func (p *proxy) take() (*Upstream, error) {
 	if up := p.pool.Get(time.Now()); up != nil {
 		return up, nil
 	}
 	p.mu.Lock()
-	p.dials++
+	p.dialed++
 	p.mu.Unlock()
 	c, err := p.dial()
 	if err != nil {
@@ -133,7 +195,7 @@ func (p *proxy) forward(x *Exchange) {
 	}
 }
 
-// served waits until n connections have ended and returns what Serve returned.
+// served waits until n connections have ended and returns what they ended with.
 func (p *proxy) served(n int) []error {
 	p.t.Helper()
 	for range 1000 {

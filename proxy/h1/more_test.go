@@ -3,32 +3,37 @@ package h1
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // deaf is a connection to an upstream that answered and takes no more.
 type deaf struct {
-	net.Conn
+	*loop.Conn
 	answer *bytes.Reader
 }
 
-func (d *deaf) Write([]byte) (int, error)        { return 0, io.ErrClosedPipe }
-func (d *deaf) Read(b []byte) (int, error)       { return d.answer.Read(b) }
-func (d *deaf) SetReadDeadline(time.Time) error  { return nil }
-func (d *deaf) SetWriteDeadline(time.Time) error { return nil }
-func (d *deaf) Close() error                     { return nil }
+func (d *deaf) Write([]byte) (int, error)     { return 0, io.ErrClosedPipe }
+func (d *deaf) Read(b []byte) (int, error)    { return d.answer.Read(b) }
+func (d *deaf) TryRead(b []byte) (int, error) { return d.answer.Read(b) }
+func (d *deaf) Readable() bool                { return true }
 
 func TestTheLastWordsOfADeafUpstreamAreHeard(t *testing.T) {
 	for answer, status := range map[string]int{"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n": 503, "": 502} {
-		p := startProxy(t, "", func(p *proxy) {
-			p.dial = func() (net.Conn, error) { return &deaf{answer: bytes.NewReader([]byte(answer))}, nil }
+		addr := rawUpstream(t, func(_ net.Conn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) })
+		p := startProxy(t, addr, func(p *proxy) {
+			p.dial = func() (loop.Stream, error) {
+				c, err := p.l.Dial(loop.Dialer{}, netip.MustParseAddrPort(addr), time.Time{})
+				return &deaf{c, bytes.NewReader([]byte(answer))}, err
+			}
 		})
 		c := dialRaw(t, p.addr())
 		for range 2 {
@@ -37,7 +42,7 @@ func TestTheLastWordsOfADeafUpstreamAreHeard(t *testing.T) {
 				t.Errorf("%d %s, want %d", resp.StatusCode, body, status)
 			}
 		}
-		if p.pool.Len() != 0 {
+		if p.idle() != 0 {
 			t.Error("it went to the pool")
 		}
 	}
@@ -119,36 +124,49 @@ func TestTheHostIsAlwaysOne(t *testing.T) {
 
 func TestWhatWasPeekedIsReadFirst(t *testing.T) {
 	for _, size := range []int{0, 10, 9 << 10, 50 << 10} {
-		ln := listen(t)
-		client, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		server, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln.Close()
 		head := "GET / HTTP/1.1\r\nHost: a\r\nX: " + strings.Repeat("x", size) + "\r\n\r\n"
-		go func() { _, _ = io.WriteString(client, head[20:]) }()
-		err = Serve(context.Background(), server, []byte(head[:20]), nil, func(x *Exchange) {
-			v, _ := x.Req.Get("X")
-			if len(v) != size {
-				t.Errorf("%d bytes", len(v))
-			}
-			x.CloseAfter()
-			_ = x.Reply(200, nil)
+		addr := rawUpstream(t, func(c net.Conn, r *bufio.Reader) {
+			_, _ = io.WriteString(c, head[20:])
+			_, _ = io.Copy(io.Discard, r)
 		})
-		if err != nil {
+		l := turn(t)
+		ended := make(chan error, 1)
+		on(l, func() {
+			c, err := l.Dial(loop.Dialer{}, netip.MustParseAddrPort(addr), time.Time{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			NewServer(Config{}).Serve(c, []byte(head[:20]), never, func(x *Exchange) {
+				v, _ := x.Req.Get("X")
+				if len(v) != size {
+					t.Errorf("%d bytes", len(v))
+				}
+				x.CloseAfter()
+				_ = x.Reply(200, nil)
+			}, func(err error) { ended <- err })
+		})
+		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		client.Close()
 	}
-	a, b := net.Pipe()
-	defer b.Close()
+}
+
+func never() bool { return false }
+
+func TestTooMuchThatWasPeekedIsRefused(t *testing.T) {
+	l := turn(t)
+	up, _ := pair(t, l)
 	var e *Error
-	if err := Serve(context.Background(), a, make([]byte, largeBuffer+1), nil, nil); !errors.As(err, &e) || e.Side != SideLocal {
-		t.Errorf("too much was taken: %v", err)
+	on(l, func() {
+		NewServer(Config{}).Serve(up.Conn(), make([]byte, largeBuffer+1), never, nil, func(err error) {
+			if !errors.As(err, &e) || e.Side != SideLocal {
+				t.Errorf("too much was taken: %v", err)
+			}
+		})
+	})
+	if e == nil {
+		t.Error("it was not ended")
 	}
 }
 
@@ -230,8 +248,10 @@ func TestAnIdleConnectionHoldsNoBuffer(t *testing.T) {
 	c.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
 	_, _ = c.answer("GET")
 	p.served(1)
-	if up == nil || up.buf != nil || !up.Used() || !up.IdleAlive() {
-		t.Errorf("%+v", up)
-	}
-	up.Close()
+	on(p.l, func() {
+		if up == nil || up.buf != nil || !up.Used() || !up.IdleAlive() {
+			t.Errorf("%+v", up)
+		}
+		up.Close()
+	})
 }

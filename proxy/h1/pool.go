@@ -1,9 +1,6 @@
 package h1
 
-import (
-	"sync"
-	"time"
-)
+import "time"
 
 // PoolConfig bounds a Pool; zero means the default.
 type PoolConfig struct {
@@ -16,12 +13,11 @@ type PoolConfig struct {
 
 // Pool keeps the idle connections to one endpoint. The one used last is taken
 // first: it is the least likely to be closed, and the others may grow old. A
-// Pool may be used by many goroutines.
+// Pool belongs to one loop.
 type Pool struct {
 	maxIdle int
 	maxAge  time.Duration
 
-	mu     sync.Mutex  // guards what follows; nothing slow is done under it
 	idle   []*Upstream // oldest first
 	closed bool
 }
@@ -42,8 +38,6 @@ func NewPool(cfg PoolConfig) *Pool {
 // upstream closed it meanwhile is found out by RoundTrip, which then fails
 // before anything is sent.
 func (p *Pool) Get(now time.Time) *Upstream {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	n := len(p.idle)
 	if n == 0 || now.Sub(p.idle[n-1].idleSince) >= p.maxAge {
 		return nil // the rest is older still; CloseIdle sees to it
@@ -62,8 +56,6 @@ func (p *Pool) Put(now time.Time, up *Upstream) {
 }
 
 func (p *Pool) put(now time.Time, up *Upstream) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.closed || len(p.idle) >= p.maxIdle {
 		return false
 	}
@@ -74,47 +66,29 @@ func (p *Pool) put(now time.Time, up *Upstream) bool {
 
 // Len is the number of idle connections.
 func (p *Pool) Len() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	return len(p.idle)
 }
 
 // CloseIdle closes what has been idle for MaxAge, or was closed by the upstream,
 // and returns how many are left. Call it now and then.
 func (p *Pool) CloseIdle(now time.Time) int {
-	p.mu.Lock()
-	all := p.idle
-	p.idle = nil
-	p.mu.Unlock()
-	kept := all[:0]
-	for _, up := range all {
+	kept := p.idle[:0]
+	for _, up := range p.idle {
 		if now.Sub(up.idleSince) < p.maxAge && up.IdleAlive() {
 			kept = append(kept, up)
 		} else {
 			_ = up.Close()
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		closeAll(kept)
-		return 0
-	}
-	p.idle = append(kept, p.idle...)
+	clear(p.idle[len(kept):])
+	p.idle = kept
 	return len(p.idle)
 }
 
 // Close closes all idle connections, and those put later.
 func (p *Pool) Close() {
-	p.mu.Lock()
-	all := p.idle
-	p.idle, p.closed = nil, true
-	p.mu.Unlock()
-	closeAll(all)
-}
-
-func closeAll(ups []*Upstream) {
-	for _, up := range ups {
+	for _, up := range p.idle {
 		_ = up.Close()
 	}
+	p.idle, p.closed = nil, true
 }

@@ -4,85 +4,102 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
-func pair(t *testing.T) (*Upstream, net.Conn) {
+// pair is an upstream on a loop that has nothing else to do, and its other end.
+func pair(t *testing.T, l *loop.Loop) (*Upstream, net.Conn) {
 	t.Helper()
 	ln := listen(t)
 	defer ln.Close()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var up *Upstream
+	on(l, func() {
+		c, err := l.Dial(loop.Dialer{}, ln.Addr().(*net.TCPAddr).AddrPort(), time.Time{})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		up = NewUpstream(c)
+	})
 	peer, err := ln.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close(); peer.Close() })
-	return NewUpstream(c), peer
+	t.Cleanup(func() { peer.Close() })
+	return up, peer
 }
 
 func TestThePoolGivesTheLastUsedFirst(t *testing.T) {
-	p := NewPool(PoolConfig{MaxIdle: 2, MaxAge: 10 * time.Second})
-	t0 := time.Unix(1000, 0)
-	if p.Get(t0) != nil {
-		t.Error("something in an empty pool")
-	}
-	a, _ := pair(t)
-	b, _ := pair(t)
-	c, _ := pair(t)
-	p.Put(t0, a)
-	p.Put(t0.Add(time.Second), b)
-	p.Put(t0.Add(2*time.Second), c) // beyond the bound
-	if c.Reusable() || p.Len() != 2 {
-		t.Error("the bound does not hold")
-	}
-	if p.Get(t0.Add(3*time.Second)) != b || p.Get(t0.Add(3*time.Second)) != a {
-		t.Error("not last in first out")
-	}
+	l := turn(t)
+	a, _ := pair(t, l)
+	b, _ := pair(t, l)
+	c, _ := pair(t, l)
+	on(l, func() {
+		p := NewPool(PoolConfig{MaxIdle: 2, MaxAge: 10 * time.Second})
+		t0 := time.Unix(1000, 0)
+		if p.Get(t0) != nil {
+			t.Error("something in an empty pool")
+		}
+		p.Put(t0, a)
+		p.Put(t0.Add(time.Second), b)
+		p.Put(t0.Add(2*time.Second), c) // beyond the bound
+		if c.Reusable() || p.Len() != 2 {
+			t.Error("the bound does not hold")
+		}
+		if p.Get(t0.Add(3*time.Second)) != b || p.Get(t0.Add(3*time.Second)) != a {
+			t.Error("not last in first out")
+		}
+	})
 }
 
 func TestThePoolForgetsTheOldAndTheDead(t *testing.T) {
-	p := NewPool(PoolConfig{MaxAge: 10 * time.Second})
-	t0 := time.Unix(1000, 0)
-	old, _ := pair(t)
-	dead, peer := pair(t)
-	loud, talker := pair(t)
-	fine, _ := pair(t)
-	p.Put(t0, old)
-	for _, up := range []*Upstream{dead, loud, fine} {
-		p.Put(t0.Add(5*time.Second), up)
-	}
-	peer.Close()
-	_, _ = talker.Write([]byte("?"))
-	for dead.IdleAlive() || loud.IdleAlive() { // until loopback has delivered
-		time.Sleep(time.Millisecond)
-	}
-	if n := p.CloseIdle(t0.Add(12 * time.Second)); n != 1 {
-		t.Errorf("%d left", n)
-	}
-	if p.Get(t0.Add(16*time.Second)) != nil {
-		t.Error("gave one that is too old")
-	}
-	if up := p.Get(t0.Add(14 * time.Second)); up != fine {
-		t.Error("the good one is gone")
-	}
-	p.Close()
-	p.Put(t0, fine)
-	if fine.Reusable() || p.Len() != 0 {
-		t.Error("a closed pool keeps connections")
-	}
+	l := turn(t)
+	old, _ := pair(t, l)
+	dead, peer := pair(t, l)
+	loud, talker := pair(t, l)
+	fine, _ := pair(t, l)
+	on(l, func() {
+		p := NewPool(PoolConfig{MaxAge: 10 * time.Second})
+		t0 := time.Unix(1000, 0)
+		p.Put(t0, old)
+		for _, up := range []*Upstream{dead, loud, fine} {
+			p.Put(t0.Add(5*time.Second), up)
+		}
+		peer.Close()
+		_, _ = talker.Write([]byte("?"))
+		for dead.IdleAlive() || loud.IdleAlive() { // until loopback has delivered
+			l.Sleep(time.Millisecond)
+		}
+		if n := p.CloseIdle(t0.Add(12 * time.Second)); n != 1 {
+			t.Errorf("%d left", n)
+		}
+		if p.Get(t0.Add(16*time.Second)) != nil {
+			t.Error("gave one that is too old")
+		}
+		if up := p.Get(t0.Add(14 * time.Second)); up != fine {
+			t.Error("the good one is gone")
+		}
+		p.Close()
+		p.Put(t0, fine)
+		if fine.Reusable() || p.Len() != 0 {
+			t.Error("a closed pool keeps connections")
+		}
+	})
 }
 
 func TestABadConnectionIsNotKept(t *testing.T) {
-	p := NewPool(PoolConfig{})
-	up, _ := pair(t)
-	up.unfit()
-	p.Put(time.Unix(0, 0), up)
-	if p.Len() != 0 {
-		t.Error("kept")
-	}
-	if up.IdleAlive() {
-		t.Error("alive")
-	}
+	l := turn(t)
+	up, _ := pair(t, l)
+	on(l, func() {
+		p := NewPool(PoolConfig{})
+		up.unfit()
+		p.Put(time.Unix(0, 0), up)
+		if p.Len() != 0 {
+			t.Error("kept")
+		}
+		if up.IdleAlive() {
+			t.Error("alive")
+		}
+	})
 }

@@ -3,33 +3,34 @@ package h1
 import (
 	"errors"
 	"io"
-	"sync/atomic"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // pump sends a request whose body is still arriving, or that does not fit the
-// socket at once, in a goroutine of its own, so that the response may begin, and
+// socket at once, in a task of its own, so that the response may begin, and
 // the upstream may refuse, before the request has ended.
 //
 // While it runs it alone reads the client, writes the upstream and touches the
-// request body. The exchange's goroutine reads the upstream and writes the client.
+// request body. The exchange's task reads the upstream and writes the client.
 type pump struct {
 	x        *Exchange
 	up       *Upstream
 	out      []byte // begins with what has to be written first
 	deadline time.Time
-	done     chan struct{}
-	err      *Error // read it after done
+	task     *loop.Join
+	err      *Error // read it after the task's end
 
 	whole   bool // out is all there is to send
 	running bool // from start to stop
 	broken  bool // the request did not go out whole: the connection cannot be used again
 
-	quit    atomic.Bool // set by stop
-	lasting atomic.Bool // the response began: the deadline does not count any more
-	ending  atomic.Bool // the last write has begun, so an answer is not early
-	sent    atomic.Bool // something may have reached the upstream
-	failed  atomic.Pointer[Error]
+	quit    bool // set by stop
+	lasting bool // the response began: the deadline does not count any more
+	ending  bool // the last write has begun, so an answer is not early
+	sent    bool // something may have reached the upstream
+	failed  *Error
 }
 
 var errStopped = errors.New("stopped")
@@ -37,7 +38,7 @@ var errStopped = errors.New("stopped")
 // reset forgets the round trip before.
 func (p *pump) reset() {
 	p.err, p.broken = nil, false
-	p.sent.Store(false)
+	p.sent = false
 }
 
 // start takes over x.out. whole says that it holds the body too.
@@ -45,22 +46,20 @@ func (p *pump) start(x *Exchange, up *Upstream, deadline time.Time, whole bool) 
 	p.x, p.up, p.deadline, p.whole = x, up, deadline, whole
 	p.out, x.out = x.out, nil
 	p.err, p.running, p.broken = nil, true, false
-	p.quit.Store(false)
-	p.lasting.Store(false)
-	p.ending.Store(whole)
-	p.sent.Store(up.ask.sent)
-	p.failed.Store(nil)
-	p.done = make(chan struct{})
-	go p.run()
+	p.quit = false
+	p.lasting = false
+	p.ending = whole
+	p.sent = up.sent
+	p.failed = nil
+	p.task = x.s.conn.Socket().Loop().Spawn(p.run)
 }
 
 func (p *pump) run() {
-	defer close(p.done)
 	p.err = p.copy()
 	giveBuffer(p.out)
 	p.out = nil
-	if p.err != nil && p.err.Side == SideClient && !p.quit.Load() {
-		p.failed.Store(p.err)
+	if p.err != nil && p.err.Side == SideClient && !p.quit {
+		p.failed = p.err
 		p.up.wakeReader()
 	}
 }
@@ -70,7 +69,7 @@ func (p *pump) failure() error {
 	if !p.running {
 		return nil
 	}
-	if e := p.failed.Load(); e != nil {
+	if e := p.failed; e != nil {
 		return e
 	}
 	return nil
@@ -79,13 +78,13 @@ func (p *pump) failure() error {
 // headCame lifts the deadline: the response has begun and may last.
 func (p *pump) headCame() {
 	if p.running {
-		p.lasting.Store(true)
+		p.lasting = true
 		_ = p.up.conn.SetWriteDeadline(time.Time{})
 	}
 }
 
 // early reports whether the answer came while the request was still being sent.
-func (p *pump) early() bool { return p.running && !p.ending.Load() }
+func (p *pump) early() bool { return p.running && !p.ending }
 
 // stop ends the pump, if it runs, and waits for it. A last write that has begun
 // gets a moment to end well.
@@ -93,18 +92,17 @@ func (p *pump) stop() {
 	if !p.running {
 		return
 	}
-	p.quit.Store(true)
+	p.quit = true
 	p.x.s.wakeReader()
 	by := longAgo
-	if p.ending.Load() {
-		by = p.x.s.cfg.Now().Add(time.Second)
+	if p.ending {
+		by = p.x.s.cfg.now(p.x.s).Add(time.Second)
 	}
 	_ = p.up.conn.SetWriteDeadline(by)
-	<-p.done
+	p.task.Wait()
 	p.running = false
 	p.broken = p.err != nil
-	p.x.s.forget()
-	p.up.forget()
+	_ = p.up.conn.SetWriteDeadline(time.Time{})
 	if p.err != nil && p.err.Err == errStopped {
 		p.err = nil
 	}
@@ -152,14 +150,14 @@ func (p *pump) flush() *Error {
 		p.out, step = p.out[:0], WriteBody
 	}
 	if b.kind != byChunks && len(p.out) == 0 {
-		p.ending.Store(b.done)
+		p.ending = b.done
 		data := b.data()
 		b.sent = b.dec
 		return p.write(step, data)
 	}
 	p.out = x.appendBody(p.out)
 	b.sent = b.dec
-	p.ending.Store(b.done)
+	p.ending = b.done
 	e := p.write(step, p.out)
 	p.out = p.out[:0]
 	return e
@@ -169,26 +167,21 @@ func (p *pump) write(step Step, data []byte) *Error {
 	if len(data) == 0 {
 		return nil
 	}
-	cfg := &p.x.s.cfg
-	now := cfg.Now()
-	if p.lasting.Load() {
-		p.up.armWrite(now.Add(cfg.StallTimeout/2), now.Add(cfg.StallTimeout))
-	} else {
-		p.up.armWrite(p.deadline, p.deadline.Add(slack(now, p.deadline)))
-		if p.lasting.Load() {
-			p.up.writeBy = time.Time{}
-			_ = p.up.conn.SetWriteDeadline(now.Add(cfg.StallTimeout))
-		}
+	cfg := p.x.s.cfg
+	by := p.deadline
+	if p.lasting {
+		by = cfg.now(p.x.s).Add(cfg.StallTimeout)
 	}
-	if p.quit.Load() && !p.ending.Load() {
+	_ = p.up.conn.SetWriteDeadline(by) // fails on a closed connection only, as the write will
+	if p.quit && !p.ending {
 		return &Error{Side: SideUpstream, Step: step, Err: errStopped}
 	}
-	p.sent.Store(true)
-	_, err := p.up.write(data)
+	p.sent = true
+	_, err := p.up.conn.Write(data)
 	if err == nil {
 		return nil
 	}
-	if p.quit.Load() {
+	if p.quit {
 		err = errStopped
 	}
 	timeout := isTimeout(err)
@@ -198,29 +191,26 @@ func (p *pump) write(step Step, data []byte) *Error {
 // read takes the next bytes of the body from the client.
 func (p *pump) read() *Error {
 	s, b := p.x.s, &p.x.body
-	now := s.cfg.Now()
-	until := now.Add(s.cfg.StallTimeout)
-	for {
-		s.armRead(now, until)
-		if p.quit.Load() {
-			return clientError(ReadBody, errStopped)
-		}
-		n, err := s.read(b.room())
-		if err == nil {
-			b.took(n)
-			if err = b.advance(); err != nil {
-				return clientError(ReadBody, err)
-			}
-			return nil
-		}
-		if !isTimeout(err) {
-			return clientError(ReadBody, truncatedIfEOF(err))
-		}
-		s.readBy = time.Time{}
-		if now = s.cfg.Now(); !now.Before(until) {
-			return clientError(ReadBody, errSlow)
-		}
+	if p.quit {
+		return clientError(ReadBody, errStopped)
 	}
+	_ = s.conn.SetReadDeadline(s.cfg.now(s).Add(s.cfg.StallTimeout)) // fails on a closed connection only, as the read will
+	n, err := s.conn.Read(b.room())
+	switch {
+	case err == nil:
+		b.took(n)
+		err = b.advance()
+	case isTimeout(err) && p.quit:
+		err = errStopped
+	case isTimeout(err):
+		err = errSlow
+	default:
+		err = truncatedIfEOF(err)
+	}
+	if err != nil {
+		return clientError(ReadBody, err)
+	}
+	return nil
 }
 
 func truncatedIfEOF(err error) error {

@@ -69,7 +69,7 @@ func (x *Exchange) deliver() delivery {
 // responseHead builds the head for the client, whose connection it may announce to end.
 func (x *Exchange) responseHead(out []byte, how delivery) []byte {
 	r := &x.resp
-	if how == deliverAndClose || x.s.draining.Load() || x.pump.early() {
+	if how == deliverAndClose || x.s.draining() || x.pump.early() {
 		x.closing = true
 	}
 	out = x.appendResponse(out, &x.toClient)
@@ -104,7 +104,7 @@ func (x *Exchange) relayContent(up *Upstream, how delivery) *Error {
 			return nil
 		}
 		c.recycle()
-		err := x.waitUpstream(up, x.s.cfg.Now().Add(x.s.cfg.StreamIdle), c)
+		err := x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.s.cfg.StreamIdle), c)
 		if errors.Is(err, io.EOF) && c.kind == untilClose {
 			c.done, err = true, nil
 		}
@@ -122,7 +122,15 @@ func (x *Exchange) writeContent(how delivery) *Error {
 	const frame = 32 // of a chunk, with its end
 	c, data := &x.content, x.content.data()
 	x.received += int64(len(data))
+	sentFrom := c.sent
 	c.sent = c.dec
+	if n := len(x.out); n > 0 && how == deliverAsIs && len(data) > copyBelow && n <= sentFrom {
+		// The head that came is not needed any more: ours takes its place.
+		whole := c.buf[sentFrom-n : sentFrom+len(data)]
+		copy(whole, x.out)
+		x.out = x.out[:0]
+		return x.writeClient(whole)
+	}
 	fits := len(x.out)+len(data)+len(c.chunks.trailer)+frame <= cap(x.out)
 	if len(x.out) > 0 && !fits || how != deliverChunks && len(x.out) == 0 {
 		if e := x.writeClient(x.out); e != nil {
@@ -148,14 +156,16 @@ func (x *Exchange) writeContent(how delivery) *Error {
 	return e
 }
 
+// copyBelow is how large a body may be to be copied behind its head.
+const copyBelow = 4 << 10
+
 // writeClient writes b, unless it is empty.
 func (x *Exchange) writeClient(b []byte) *Error {
 	if len(b) == 0 {
 		return nil
 	}
-	now, stall := x.s.cfg.Now(), x.s.cfg.StallTimeout
-	x.s.armWrite(now.Add(stall/2), now.Add(stall))
-	if _, err := x.s.write(b); err != nil {
+	_ = x.s.conn.SetWriteDeadline(x.s.cfg.now(x.s).Add(x.s.cfg.StallTimeout)) // fails on a closed connection only, as the write will
+	if _, err := x.s.conn.Write(b); err != nil {
 		return clientError(WriteResponse, err)
 	}
 	return nil
@@ -202,7 +212,7 @@ func (x *Exchange) dropContent(up *Upstream) error {
 	if c.kind == untilClose || c.kind == byLength && c.left > discardBytes {
 		return errLong
 	}
-	until := x.s.cfg.Now().Add(discardTime)
+	until := x.s.cfg.now(x.s).Add(discardTime)
 	for !c.done {
 		if c.total > discardBytes {
 			return errLong
@@ -255,7 +265,7 @@ var (
 
 func (x *Exchange) writeReply(status int, body []byte, header []string) *Error {
 	x.answered = true
-	if !x.body.done || x.s.draining.Load() {
+	if !x.body.done || x.s.draining() {
 		x.closing = true
 	}
 	out := append(takeBuffer(largeBuffer)[:0], "HTTP/1.1 "...)
@@ -271,7 +281,7 @@ func (x *Exchange) writeReply(status int, body []byte, header []string) *Error {
 	out = x.toClient.appendTo(out)
 	if !x.toClient.sets("Date") {
 		out = append(out, "Date: "...)
-		out = x.s.cfg.Now().UTC().AppendFormat(out, http.TimeFormat)
+		out = x.s.cfg.now(x.s).UTC().AppendFormat(out, http.TimeFormat)
 		out = append(out, '\r', '\n')
 	}
 	if status != http.StatusNoContent && status != http.StatusNotModified {

@@ -18,7 +18,7 @@ func (x *Exchange) RoundTrip(up *Upstream, deadline time.Time) (*Response, error
 	if e := x.mayAsk(); e != nil {
 		return nil, e
 	}
-	now := x.s.cfg.Now()
+	now := x.s.cfg.now(x.s)
 	if deadline.IsZero() {
 		deadline = now.Add(forever)
 	}
@@ -49,15 +49,18 @@ func (x *Exchange) mayAsk() *Error {
 	return &Error{Side: SideLocal, Step: WriteHead, Status: http.StatusInternalServerError, Err: err}
 }
 
-// ask sends the request, or prepares up to send it when it waits for the answer.
+// ask sends the request. What does not fit the socket goes on in the pump, while
+// the answer is awaited.
 func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
-	up.ok = false
-	up.ask = asking{}
+	up.ok, up.sent = false, false
 	x.pump.reset()
 	x.resp.reset()
 	x.body.sent = x.body.from
 	x.out = x.appendRequest(takeBuffer(largeBuffer)[:0])
-	if up.r != up.w {
+	switch heard := up.look(now.Sub(up.idleSince)); {
+	case heard == spoke && !up.used:
+		return nil // a server that is full may speak at once
+	case heard != quiet:
 		return &Error{Side: SideUpstream, Step: WriteHead, Err: ErrStale}
 	}
 	if !x.body.done || len(x.out)+len(x.body.data())+len(x.body.chunks.trailer)+32 > cap(x.out) {
@@ -65,25 +68,26 @@ func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
 		return nil
 	}
 	x.out = x.appendBody(x.out)
-	if up.direct != nil {
-		up.ask = asking{pending: x.out, look: true, fresh: !up.used}
-		return nil
-	}
-	if up.used && !up.silent() {
-		return &Error{Side: SideUpstream, Step: WriteHead, Err: ErrStale}
-	}
-	up.armWrite(deadline, deadline.Add(slack(now, deadline)))
-	if n, err := up.write(x.out); err != nil {
-		up.ask.sent = n > 0
+	n, err := x.tell(up, deadline)
+	up.sent = n > 0
+	if err != nil {
 		return x.lastWords(up, err)
 	}
-	up.ask.sent = true
+	if n < len(x.out) {
+		x.out = x.out[:copy(x.out, x.out[n:])]
+		x.pump.start(x, up, deadline, true)
+	}
 	return nil
 }
 
-// slack is how late a write may notice its deadline, so that not every request sets a timer.
-func slack(now, deadline time.Time) time.Duration {
-	return max(0, min(time.Second, deadline.Sub(now)/20))
+// tell writes x.out, as far as there is room at once. TLS waits for more: a
+// record cannot be left half written.
+func (x *Exchange) tell(up *Upstream, deadline time.Time) (int, error) {
+	if up.bare != nil {
+		return up.bare.TryWrite(x.out)
+	}
+	_ = up.conn.SetWriteDeadline(deadline) // fails on a closed connection only, as the write will
+	return up.conn.Write(x.out)
 }
 
 // appendBody frames the data at hand, and the end of the body if it is there.
@@ -104,7 +108,7 @@ func (x *Exchange) appendBody(out []byte) []byte {
 // awaitHead reads up to the end of the final response head.
 func (x *Exchange) awaitHead(up *Upstream, deadline time.Time) *Error {
 	for interim := 0; ; {
-		done, err := x.resp.parse(up.unread(), &x.s.cfg)
+		done, err := x.resp.parse(up.unread(), x.s.cfg)
 		if err != nil {
 			return x.upstreamError(ReadResponse, err)
 		}
@@ -137,21 +141,9 @@ var (
 	errUnasked = errors.New("101 to a request that did not ask for it")
 )
 
-// fillHead reads more of a response head, sending the request first if it has not gone.
+// fillHead reads more of a response head.
 func (x *Exchange) fillHead(up *Upstream, deadline time.Time) *Error {
-	err := x.waitUpstream(up, deadline, nil)
-	switch a := &up.ask; {
-	case a.stale:
-		return x.upstreamError(WriteHead, ErrStale)
-	case a.err != nil:
-		err, a.err, a.pending = a.err, nil, nil
-		return x.lastWords(up, err)
-	case err == nil && len(a.pending) > 0: // the socket is full: send the rest while listening
-		x.out, a.pending = append(x.out[:0], a.pending...), nil
-		x.pump.start(x, up, deadline, true)
-		return nil
-	}
-	if err != nil {
+	if err := x.waitUpstream(up, deadline, nil); err != nil {
 		return x.upstreamError(ReadResponse, err)
 	}
 	x.got = true
@@ -166,7 +158,7 @@ func (x *Exchange) lastWords(up *Upstream, writeErr error) *Error {
 		return e
 	}
 	x.pump.broken = true
-	if err := x.waitUpstream(up, x.s.cfg.Now().Add(time.Second), nil); err != nil {
+	if err := x.waitUpstream(up, x.s.cfg.now(x.s).Add(time.Second), nil); err != nil {
 		return e
 	}
 	x.got = true
@@ -180,13 +172,13 @@ func (x *Exchange) waitUpstream(up *Upstream, until time.Time, content *body) er
 	if g := x.s.cfg.HalfCloseGrace; g > 0 && g < watch {
 		watch = g
 	}
-	now := x.s.cfg.Now()
+	now := x.s.cfg.now(x.s)
 	for {
 		wake := now.Add(watch)
 		if until.Before(wake) {
 			wake = until
 		}
-		up.armRead(now, wake)
+		_ = up.conn.SetReadDeadline(wake) // fails on a closed connection only, as the read will
 		if e := x.pump.failure(); e != nil {
 			return e
 		}
@@ -194,8 +186,7 @@ func (x *Exchange) waitUpstream(up *Upstream, until time.Time, content *body) er
 		if err == nil || !isTimeout(err) {
 			return err
 		}
-		up.forget()
-		if now = x.s.cfg.Now(); !now.Before(until) {
+		if now = x.s.cfg.now(x.s); !now.Before(until) {
 			return errSlow
 		}
 		if x.clientGone(now) {
@@ -235,7 +226,7 @@ func (x *Exchange) upstreamError(step Step, err error) *Error {
 
 // fail ends a round trip: up is of no use any more.
 func (x *Exchange) fail(up *Upstream, e *Error) *Error {
-	e.Sent = up.ask.sent || x.pump.sent.Load()
+	e.Sent = up.sent || x.pump.sent
 	x.pump.stop()
 	if p := x.pump.err; p != nil && e.Side == SideUpstream && !x.got {
 		p.Sent = e.Sent // what broke first explains the rest

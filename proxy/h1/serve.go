@@ -1,68 +1,64 @@
 package h1
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // watchEvery is how often a wait for a silent upstream looks after the client.
 const watchEvery = 5 * time.Second
 
-// session is one client connection.
+// session is one client connection. Between requests it has no task: it is what
+// the connection was parked with.
 type session struct {
 	wire
-	cfg      Config
-	draining atomic.Bool
-	skipped  bool // an empty line before the request that is read
-
-	handing sync.Mutex // guards what follows, against the end of the context
-	handed  bool       // the connection is another's now
+	cfg       *Config
+	draining  func() bool
+	handler   Handler
+	ended     func(error)
+	run       func() // serve, bound once
+	idleUntil time.Time
+	skipped   bool // an empty line before the request that is read
 }
 
 var exchanges = sync.Pool{New: func() any { return new(Exchange) }}
 
-func serve(ctx context.Context, c net.Conn, peeked []byte, cfg *Config, h Handler) error {
-	if len(peeked) > largeBuffer {
-		_ = c.Close()
-		return &Error{Side: SideLocal, Step: ReadRequest, Err: errPeeked}
-	}
-	s := &session{cfg: cfg.withDefaults()}
-	s.init(c, smallBuffer)
-	s.preload(peeked)
-	stop := context.AfterFunc(ctx, s.drain)
-	defer stop()
-	upgraded := false
-	defer func() {
-		if !upgraded {
-			_ = c.Close()
-		}
-		s.r = s.w
-		s.release()
-	}()
+// serve serves the requests that are there, then parks the connection.
+func (s *session) serve() {
 	for {
-		if err := s.awaitRequest(); err != nil {
-			return orderly(err)
+		s.skipped = false
+		if s.skipEmptyLine(); s.r == s.w {
+			if parked, err := s.awaitRequest(); parked {
+				return
+			} else if err != nil {
+				s.end(orderly(err))
+				return
+			}
 		}
-		again, err := s.serveOne(h)
-		if upgraded = errors.Is(err, ErrUpgraded); upgraded || !again {
-			return err
+		again, err := s.serveOne()
+		if !again {
+			s.end(err)
+			return
+		}
+		if s.r != s.w { // pipelined; whoever fills the pipe is not to keep the loop
+			s.conn.Socket().Loop().Yield()
 		}
 	}
 }
 
-// drain wakes a reader: every wait looks at the flag after it has set its deadline.
-func (s *session) drain() {
-	s.handing.Lock()
-	defer s.handing.Unlock()
-	if s.draining.Store(true); !s.handed {
-		s.wakeReader()
+func (s *session) end(err error) {
+	if !errors.Is(err, ErrUpgraded) {
+		_ = s.conn.Close()
 	}
+	s.r = s.w
+	s.release()
+	s.ended(err)
 }
 
 var errPeeked = errors.New("more was peeked than a buffer holds")
@@ -88,40 +84,38 @@ func orderly(err error) error {
 	return &Error{Side: SideClient, Step: ReadRequest, Err: err}
 }
 
-// awaitRequest waits for the first byte of the next request, without a buffer.
-func (s *session) awaitRequest() error {
-	s.skipped = false
-	if s.skipEmptyLine(); s.r != s.w {
-		return nil
-	}
+// awaitRequest reads the beginning of the next request, or parks the connection
+// until it comes.
+func (s *session) awaitRequest() (parked bool, err error) {
 	s.release()
-	now := s.cfg.Now()
-	until := now.Add(s.cfg.IdleTimeout)
 	for {
-		s.armRead(now, until)
-		if s.draining.Load() {
-			return errIdle
-		}
-		err := s.fill()
+		err := s.tryFill()
 		if err == nil {
 			if s.skipEmptyLine(); s.r != s.w {
-				return nil
+				s.idleUntil = time.Time{}
+				return false, nil
 			}
 			s.release()
 			continue
 		}
-		if !isTimeout(err) {
-			return err
+		if err != loop.ErrWouldBlock {
+			return false, err
 		}
-		s.forget()
-		if now = s.cfg.Now(); !now.Before(until) {
-			return errIdle
+		now := s.cfg.now(s)
+		if s.idleUntil.IsZero() {
+			s.idleUntil = now.Add(s.cfg.IdleTimeout)
+			_ = s.conn.SetReadDeadline(s.idleUntil) // fails on a closed connection only, as parking will
 		}
+		if s.draining() || !now.Before(s.idleUntil) {
+			return false, errIdle
+		}
+		s.conn.Park(s.run)
+		return true, nil
 	}
 }
 
 // serveOne reads one request, has it handled and reports whether another may follow.
-func (s *session) serveOne(h Handler) (again bool, err error) {
+func (s *session) serveOne() (again bool, err error) {
 	x := exchanges.Get().(*Exchange)
 	x.begin(s)
 	defer x.end()
@@ -129,7 +123,7 @@ func (s *session) serveOne(h Handler) (again bool, err error) {
 		x.refuse(err)
 		return false, err
 	}
-	h(x)
+	s.handler(x)
 	return x.finish()
 }
 
@@ -138,7 +132,7 @@ func (x *Exchange) readHead() *Error {
 	s := x.s
 	var until time.Time
 	for {
-		done, err := x.Req.parse(s.unread(), &s.cfg)
+		done, err := x.Req.parse(s.unread(), s.cfg)
 		if err != nil {
 			return clientError(ReadRequest, err)
 		}
@@ -146,7 +140,7 @@ func (x *Exchange) readHead() *Error {
 			break
 		}
 		if until.IsZero() {
-			until = s.cfg.Now().Add(s.cfg.HeadTimeout)
+			until = s.cfg.now(s).Add(s.cfg.HeadTimeout)
 		}
 		if err := s.fillBefore(until); err != nil {
 			return clientError(ReadRequest, err)
@@ -155,7 +149,7 @@ func (x *Exchange) readHead() *Error {
 			x.Req.reset()
 		}
 	}
-	x.now = s.cfg.Now()
+	x.now = s.cfg.now(s)
 	x.closing = x.Req.close || x.Req.Minor == 0 && !x.Req.keepAlive
 	s.r += len(x.Req.b)
 	if err := x.beginBody(); err != nil {
@@ -178,24 +172,15 @@ func (s *session) skipEmptyLine() bool {
 
 // fillBefore reads more of something that has begun and must end by a time.
 func (s *session) fillBefore(until time.Time) error {
-	for {
-		now := s.cfg.Now()
-		if !now.Before(until) {
-			return errSlow
-		}
-		s.armRead(now, until)
-		err := s.fill()
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, io.EOF) {
-			return ErrTruncated
-		}
-		if !isTimeout(err) {
-			return err
-		}
-		s.forget()
+	_ = s.conn.SetReadDeadline(until) // fails on a closed connection only, as the read will
+	err := s.fill()
+	switch {
+	case errors.Is(err, io.EOF):
+		return ErrTruncated
+	case isTimeout(err):
+		return errSlow
 	}
+	return err
 }
 
 // errSlow is a time limit of ours that passed; it is a timeout to net.Error users too.
@@ -221,11 +206,10 @@ func clientError(step Step, err error) *Error {
 // unread bytes would reset the connection and could take the answer along. It
 // ends after a second or 256 KiB, whichever is first.
 func (s *session) linger() {
-	cw, ok := s.conn.(interface{ CloseWrite() error })
-	if !ok || cw.CloseWrite() != nil {
+	if s.conn.CloseWrite() != nil {
 		return
 	}
-	_ = s.conn.SetReadDeadline(s.cfg.Now().Add(time.Second))
+	_ = s.conn.SetReadDeadline(s.cfg.now(s).Add(time.Second))
 	b := takeBuffer(largeBuffer)
 	defer giveBuffer(b)
 	for total := 0; total < 256<<10; {

@@ -1,28 +1,32 @@
 package h1
 
 import (
-	"net"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
-// Upstream is a connection to an upstream, with its read buffer. One goroutine
-// at a time may use it.
+// Upstream is a connection to an upstream, with its read buffer. One task of its
+// loop at a time may use it.
 type Upstream struct {
 	wire
 	used      bool      // has carried an exchange
 	ok        bool      // fit for another
+	sent      bool      // something of the request at hand went out
 	idleSince time.Time // set by Pool
 }
 
 // NewUpstream wraps c, which has been dialled and, for TLS, has shaken hands.
-func NewUpstream(c net.Conn) *Upstream {
-	u := &Upstream{ok: true}
+func NewUpstream(c loop.Stream) *Upstream {
+	u := &Upstream{ok: true, idleSince: c.Socket().Loop().Now()}
 	u.init(c, largeBuffer)
 	return u
 }
 
 // Conn is the connection inside.
-func (u *Upstream) Conn() net.Conn { return u.conn }
+func (u *Upstream) Conn() loop.Stream { return u.conn }
 
 // Used reports whether u has carried an exchange before.
 func (u *Upstream) Used() bool { return u.used }
@@ -33,7 +37,39 @@ func (u *Upstream) Reusable() bool { return u.ok }
 
 // IdleAlive looks, without waiting, whether the upstream closed or spoke out of
 // turn. RoundTrip looks too: a caller needs this for its own checks only.
-func (u *Upstream) IdleAlive() bool { return u.ok && u.silent() }
+func (u *Upstream) IdleAlive() bool { return u.ok && u.look(longIdle) == quiet }
+
+// silence is what an idle upstream does.
+type silence uint8
+
+const (
+	quiet  silence = iota
+	spoke          // bytes are there that nobody asked for
+	hungUp         // or failed
+)
+
+// longIdle is when what the loop knows of a connection is no longer new enough:
+// then the kernel is asked.
+const longIdle = 20 * time.Millisecond
+
+// look tells whether an upstream that has been idle for so long is still there,
+// without waiting. Over a fresh TLS connection unasked bytes are its tickets.
+func (u *Upstream) look(idle time.Duration) silence {
+	switch {
+	case u.r != u.w:
+		return spoke
+	case !u.conn.Readable() && idle < longIdle, !u.used && u.bare == nil:
+		return quiet
+	}
+	n, err := u.peek()
+	switch {
+	case err == unix.EAGAIN:
+		return quiet
+	case n > 0:
+		return spoke
+	}
+	return hungUp
+}
 
 // Close closes the connection and gives its buffer back.
 func (u *Upstream) Close() error {
@@ -55,7 +91,7 @@ func (u *Upstream) more(content *body) error {
 	if content == nil {
 		return u.fill()
 	}
-	n, err := u.read(content.room())
+	n, err := u.conn.Read(content.room())
 	content.took(n)
 	return err
 }

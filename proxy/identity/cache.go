@@ -2,7 +2,7 @@ package identity
 
 import (
 	"bytes"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -79,7 +79,7 @@ func readCache(path string) (*held, error) {
 
 func parseCache(text []byte) (*held, error) {
 	var chain, bundle []byte
-	var key *ecdsa.PrivateKey
+	var key crypto.Signer
 	for {
 		var block *pem.Block
 		block, text = pem.Decode(text)
@@ -89,11 +89,11 @@ func parseCache(text []byte) (*held, error) {
 		switch block.Type {
 		case "PRIVATE KEY":
 			k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-			ec, ok := k.(*ecdsa.PrivateKey)
+			signer, ok := k.(crypto.Signer)
 			if err != nil || !ok {
 				return nil, errors.New("its key cannot be read")
 			}
-			key = ec
+			key = signer
 		case "CERTIFICATE":
 			chain = append(chain, pem.EncodeToMemory(block)...)
 		case rootType:

@@ -64,7 +64,9 @@ func TestCachesThatAreNotTaken(t *testing.T) {
 		return text
 	}
 	swapped := mustHeld(t, ca, web, now, now.Add(time.Hour))
-	swapped.cert.PrivateKey = newKey(t)
+	if swapped.cert.PrivateKey, err = makeKey(); err != nil {
+		t.Fatal(err)
+	}
 	mixed, err := formatCache(swapped)
 	if err != nil {
 		t.Fatal(err)
@@ -107,6 +109,27 @@ func TestCachesThatAreNotTaken(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Proxies made keys on P-256 before they made Ed25519 keys.
+func TestACacheWithAKeyOnP256IsTaken(t *testing.T) {
+	ca := newAuthority(t)
+	now := time.Now()
+	key := newKey(t)
+	h, err := newHeld(encode(ca.leaf(t, web, &key.PublicKey, now.Add(-time.Minute), now.Add(time.Hour))), ca.pem(), key, mustDomain(domain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Control: []string{"unused"}, Service: web, CacheDir: t.TempDir()}
+	if err := writeCache(cfg.CacheDir, h); err != nil {
+		t.Fatal(err)
+	}
+	id := newIdentity(t, cfg)
+	if err := id.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustShake(t, workload(t, ca, store).ServerTLS(), id.ClientTLS(store))
+	mustShake(t, id.ServerTLS(), workload(t, ca, store).ClientTLS(web))
 }
 
 func TestACacheThatCannotBeWrittenCostsALineInTheLog(t *testing.T) {

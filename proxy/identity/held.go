@@ -1,7 +1,7 @@
 package identity
 
 import (
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,12 +21,12 @@ type held struct {
 }
 
 // newHeld puts together a chain and a bundle, both PEM, and the chain's key.
-func newHeld(chain, bundle []byte, key *ecdsa.PrivateKey, domain spiffeid.TrustDomain) (*held, error) {
+func newHeld(chain, bundle []byte, key crypto.Signer, domain spiffeid.TrustDomain) (*held, error) {
 	certs, err := parseCertificates(chain)
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
-	if !key.PublicKey.Equal(certs[0].PublicKey) {
+	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(certs[0].PublicKey) {
 		return nil, errors.New("the certificate is not of our key")
 	}
 	t, err := newTrust(bundle, domain)
@@ -43,15 +43,15 @@ func newHeld(chain, bundle []byte, key *ecdsa.PrivateKey, domain spiffeid.TrustD
 // isFor checks that the certificate names a workload and stands under our own
 // bundle, as others will find it.
 func (h *held) isFor(name policy.ServiceName, now time.Time) error {
-	got, err := h.trust.verify(h.chain, now)
+	own, err := h.trust.verify(h.chain, x509.ExtKeyUsageServerAuth, now)
 	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return fmt.Errorf("%w; is the clock of this machine right (%s)?", err, now.UTC().Format(time.RFC3339))
 	case err != nil:
 		return err
-	case got != name:
-		return fmt.Errorf("the certificate is of %s, not %s", got, name)
+	case own.name != name:
+		return fmt.Errorf("the certificate is of %s, not %s", own.name, name)
 	}
 	return nil
 }

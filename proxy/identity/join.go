@@ -2,8 +2,8 @@ package identity
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
+	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -91,12 +91,23 @@ func (i *Identity) renew(ctx context.Context) error {
 	return nil
 }
 
+// makeKey makes an Ed25519 key (RFC 8032): to sign and to verify takes two
+// thirds of the CPU that ECDSA on P-256 takes, once each per side of a full
+// handshake, and certificate and signature are smaller.
+func makeKey() (crypto.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	return key, nil
+}
+
 // request makes a new key and the request to sign it. The key never leaves this
 // process but for the cache file.
-func request(name policy.ServiceName, domain spiffeid.TrustDomain) (*ecdsa.PrivateKey, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+func request(name policy.ServiceName, domain spiffeid.TrustDomain) (crypto.Signer, []byte, error) {
+	key, err := makeKey()
 	if err != nil {
-		return nil, nil, fmt.Errorf("make key: %w", err)
+		return nil, nil, err
 	}
 	id, err := url.Parse(name.SPIFFE(domain.Name()))
 	if err != nil {
@@ -192,7 +203,7 @@ func (f *firstError) get() error {
 
 // take checks an answer and puts it in force: the certificate must be of the key
 // that we made, name us, and stand under the bundle that came with it.
-func (i *Identity) take(resp *wire.JoinResponse, key *ecdsa.PrivateKey, domain spiffeid.TrustDomain) error {
+func (i *Identity) take(resp *wire.JoinResponse, key crypto.Signer, domain spiffeid.TrustDomain) error {
 	if resp.GetTrustDomain() != domain.Name() {
 		return lasting{fmt.Errorf("the control plane is of the trust domain %q, not %q", resp.GetTrustDomain(), domain.Name())}
 	}

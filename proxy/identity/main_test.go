@@ -132,8 +132,11 @@ func (a *authority) leaf(t testing.TB, name policy.ServiceName, pub crypto.Publi
 
 func mustHeld(t testing.TB, a *authority, name policy.ServiceName, from, until time.Time) *held {
 	t.Helper()
-	key := newKey(t)
-	h, err := newHeld(encode(a.leaf(t, name, &key.PublicKey, from, until)), a.pem(), key, mustDomain(domain))
+	key, err := makeKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := newHeld(encode(a.leaf(t, name, key.Public(), from, until)), a.pem(), key, mustDomain(domain))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -280,13 +280,13 @@ func TestAVerifiedCertificateIsForgottenAtItsEnd(t *testing.T) {
 		at time.Duration
 		ok bool
 	}{{0, true}, {0, true}, {time.Hour + time.Second, false}, {-2 * time.Minute, false}, {time.Minute, true}} {
-		if _, err := tr.verify([]*x509.Certificate{leaf}, now.Add(tc.at)); (err == nil) != tc.ok {
+		if _, err := tr.verify([]*x509.Certificate{leaf}, x509.ExtKeyUsageServerAuth, now.Add(tc.at)); (err == nil) != tc.ok {
 			t.Errorf("at %s: %v", tc.at, err)
 		}
 	}
 	// The same name and serial under another key is not what was verified.
 	forged := ca.impostor(t)
-	if _, err := tr.verify([]*x509.Certificate{forged.leaf(t, web, &key.PublicKey, now, now.Add(time.Hour))}, now); err == nil {
+	if _, err := tr.verify([]*x509.Certificate{forged.leaf(t, web, &key.PublicKey, now, now.Add(time.Hour))}, x509.ExtKeyUsageServerAuth, now); err == nil {
 		t.Error("a forged leaf passed")
 	}
 }

@@ -101,12 +101,12 @@ func (t *token) verifyServer(cs tls.ConnectionState, now time.Time) error {
 	if err := root.CheckSignatureFrom(root); err != nil {
 		return fmt.Errorf("the control plane's root is not its own: %w", err)
 	}
-	name, err := trustIn([]*x509.Certificate{root}, t.domain).verify(cs.PeerCertificates, now)
+	server, err := trustIn([]*x509.Certificate{root}, t.domain).verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, now)
 	if err != nil {
 		return fmt.Errorf("the control plane: %w", err)
 	}
-	if name != policy.ControlPlane {
-		return fmt.Errorf("the server is %s, not the control plane", name)
+	if server.name != policy.ControlPlane {
+		return fmt.Errorf("the server is %s, not the control plane", server.name)
 	}
 	return nil
 }

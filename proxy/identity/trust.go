@@ -7,7 +7,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -23,15 +22,8 @@ type trust struct {
 	domain spiffeid.TrustDomain
 	id     string // the same for the same roots
 
-	mu       sync.Mutex // guards what follows
-	verified map[[sha256.Size]byte]window
+	seen peers
 }
-
-// window is when a chain is valid: the narrowest of its certificates.
-type window struct{ from, until time.Time }
-
-// maxVerified bounds the memory of verified certificates: about 100 bytes each.
-const maxVerified = 8192
 
 func newTrust(bundle []byte, domain spiffeid.TrustDomain) (*trust, error) {
 	roots, err := parseCertificates(bundle)
@@ -47,7 +39,7 @@ func newTrust(bundle []byte, domain spiffeid.TrustDomain) (*trust, error) {
 }
 
 func trustIn(roots []*x509.Certificate, domain spiffeid.TrustDomain) *trust {
-	t := &trust{roots: roots, pool: x509.NewCertPool(), domain: domain, verified: map[[sha256.Size]byte]window{}}
+	t := &trust{roots: roots, pool: x509.NewCertPool(), domain: domain}
 	sum := sha256.New()
 	for _, c := range roots {
 		t.pool.AddCert(c)
@@ -57,56 +49,34 @@ func trustIn(roots []*x509.Certificate, domain spiffeid.TrustDomain) *trust {
 	return t
 }
 
-// verify checks a chain, leaf first, up to one of our roots and gives the
-// workload it names. A leaf that was verified before under the same roots is not
-// verified again within its validity: that halves what a resumed handshake
-// costs the client.
-func (t *trust) verify(certs []*x509.Certificate, now time.Time) (policy.ServiceName, error) {
+// verify checks a chain, leaf first, up to one of our roots, for one use, and
+// gives whom it names. A leaf that was verified before is not verified again
+// within its validity: that is two signatures less in a full handshake, and
+// all there is to check in a resumed one. New roots are a new trust, which has
+// seen nobody; a list of revoked certificates would be looked up here, first.
+func (t *trust) verify(certs []*x509.Certificate, use x509.ExtKeyUsage, now time.Time) (*known, error) {
 	if len(certs) == 0 {
-		return policy.ServiceName{}, errors.New("the peer showed no certificate")
+		return nil, errNothingShown
+	}
+	key := peerKey{sha256.Sum256(certs[0].Raw), use}
+	if p := t.seen.get(key, now); p != nil {
+		return p, nil
 	}
 	name, err := t.name(certs[0])
 	if err != nil {
-		return policy.ServiceName{}, err
-	}
-	sum := sha256.Sum256(certs[0].Raw)
-	t.mu.Lock()
-	w, ok := t.verified[sum]
-	t.mu.Unlock()
-	if ok && !now.Before(w.from) && !now.After(w.until) {
-		return name, nil
+		return nil, err
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range certs[1:] {
 		intermediates.AddCert(c)
 	}
 	chains, err := certs[0].Verify(x509.VerifyOptions{
-		Roots: t.pool, Intermediates: intermediates, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		Roots: t.pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{use},
 	})
 	if err != nil {
-		return policy.ServiceName{}, fmt.Errorf("certificate of %s: %w", name, err)
+		return nil, fmt.Errorf("certificate of %s: %w", name, err)
 	}
-	t.remember(sum, chains[0])
-	return name, nil
-}
-
-func (t *trust) remember(sum [sha256.Size]byte, chain []*x509.Certificate) {
-	w := window{chain[0].NotBefore, chain[0].NotAfter}
-	for _, c := range chain[1:] {
-		if c.NotBefore.After(w.from) {
-			w.from = c.NotBefore
-		}
-		if c.NotAfter.Before(w.until) {
-			w.until = c.NotAfter
-		}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.verified) >= maxVerified {
-		clear(t.verified) // rare, and costs one verification each
-	}
-	t.verified[sum] = w
+	return t.seen.put(key, newKnown(chains[0], name)), nil
 }
 
 // name tells which workload of our trust domain a leaf names: by exactly one

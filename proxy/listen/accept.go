@@ -1,19 +1,17 @@
 package listen
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net"
+	"net/netip"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
-// After a failed accept the loop waits, longer each time. Nobody is lost by it:
+// After a failed accept a loop waits, longer each time. Nobody is lost by it:
 // the connection stays in the backlog, and is served once a descriptor is free.
 // (Accepting it on a descriptor kept in reserve, only to close it, would turn a
 // wait into a refusal.)
@@ -22,117 +20,147 @@ const (
 	lastPause  = time.Second
 )
 
-// acceptLoop hands on what one socket accepts, until the listener drains (nil)
-// or the socket fails for good.
-func (l *Listener) acceptLoop(s socket, handlers *sync.WaitGroup, handle func(context.Context, *Conn)) error {
-	pause := firstPause
-	for l.drain.Err() == nil {
-		tcp, err := s.AcceptTCP()
-		switch {
-		case err == nil:
-			l.accepted.Add(1)
-			if pause > firstPause {
-				l.log.Info("accepting again", zap.Stringer("address", s.Addr()))
-				pause = firstPause
-			}
-			if !l.takeSlot() {
-				_ = tcp.Close()
-				continue // the hard end: the next accept finds the socket closed
-			}
-			handlers.Go(func() { l.serve(s, tcp, handle) })
-		case l.drain.Err() != nil:
-			return nil
-		case !passes(err):
-			return fmt.Errorf("listen: accept on %s: %w", s.Addr(), err)
-		default:
-			l.acceptErrors.Add(1)
-			if pause == firstPause { // once for each spell
-				l.log.Warn("cannot accept for now", zap.Stringer("address", s.Addr()), zap.Error(err))
-			}
-			l.sleep(pause)
-			pause = min(2*pause, lastPause)
+// lead is how many more connections than another loop one may have before it
+// hands a newcomer over.
+const lead = 8
+
+// start begins to accept.
+func (s *shard) start() error {
+	for i := range s.l.sockets {
+		fd, err := s.l.sockets[i].dup()
+		if err != nil {
+			return err
 		}
+		a, err := s.loop.Accept(fd, func(fd int, peer netip.AddrPort) { s.accepted(s.l.sockets[i].inherits, fd, peer) },
+			func(err error) time.Duration { return s.failed(s.l.sockets[i].addr, err) })
+		if err != nil {
+			_ = unix.Close(fd)
+			return err
+		}
+		s.acceptors = append(s.acceptors, a)
 	}
 	return nil
 }
 
-// passes tells an accept error that goes away from one of a socket that is no
-// good any more. accept(2) also returns what had gone wrong on the network for
-// the new connection, so the list is of what does not pass.
-func passes(err error) bool {
-	for _, lasting := range []error{net.ErrClosed, unix.EBADF, unix.EINVAL, unix.ENOTSOCK, unix.EOPNOTSUPP, unix.EFAULT} {
-		if errors.Is(err, lasting) {
-			return false
+// stop ends accepting.
+func (s *shard) stop() {
+	for _, a := range s.acceptors {
+		a.Close()
+	}
+	s.acceptors = nil
+}
+
+// failed says how long to wait after a failed accept.
+func (s *shard) failed(addr netip.AddrPort, err error) time.Duration {
+	s.l.acceptErrors.Add(1)
+	if s.pause == 0 { // once for each spell
+		s.l.log.Warn("cannot accept for now", zap.Stringer("address", addr), zap.Error(err))
+	}
+	s.pause = min(max(2*s.pause, firstPause), lastPause)
+	return s.pause
+}
+
+// accepted takes a newcomer, or hands it to the loop that has least: whichever
+// loop happened to be awake accepted it, and would soon have most.
+func (s *shard) accepted(inherits bool, fd int, peer netip.AddrPort) {
+	l := s.l
+	if s.pause > 0 {
+		s.pause = 0
+		l.log.Info("accepting again")
+	}
+	l.accepted.Add(1)
+	l.active.Add(1)
+	to := s
+	for _, other := range l.shards {
+		if other.open.Load() < to.open.Load()-lead || to != s && other.open.Load() < to.open.Load() {
+			to = other
 		}
 	}
-	return true
-}
-
-func (l *Listener) sleep(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-l.drain.Done():
+	to.open.Add(1)
+	if to == s {
+		s.adopt(inherits, fd, peer)
+	} else if !to.loop.Post(func() { to.adopt(inherits, fd, peer) }) {
+		_ = unix.Close(fd)
+		to.closedOne()
+	}
+	if l.cfg.MaxConns > 0 && l.active.Load() >= int64(l.cfg.MaxConns) {
+		s.atTheBound()
 	}
 }
 
-// takeSlot waits for room below MaxConns; false is the hard end.
-func (l *Listener) takeSlot() bool {
-	if l.slots == nil {
-		return true
-	}
-	select {
-	case l.slots <- struct{}{}:
-		return true
-	default:
-	}
-	l.waits.Add(1)
-	select {
-	case l.slots <- struct{}{}:
-		return true
-	case <-l.hard.Done():
-		return false
-	}
-}
-
-// serve runs the handler for one connection and clears up after it.
-func (l *Listener) serve(s socket, tcp *net.TCPConn, handle func(context.Context, *Conn)) {
-	c := &Conn{TCPConn: tcp, Draining: l.drain.Done()}
-	defer l.done(c)
-	if !s.inherits {
+func (s *shard) adopt(inherits bool, fd int, peer netip.AddrPort) {
+	c := &Conn{Conn: s.loop.Adopt(fd, peer), Listener: s.l, Shard: s.index}
+	c.SetOwner(s)
+	if !inherits {
 		// An error means that the connection is gone, as its handler will see.
-		_ = tcp.SetKeepAliveConfig(l.cfg.keepAlive())
+		_ = setKeepAlive(fd, s.l.cfg.keepAlive())
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	c.describe(l.cfg.OriginalDst)
-	l.mu.Lock()
-	late := l.ended
-	l.active[c] = struct{}{}
-	l.mu.Unlock()
-	if late { // too late for endHard to see it
-		l.cut.Add(1)
-		c.reset()
+	if s.l.late.Load() {
+		s.l.cut.Add(1)
+		_ = c.Reset()
 		return
 	}
-	handle(l.hard, c)
+	c.Go(func() { s.serve(c) })
 }
 
-// done is deferred, so it also sees a handler that panicked.
-func (l *Listener) done(c *Conn) {
-	if p := recover(); p != nil {
-		l.panics.Add(1)
-		l.log.Error("a handler panicked; its connection is closed", zap.Stringer("peer", c.Peer),
-			zap.Stringer("original destination", c.OriginalDst), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
-		c.reset() // not an end: what it was sending may be half sent
+// serve runs the handler for one connection.
+func (s *shard) serve(c *Conn) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.l.Panicked(c, v, debug.Stack())
+			_ = c.Reset() // not an end: what it was sending may be half sent
+		}
+	}()
+	c.describe(s.l.cfg.OriginalDst)
+	s.handle(c)
+}
+
+// Panicked counts and logs what a handler, or a task it began for its
+// connection, died of. c may be nil.
+func (l *Listener) Panicked(c *Conn, value any, stack []byte) {
+	l.panics.Add(1)
+	fields := []zap.Field{zap.Any("panic", value), zap.ByteString("stack", stack)}
+	if c != nil {
+		fields = append(fields, zap.Stringer("peer", c.Peer), zap.Stringer("original destination", c.OriginalDst))
 	}
-	if l.hard.Err() != nil {
-		c.reset()
+	l.log.Error("a handler panicked; its connection is closed", fields...)
+}
+
+// Closed implements loop.Owner: a connection of the shard was closed.
+func (s *shard) Closed(*loop.Conn) { s.closedOne() }
+
+func (s *shard) closedOne() {
+	l := s.l
+	s.open.Add(-1)
+	left := l.active.Add(-1)
+	if left == 0 && l.draining.Load() {
+		select {
+		case l.none <- struct{}{}:
+		default:
+		}
 	}
-	_ = c.Close()
-	l.mu.Lock()
-	delete(l.active, c)
-	l.mu.Unlock()
-	if l.slots != nil {
-		<-l.slots
+	if l.cfg.MaxConns > 0 && left < int64(l.cfg.MaxConns) && l.full.Load() && l.full.CompareAndSwap(true, false) {
+		for _, other := range l.shards {
+			other.loop.Post(other.belowTheBound)
+		}
+	}
+}
+
+// atTheBound leaves newcomers in the backlog.
+func (s *shard) atTheBound() {
+	s.l.waits.Add(1)
+	for _, a := range s.acceptors {
+		a.Pause()
+	}
+	s.l.full.Store(true)
+	if s.l.active.Load() < int64(s.l.cfg.MaxConns) { // the last was closed meanwhile
+		s.belowTheBound()
+	}
+}
+
+func (s *shard) belowTheBound() {
+	for _, a := range s.acceptors {
+		a.Resume()
 	}
 }

@@ -12,31 +12,67 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is one listening socket.
+// socket is one listening socket. It is not with the runtime's poller, which
+// would be woken for every newcomer to no purpose.
 type socket struct {
-	acceptor
-	// inherits: its connections have the keepalive settings from the kernel.
-	// Those of a socket that was handed over get Go's instead.
+	fd   int // -1 once closed
+	addr netip.AddrPort
+	// inherits: its connections have their options from it. Those of a socket
+	// that was handed over are set one by one.
 	inherits bool
 }
 
-// acceptor is what is needed of a *net.TCPListener.
-type acceptor interface {
-	AcceptTCP() (*net.TCPConn, error)
-	Addr() net.Addr
-	Close() error
+// take takes a socket out of the runtime's poller.
+func take(ln *net.TCPListener, inherits bool) (socket, error) {
+	s := socket{fd: -1, addr: addrPort(ln.Addr()), inherits: inherits}
+	defer func() { _ = ln.Close() }()
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return s, fmt.Errorf("listen: %s: %w", s.addr, err)
+	}
+	var derr error
+	err = raw.Control(func(fd uintptr) { s.fd, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, derr); err != nil {
+		return s, fmt.Errorf("listen: %s: %w", s.addr, err)
+	}
+	return s, nil
+}
+
+func (s *socket) dup() (int, error) {
+	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("listen: duplicate the socket of %s: %w", s.addr, err)
+	}
+	return fd, nil
+}
+
+func (s *socket) close() {
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+		s.fd = -1
+	}
 }
 
 func (l *Listener) bind() error {
-	for _, given := range l.cfg.Listeners {
-		l.sockets = append(l.sockets, socket{acceptor: given})
+	var errs error
+	for _, given := range l.cfg.Listeners { // all are ours, whatever fails
+		s, err := take(given, false)
+		errs = errors.Join(errs, err)
+		l.sockets = append(l.sockets, s)
+	}
+	if errs != nil {
+		return errs
 	}
 	for _, addr := range l.cfg.Addrs {
-		s, err := listenOn(addr, l.cfg.keepAlive())
+		ln, err := listenOn(addr, l.cfg.keepAlive())
 		if err != nil {
 			return err
 		}
-		l.sockets = append(l.sockets, socket{acceptor: s, inherits: true})
+		s, err := take(ln, true)
+		if err != nil {
+			return err
+		}
+		l.sockets = append(l.sockets, s)
 	}
 	if len(l.sockets) == 0 {
 		return errors.New("listen: no address is given")
@@ -51,11 +87,13 @@ func listenOn(addr string, keepAlive net.KeepAliveConfig) (*net.TCPListener, err
 	}
 	lc := net.ListenConfig{
 		// Set once on the socket below and inherited, where Go would set it
-		// with four calls on each connection.
+		// with five calls on each connection, TCP_NODELAY included.
 		KeepAlive: -1,
 		Control: func(_, _ string, raw syscall.RawConn) error {
 			var serr error
-			err := raw.Control(func(fd uintptr) { serr = setKeepAlive(int(fd), keepAlive) })
+			err := raw.Control(func(fd uintptr) {
+				serr = errors.Join(setKeepAlive(int(fd), keepAlive), unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+			})
 			return errors.Join(err, serr)
 		},
 	}
@@ -116,4 +154,12 @@ func setKeepAlive(fd int, cfg net.KeepAliveConfig) error {
 		return fmt.Errorf("set keepalive: %w", err)
 	}
 	return nil
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || tcp == nil {
+		return netip.AddrPort{}
+	}
+	return unmapped(tcp.AddrPort())
 }

@@ -1,66 +1,56 @@
 package listen
 
 import (
-	"net"
 	"net/netip"
+	"syscall"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
-// Conn is one accepted connection. It is closed when its handler returns.
+// Conn is an accepted connection and what is known of it.
 type Conn struct {
-	*net.TCPConn
-	// Peer and Local are the two ends as the socket has them. An IPv4 address
-	// is never in its mapped IPv6 form, here and in OriginalDst.
-	Peer, Local netip.AddrPort
-	// OriginalDst is where the client was going; Local when not Redirected.
+	*loop.Conn
+	Listener *Listener
+	// Shard is the number of the connection's loop among those of Run.
+	Shard int
+	// Peer is who called. An IPv4 address is never in its mapped IPv6 form, here
+	// and in OriginalDst.
+	Peer netip.AddrPort
+	// OriginalDst is where the client was going; the connection's own address
+	// when not Redirected.
 	OriginalDst netip.AddrPort
-	// Redirected: OriginalDst is known and differs from Local.
+	// Redirected: OriginalDst is known and differs from the connection's own address.
 	Redirected bool
 	// OriginalDstErr is why the original destination is not known, nil if it is
 	// or was not asked for.
 	OriginalDstErr error
-	// Draining is closed when the listener begins to drain: a handler that can
-	// end its connection at a good moment then does.
-	Draining <-chan struct{}
 }
 
-// Unwrap returns the bare socket, for a relay that splices. No byte is unread.
-func (c *Conn) Unwrap() (net.Conn, []byte) { return c.TCPConn, nil }
+var _ syscall.Conn = (*Conn)(nil) // for redirect.OriginalDst
 
-// describe fills in the addresses.
-func (c *Conn) describe(originalDst func(*net.TCPConn) (netip.AddrPort, error)) {
-	c.Peer, c.Local = addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
-	c.OriginalDst = c.Local
+// Local is the connection's own address.
+func (c *Conn) Local() netip.AddrPort { return addrPort(c.LocalAddr()) }
+
+// describe asks where the connection was going.
+func (c *Conn) describe(originalDst func(syscall.Conn) (netip.AddrPort, error)) {
+	c.Peer = c.Remote()
 	if originalDst == nil {
+		c.OriginalDst = c.Local()
 		return
 	}
-	dst, err := originalDst(c.TCPConn)
+	dst, err := originalDst(c)
 	if err != nil {
-		c.OriginalDstErr = err
+		c.OriginalDst, c.OriginalDstErr = c.Local(), err
 		return
 	}
 	c.OriginalDst = unmapped(dst)
-	c.Redirected = withoutZone(c.OriginalDst) != withoutZone(c.Local)
-}
-
-// reset closes the connection in a way that its peer does not take for the end.
-func (c *Conn) reset() {
-	_ = c.SetLinger(0)
-	_ = c.Close()
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok || tcp == nil {
-		return netip.AddrPort{}
-	}
-	return unmapped(tcp.AddrPort())
+	c.Redirected = withoutZone(c.OriginalDst) != withoutZone(c.Local())
 }
 
 func unmapped(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// withoutZone: one of the two sources may know the interface, the other not.
 func withoutZone(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().WithZone(""), a.Port())
 }

@@ -6,10 +6,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 const patience = 20 * time.Second
@@ -21,16 +24,39 @@ type running struct {
 	err    chan error
 }
 
-func run(t testing.TB, l *Listener, handle func(context.Context, *Conn)) *running {
+// run serves with one loop.
+func run(t testing.TB, l *Listener, handle func(*Conn)) *running {
 	t.Helper()
+	return runOn(t, 1, l, handle)
+}
+
+func runOn(t testing.TB, loops int, l *Listener, handle func(*Conn)) *running {
+	t.Helper()
+	var lps []*loop.Loop
+	var turning sync.WaitGroup
+	for range loops {
+		lp, err := loop.New(loop.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		turning.Go(lp.Run)
+		lps = append(lps, lp)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{Listener: l, cancel: cancel, err: make(chan error, 1)}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		r.err <- l.Run(ctx, handle)
+		r.err <- l.Run(ctx, lps, handle)
 	}()
-	t.Cleanup(func() { cancel(); <-ended })
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+		for _, lp := range lps {
+			lp.Close()
+		}
+		turning.Wait()
+	})
 	return r
 }
 
@@ -96,4 +122,7 @@ func expectReset(t testing.TB, c net.Conn) {
 	}
 }
 
-func greet(_ context.Context, c *Conn) { io.WriteString(c, "hello") }
+func greet(c *Conn) {
+	io.WriteString(c, "hello")
+	c.Close()
+}

@@ -1,40 +1,41 @@
-// Package listen accepts connections and hands each, with its original destination, to a handler.
+// Package listen accepts connections on event loops and hands each, with its original destination, to a handler.
 // What the bytes mean, where they go and what redirected them is left to others.
 package listen
 
 import (
 	"context"
-	"maps"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // Config says where to listen and within which bounds.
 type Config struct {
-	// Addrs are "host:port" with a literal IP address, each with a socket of
-	// its own: "0.0.0.0:15001", "[::1]:15001". A socket for an IPv6 address
-	// takes IPv6 only; ":15001" takes both families on one.
+	// Addrs are "host:port" with a literal IP address: "0.0.0.0:15001",
+	// "[::1]:15001". A socket for an IPv6 address takes IPv6 only; ":15001"
+	// takes both families on one.
 	Addrs []string
 	// Listeners are sockets that are open already, handed over by an older
 	// process. They are served beside Addrs and belong to the Listener from
 	// then on, also when New fails.
 	Listeners []*net.TCPListener
 
-	// MaxConns bounds the connections that are handled at once, over all
-	// sockets. At the bound nothing is refused: newcomers wait in the kernel's
-	// backlog, and one for each socket is accepted and waits here. 0 means no
-	// bound.
+	// MaxConns bounds the connections that are open at once, over all sockets.
+	// At the bound nothing is refused: newcomers wait in the kernel's backlog.
+	// Each loop may be one over it. 0 means no bound.
 	MaxConns int
 	// OriginalDst tells where a connection was going before it was redirected.
 	// Its error means that this is not known. nil: nothing is redirected.
-	OriginalDst func(*net.TCPConn) (netip.AddrPort, error)
+	OriginalDst func(syscall.Conn) (netip.AddrPort, error)
 	// KeepAlive is set on the sockets and inherited by their connections. The
 	// zero value means 3 probes, 10 s apart, after 30 s of silence: netfilter
 	// forgets a half-closed connection after 60 s (nf_conntrack_tcp_timeout_close_wait),
@@ -47,8 +48,8 @@ type Config struct {
 // Figures are counts since New, but for Active.
 type Figures struct {
 	Accepted     uint64 `json:"accepted"`      // connections taken from the kernel
-	Active       int    `json:"active"`        // connections being handled now
-	Waits        uint64 `json:"waits"`         // connections that had to wait because of MaxConns
+	Active       int    `json:"active"`        // connections that are open now
+	Waits        uint64 `json:"waits"`         // times that newcomers had to wait because of MaxConns
 	AcceptErrors uint64 `json:"accept_errors"` // failed accepts after which it went on
 	Panics       uint64 `json:"panics"`        // handlers that panicked
 	Cut          uint64 `json:"cut"`           // connections closed by the end of a drain or of Run
@@ -59,20 +60,32 @@ type Listener struct {
 	cfg     Config
 	log     *zap.Logger
 	sockets []socket
-	slots   chan struct{} // one for each connection being handled; nil without a bound
 
 	accepted, waits, acceptErrors, panics, cut atomic.Uint64
+	active                                     atomic.Int64
+	full                                       atomic.Bool // some loop waits for the bound
+	draining, ended                            atomic.Bool
+	late                                       atomic.Bool // newcomers are reset
 
-	drain    context.Context // ends when accepting is to stop
-	setDrain context.CancelFunc
-	hard     context.Context // ends when connections are to be cut; the parent of the handlers' contexts
-	setHard  context.CancelFunc
+	drain    chan struct{} // closed when accepting is to stop
+	setDrain func()
+	none     chan struct{} // has a value when, while draining, the last connection has closed
 	finished chan struct{} // closed when Run returns
 
 	mu     sync.Mutex // guards what follows
 	ran    bool
-	ended  bool // the hard end: no connection is taken in any more
-	active map[*Conn]struct{}
+	shards []*shard
+}
+
+// shard is the Listener's part on one loop. Only that loop touches it.
+type shard struct {
+	l         *Listener
+	loop      *loop.Loop
+	index     int
+	open      atomic.Int64 // connections; also read by the other loops
+	handle    func(*Conn)
+	acceptors []*loop.Acceptor
+	pause     time.Duration // after a failed accept; 0: the last one went well
 }
 
 // New binds all addresses or none. The error names the address, and says so
@@ -82,12 +95,11 @@ func New(cfg Config) (*Listener, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	l := &Listener{cfg: cfg, log: cfg.Log, finished: make(chan struct{}), active: map[*Conn]struct{}{}}
-	l.drain, l.setDrain = context.WithCancel(context.Background())
-	l.hard, l.setHard = context.WithCancel(context.Background())
-	if cfg.MaxConns > 0 {
-		l.slots = make(chan struct{}, cfg.MaxConns)
+	l := &Listener{
+		cfg: cfg, log: cfg.Log,
+		drain: make(chan struct{}), none: make(chan struct{}, 1), finished: make(chan struct{}),
 	}
+	l.setDrain = sync.OnceFunc(func() { l.draining.Store(true); close(l.drain) })
 	if err := l.bind(); err != nil {
 		l.closeSockets()
 		return nil, err
@@ -95,100 +107,128 @@ func New(cfg Config) (*Listener, error) {
 	return l, nil
 }
 
-// Run accepts until Drain is called or ctx ends, and calls handle for each
-// connection in a goroutine of its own. It returns when every handler has
-// returned. It may be called once.
+// Run accepts on the loops until Drain is called or ctx ends, and begins handle
+// as a task for each connection. A connection counts until it is closed, which
+// is for the handler to see to, or for what it parked the connection with. Run
+// returns when all are closed. It may be called once; the loops must be running,
+// and run on.
 //
-// The end of ctx is the hard end: it closes the sockets, ends the handlers'
-// contexts and closes their connections. Use Drain first for a soft one. The
-// contexts of the handlers carry nothing else of ctx.
-//
-// A handler that panics loses its connection, is logged with its stack and
-// counted; the others go on. Accept errors that pass (no descriptor, no memory)
-// are waited out. Run's error is nil after Drain and after the end of ctx; else
-// it names the socket that failed, and the end was a hard one.
-func (l *Listener) Run(ctx context.Context, handle func(context.Context, *Conn)) error {
-	l.begin()
+// The end of ctx is the hard end: it resets the connections. Use Drain first for
+// a soft one. A handler that panics loses its connection, is logged with its
+// stack and counted. Accept errors are waited out: whatever accept(2) reports,
+// the connection stays in the backlog and is served once it can be. The error is
+// of a socket that could not be watched.
+func (l *Listener) Run(ctx context.Context, loops []*loop.Loop, handle func(*Conn)) error {
+	l.begin(loops, handle)
 	defer close(l.finished)
-	var handlers, loops, hardEnd sync.WaitGroup
-	ended := make(chan struct{})
-	hardEnd.Go(func() { l.awaitHardEnd(ctx, ended) })
-
-	errs := make(chan error, len(l.sockets))
-	for _, s := range l.sockets {
-		loops.Go(func() {
-			if err := l.acceptLoop(s, &handlers, handle); err != nil {
-				errs <- err
-				l.endHard()
-			}
-		})
+	err := l.start()
+	if err != nil {
+		l.setDrain()
 	}
-	<-l.drain.Done()
-	l.closeSockets()
-	loops.Wait()
-	handlers.Wait()
-	close(ended)
-	hardEnd.Wait()
 	select {
-	case err := <-errs:
-		return err
-	default:
-		return nil
+	case <-l.drain:
+	case <-ctx.Done():
+		l.late.Store(true)
+		l.setDrain()
 	}
+	l.onEach(func(s *shard) { s.stop() })
+	l.closeSockets()
+	for l.active.Load() > 0 {
+		select {
+		case <-l.none:
+		case <-ctx.Done():
+			l.endHard()
+			<-l.none
+		}
+	}
+	return err
 }
 
 // begin marks the Listener as run. A second Run is a mistake of the program.
-func (l *Listener) begin() {
+func (l *Listener) begin(loops []*loop.Loop, handle func(*Conn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ran {
 		panic("listen: Run was called twice")
 	}
 	l.ran = true
-}
-
-// awaitHardEnd makes the end of ctx the hard end.
-func (l *Listener) awaitHardEnd(ctx context.Context, ended <-chan struct{}) {
-	select {
-	case <-ended:
-	case <-ctx.Done():
-		l.endHard()
+	for i, lp := range loops {
+		l.shards = append(l.shards, &shard{l: l, loop: lp, index: i, handle: handle})
 	}
 }
 
-// endHard cuts what is being handled, once. The contexts end before the
-// connections, so that a handler whose read fails can tell why.
+// start gives each loop a descriptor of each socket. All loops accept from the
+// same queue, so none waits while another is busy; of those that wait, one is
+// woken for each connection.
+func (l *Listener) start() error {
+	if l.draining.Load() {
+		return nil
+	}
+	var mu sync.Mutex
+	var errs error
+	l.onEach(func(s *shard) {
+		if err := s.start(); err != nil {
+			mu.Lock()
+			errs = errors.Join(errs, err)
+			mu.Unlock()
+		}
+	})
+	return errs
+}
+
+// onEach runs f on each loop and waits for all.
+func (l *Listener) onEach(f func(*shard)) {
+	var wg sync.WaitGroup
+	for _, s := range l.shards {
+		wg.Add(1)
+		if !s.loop.Post(func() { defer wg.Done(); f(s) }) {
+			wg.Done()
+		}
+	}
+	wg.Wait()
+}
+
+// endHard cuts what is open.
 func (l *Listener) endHard() {
-	l.setDrain()
-	l.mu.Lock()
-	first := !l.ended
-	l.ended = true
-	var cut []*Conn
-	if first {
-		cut = slices.Collect(maps.Keys(l.active))
+	l.late.Store(true)
+	if l.ended.Swap(true) {
+		return
 	}
-	l.mu.Unlock()
-	l.cut.Add(uint64(len(cut)))
-	l.setHard()
-	for _, c := range cut {
-		c.reset()
-	}
+	l.onEach(func(s *shard) {
+		s.loop.Each(func(c *loop.Conn) {
+			if c.Owner() == loop.Owner(s) {
+				l.cut.Add(1)
+				_ = c.Reset()
+			}
+		})
+	})
 }
 
-// Drain stops accepting, tells the handlers (Conn.Draining), waits for them
-// until ctx ends, then cuts what is left: the handlers' contexts end and their
-// connections are closed. It returns how many it cut, when Run returns. Without a
+// Draining reports whether no more connections are taken: a handler that can end
+// its connection at a good moment then does.
+func (l *Listener) Draining() bool { return l.draining.Load() }
+
+// Drain stops accepting, begins the tasks of connections that are parked (which
+// find the Listener Draining), waits for all to be closed until ctx ends, then
+// resets what is left. It returns how many it cut, when Run returns. Without a
 // Run it closes the sockets.
 func (l *Listener) Drain(ctx context.Context) (cut int) {
 	before := l.cut.Load()
 	l.setDrain()
-	l.closeSockets()
 	l.mu.Lock()
 	ran := l.ran
 	l.mu.Unlock()
 	if !ran {
+		l.closeSockets()
 		return 0 // and a later Run accepts nothing
 	}
+	l.onEach(func(s *shard) {
+		s.loop.Each(func(c *loop.Conn) {
+			if c.Owner() == loop.Owner(s) && c.Parked() {
+				c.Wake()
+			}
+		})
+	})
 	select {
 	case <-l.finished:
 	case <-ctx.Done():
@@ -205,15 +245,17 @@ func (l *Listener) Close() error {
 }
 
 func (l *Listener) closeSockets() {
-	for _, s := range l.sockets {
-		_ = s.Close() // closed already, or nothing that could be done about it
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.sockets {
+		l.sockets[i].close()
 	}
 }
 
 // Addrs are the bound addresses, in the order Listeners, Addrs.
 func (l *Listener) Addrs() (addrs []netip.AddrPort) {
 	for _, s := range l.sockets {
-		addrs = append(addrs, addrPort(s.Addr()))
+		addrs = append(addrs, s.addr)
 	}
 	return addrs
 }
@@ -221,27 +263,26 @@ func (l *Listener) Addrs() (addrs []netip.AddrPort) {
 // Files duplicates the sockets, to be handed to a newer process, in the order of
 // Addrs. The caller closes the files. Both processes may accept for a while.
 func (l *Listener) Files() (files []*os.File, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, s := range l.sockets {
-		f, err := s.acceptor.(interface{ File() (*os.File, error) }).File()
+		fd, err := s.dup()
 		if err != nil {
 			for _, f := range files {
 				f.Close()
 			}
 			return nil, err
 		}
-		files = append(files, f)
+		files = append(files, os.NewFile(uintptr(fd), s.addr.String()))
 	}
 	return files, nil
 }
 
 // Figures returns the counts. They are not of one instant.
 func (l *Listener) Figures() Figures {
-	l.mu.Lock()
-	active := len(l.active)
-	l.mu.Unlock()
 	return Figures{
 		Accepted:     l.accepted.Load(),
-		Active:       active,
+		Active:       int(l.active.Load()),
 		Waits:        l.waits.Load(),
 		AcceptErrors: l.acceptErrors.Load(),
 		Panics:       l.panics.Load(),

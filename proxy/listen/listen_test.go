@@ -18,6 +18,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -83,25 +85,25 @@ func TestOriginalDestination(t *testing.T) {
 	mapped := netip.MustParseAddrPort("[::ffff:240.240.0.7]:80")
 	for _, tc := range []struct {
 		name   string
-		answer func(*net.TCPConn) (netip.AddrPort, error)
+		answer func(syscall.Conn) (netip.AddrPort, error)
 		want   func(local netip.AddrPort) Conn
 	}{
 		{"nothing is redirected", nil, func(l netip.AddrPort) Conn { return Conn{OriginalDst: l} }},
-		{"redirected", func(*net.TCPConn) (netip.AddrPort, error) { return service, nil },
+		{"redirected", func(syscall.Conn) (netip.AddrPort, error) { return service, nil },
 			func(netip.AddrPort) Conn { return Conn{OriginalDst: service, Redirected: true} }},
-		{"in mapped form", func(*net.TCPConn) (netip.AddrPort, error) { return mapped, nil },
+		{"in mapped form", func(syscall.Conn) (netip.AddrPort, error) { return mapped, nil },
 			func(netip.AddrPort) Conn { return Conn{OriginalDst: service, Redirected: true} }},
-		{"sent to the listener itself", func(c *net.TCPConn) (netip.AddrPort, error) {
-			return c.LocalAddr().(*net.TCPAddr).AddrPort(), nil
+		{"sent to the listener itself", func(c syscall.Conn) (netip.AddrPort, error) {
+			return c.(*Conn).Local(), nil
 		}, func(l netip.AddrPort) Conn { return Conn{OriginalDst: l} }},
-		{"not known", func(*net.TCPConn) (netip.AddrPort, error) { return netip.AddrPort{}, none },
+		{"not known", func(syscall.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, none },
 			func(l netip.AddrPort) Conn { return Conn{OriginalDst: l, OriginalDstErr: none} }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got := make(chan Conn, 1)
 			// One socket for both families: there IPv4 comes in mapped form.
 			r := run(t, bindTo(t, Config{Addrs: []string{":0"}, OriginalDst: tc.answer}),
-				func(_ context.Context, c *Conn) { got <- *c })
+				func(c *Conn) { c.LocalAddr(); got <- *c; c.Close() })
 			local := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.Addrs()[0].Port())
 			client := dial(t, local)
 			c := recv(t, got, "the handler")
@@ -109,8 +111,8 @@ func TestOriginalDestination(t *testing.T) {
 			if c.OriginalDst != want.OriginalDst || c.Redirected != want.Redirected || c.OriginalDstErr != want.OriginalDstErr {
 				t.Errorf("got %v, %v, %v", c.OriginalDst, c.Redirected, c.OriginalDstErr)
 			}
-			if c.Local != local || c.Peer != client.LocalAddr().(*net.TCPAddr).AddrPort() {
-				t.Errorf("from %v to %v", c.Peer, c.Local)
+			if c.Local() != local || c.Peer != client.LocalAddr().(*net.TCPAddr).AddrPort() {
+				t.Errorf("from %v to %v", c.Peer, c.Local())
 			}
 		})
 	}
@@ -120,13 +122,13 @@ func TestAPanicCostsOneConnection(t *testing.T) {
 	core, logs := observer.New(zapcore.ErrorLevel)
 	calls := atomic.Int32{}
 	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}, MaxConns: 1, Log: zap.New(core)}),
-		func(ctx context.Context, c *Conn) {
+		func(c *Conn) {
 			io.ReadFull(c, make([]byte, 1))
 			if calls.Add(1) == 1 {
 				io.WriteString(c, "half an ans")
 				panic("oh no")
 			}
-			greet(ctx, c)
+			greet(c)
 		})
 	first, second := dial(t, r.Addrs()[0]), dial(t, r.Addrs()[0])
 	io.WriteString(first, "?")
@@ -147,21 +149,22 @@ func TestAtTheBoundNewcomersWait(t *testing.T) {
 	release := make(chan struct{})
 	var now, most atomic.Int32
 	l := bindTo(t, Config{Addrs: []string{"127.0.0.1:0", "[::1]:0"}, MaxConns: 2})
-	r := run(t, l, func(_ context.Context, c *Conn) {
+	r := run(t, l, func(c *Conn) {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
-		<-release
+		c.Loop().Block(func() { <-release })
 		io.WriteString(c, "served")
+		c.Close()
 	})
 	var clients []net.Conn
 	for i := range 8 {
 		clients = append(clients, dial(t, r.Addrs()[i%2])) // nobody is refused
 	}
-	waitFor(t, "two handlers and two that wait", func() bool {
+	waitFor(t, "two handlers, and others that wait", func() bool {
 		f := r.Figures()
-		return f.Active == 2 && f.Waits >= 2
+		return f.Active == 2 && f.Waits >= 1
 	})
 	close(release)
 	for _, c := range clients {
@@ -173,17 +176,23 @@ func TestAtTheBoundNewcomersWait(t *testing.T) {
 }
 
 func TestDrainWaitsForTheHandlers(t *testing.T) {
-	entered := make(chan struct{})
-	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(ctx context.Context, c *Conn) {
-		entered <- struct{}{}
-		<-c.Draining
-		if ctx.Err() != nil {
-			t.Error("the context ended with the start of the drain")
+	entered, draining := make(chan struct{}), make(chan struct{})
+	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
+		c.Loop().Block(func() { entered <- struct{}{}; <-draining })
+		if !c.Listener.Draining() || c.Closed() {
+			t.Error("the handler cannot tell, or was cut at the start of the drain")
 		}
 		io.WriteString(c, "bye")
+		c.Close()
 	})
 	c := dial(t, r.Addrs()[0])
 	recv(t, entered, "the handler")
+	go func() {
+		for !r.Draining() {
+			time.Sleep(time.Millisecond)
+		}
+		close(draining)
+	}()
 	if cut := r.Drain(t.Context()); cut != 0 {
 		t.Errorf("%d were cut", cut)
 	}
@@ -194,16 +203,39 @@ func TestDrainWaitsForTheHandlers(t *testing.T) {
 	}
 }
 
+func TestADrainBeginsWhatIsParked(t *testing.T) {
+	parked := make(chan struct{}, 1)
+	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
+		c.Read(make([]byte, 10))
+		c.Park(func() {
+			if !c.Listener.Draining() {
+				t.Error("begun for no reason")
+			}
+			c.Close()
+		})
+		parked <- struct{}{}
+	})
+	c := dial(t, r.Addrs()[0])
+	io.WriteString(c, "x")
+	recv(t, parked, "the handler")
+	if cut := r.Drain(t.Context()); cut != 0 {
+		t.Errorf("%d were cut", cut)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Error(err)
+	}
+}
+
 func TestAfterTheDeadlineConnectionsAreCut(t *testing.T) {
-	for _, stubborn := range []string{"waits for its context", "reads"} {
+	for _, stubborn := range []string{"is parked", "reads"} {
 		t.Run(stubborn, func(t *testing.T) {
-			entered := make(chan struct{})
-			r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(ctx context.Context, c *Conn) {
+			entered := make(chan struct{}, 1)
+			r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
 				entered <- struct{}{}
 				if stubborn == "reads" {
 					io.Copy(io.Discard, c)
 				} else {
-					<-ctx.Done()
+					stayParked(c)
 				}
 			})
 			c := dial(t, r.Addrs()[0])
@@ -222,14 +254,21 @@ func TestAfterTheDeadlineConnectionsAreCut(t *testing.T) {
 	}
 }
 
+// stayParked does nothing about whatever happens.
+func stayParked(c *Conn) {
+	if _, err := c.TryRead(make([]byte, 1)); !c.Closed() && err == loop.ErrWouldBlock {
+		c.Park(func() { stayParked(c) })
+	}
+}
+
 func TestTheEndOfRunsContextIsTheHardEnd(t *testing.T) {
-	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}, MaxConns: 1}), func(ctx context.Context, c *Conn) {
+	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}, MaxConns: 1}), func(c *Conn) {
 		io.WriteString(c, "x")
-		<-ctx.Done()
+		io.Copy(io.Discard, c)
 	})
 	served, waiting := dial(t, r.Addrs()[0]), dial(t, r.Addrs()[0])
 	expect(t, served, "x")
-	waitFor(t, "the second to wait for a slot", func() bool { return r.Figures().Waits == 1 })
+	waitFor(t, "the bound", func() bool { return r.Figures().Waits == 1 })
 	r.cancel()
 	r.wantEnd(t)
 	expectReset(t, served)
@@ -238,12 +277,36 @@ func TestTheEndOfRunsContextIsTheHardEnd(t *testing.T) {
 	}
 }
 
+func TestLoopsShareTheConnections(t *testing.T) {
+	var mu sync.Mutex
+	shards := map[int]int{}
+	r := runOn(t, 3, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
+		mu.Lock()
+		shards[c.Shard]++
+		mu.Unlock()
+		io.WriteString(c, "hello")
+		io.Copy(io.Discard, c)
+		c.Close()
+	})
+	const n = 90
+	for range n {
+		expect(t, dial(t, r.Addrs()[0]), "hello")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for i := range 3 {
+		if shards[i] < n/3-2*lead {
+			t.Errorf("loop %d has %d of %d", i, shards[i], n)
+		}
+	}
+}
+
 func TestDrainWithoutRun(t *testing.T) {
 	l := bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}})
 	if cut := l.Drain(t.Context()); cut != 0 {
 		t.Errorf("%d were cut", cut)
 	}
-	if err := l.Run(t.Context(), greet); err != nil {
+	if err := l.Run(t.Context(), nil, greet); err != nil {
 		t.Errorf("Run after Drain: %v", err)
 	}
 }
@@ -255,9 +318,9 @@ func TestConnectionsInheritTheirOptions(t *testing.T) {
 	}
 	options := make(chan [5]int, 1)
 	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}, Listeners: []*net.TCPListener{handed}}),
-		func(_ context.Context, c *Conn) {
-			raw, _ := c.SyscallConn()
-			raw.Control(func(fd uintptr) { options <- optionsOf(int(fd)) })
+		func(c *Conn) {
+			options <- optionsOf(c.FD())
+			c.Close()
 		})
 	for i, addr := range r.Addrs() {
 		dial(t, addr)
@@ -325,5 +388,3 @@ func TestHandOverRefusesNobody(t *testing.T) {
 		t.Errorf("the new one listens on %v, not %v", next.Addrs()[0], addr)
 	}
 }
-
-var _ syscall.Conn = (*Conn)(nil) // for redirect.OriginalDst

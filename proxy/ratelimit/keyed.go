@@ -66,23 +66,27 @@ func NewKeyed(p Policy, keys int, start time.Time) (*Keyed, error) {
 }
 
 // Allow asks for one request of key; a refused one is not counted. It allocates for a new key, and when a key's window has to grow.
-func (k *Keyed) Allow(key string, now time.Time) Decision {
+func (k *Keyed) Allow(key string, now time.Time) (d Decision) {
 	at := int64(now.Sub(k.start))
 	s := &k.shards[0]
 	if len(k.shards) > 1 {
 		s = &k.shards[maphash.String(k.seed, key)%shards]
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return k.rules.decide(&s.entryLocked(key).count, at, true)
+	k.rules.decide(&s.entryLocked(key).count, at, true, &d)
+	s.mu.Unlock()
+	return d
 }
 
 // entryLocked returns the key's entry as the most recently used one.
 func (s *shard) entryLocked(key string) *entry {
 	e := s.keys[key]
-	if e != nil {
+	switch {
+	case e != nil && e == s.used.next: // asked for again
+		return e
+	case e != nil:
 		e.unlink()
-	} else {
+	default:
 		e = s.vacantLocked()
 		e.key = strings.Clone(key) // the caller's may be a piece of a buffer
 		s.keys[e.key] = e

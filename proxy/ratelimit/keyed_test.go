@@ -68,23 +68,3 @@ func TestKeysAreCopied(t *testing.T) {
 		t.Error("alice was lost")
 	}
 }
-
-func BenchmarkAllow(b *testing.B) {
-	for name, p := range map[string]Policy{"window": {Limit: 100, Window: time.Second}, "counters": {Limit: 100_000, Window: time.Second}, "bucket": {Limit: 100, Window: time.Second, Burst: 10}} {
-		b.Run(name, func(b *testing.B) {
-			l, now := mustNew(b, p), noon
-			for b.Loop() {
-				now = now.Add(time.Millisecond)
-				l.Allow(now)
-			}
-		})
-	}
-	b.Run("keyed", func(b *testing.B) {
-		k, _ := NewKeyed(Policy{Limit: 100, Window: time.Second}, 0, noon)
-		now := noon
-		for b.Loop() {
-			now = now.Add(time.Millisecond)
-			k.Allow("spiffe://mesh/ns/shop/sa/cart", now)
-		}
-	})
-}

@@ -85,11 +85,12 @@ func (l *Limiter) Allow(now time.Time) Decision { return l.decide(now, true) }
 // Peek says whether a request would be allowed, and what is left, without counting one.
 func (l *Limiter) Peek(now time.Time) Decision { return l.decide(now, false) }
 
-func (l *Limiter) decide(now time.Time, spend bool) Decision {
+func (l *Limiter) decide(now time.Time, spend bool) (d Decision) {
 	at := int64(now.Sub(l.start))
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.rules.decide(&l.count, at, spend)
+	l.rules.decide(&l.count, at, spend, &d)
+	l.mu.Unlock() // not deferred, which would copy d once more; nothing above panics
+	return d
 }
 
 // Policy returns the policy in force.

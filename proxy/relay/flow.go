@@ -3,157 +3,154 @@ package relay
 import (
 	"errors"
 	"io"
-	"os"
 	"sync"
-	"sync/atomic"
 
-	"golang.org/x/sys/unix"
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 const (
 	// A bigger buffer saves calls: bulk copy cost 0.51 s/GiB at 32 KiB, 0.41 at
 	// 128 KiB. 64 KiB is where splice takes over, so more is of little use.
-	largeBuffer = 64 << 10
-	// What a quiet connection holds where bytes cannot be awaited without a
-	// buffer (TLS). A read that fills it is followed by a large one.
-	smallBuffer = 4 << 10
+	bareBuffer = 64 << 10
+	// Where TLS is on one side nothing is spliced, and many records read or
+	// written at once save calls.
+	wrappedBuffer = 128 << 10
+	// A read into less room than a TLS record's 16 KiB (RFC 8446 section 5.1)
+	// leaves half of one behind.
+	recordRoom = 16 << 10
 
-	// Splicing begins after this many large reads that were at least half full,
-	// in a row. Below it a pipe costs more than the copy it saves.
-	bulkReads = 4
-	bulkRead  = largeBuffer / 2
+	// A flow that finds ever more lets the others go first after this much. A
+	// turn of the loop costs about 1 µs, so a MiB hides it.
+	turnBytes = 1 << 20
+	turnMoves = 16
 )
 
-// flow is one direction. Only its own goroutine touches it, but for moved.
+// flow is one direction.
 type flow struct {
-	s        *session
-	side     Side // where the bytes come from
-	from, to *end
-	moved    atomic.Int64 // bytes handed on; also read by the watch
-
-	splice bool // both ends are bare and the kernel has not refused
-
-	// Results of the callbacks below. They are bound once, because a method
-	// value made at each read is an allocation at each read.
-	readable, fillable, drainable func(fd uintptr) bool
-	buf                           *[]byte
-	pipe                          *pipe
-	n                             int
-	err                           error
+	s     *Session
+	again func()   // run, bound once: a method value at each Park is an allocation at each
+	first []byte   // to be written before anything is read
+	moved int64    // bytes handed on
+	side  Side     // where the bytes come from
+	bare  bool     // both ends are sockets with nothing around them
+	bulk  bulkness // whether to splice
 }
 
-func (f *flow) init(s *session, side Side) {
-	f.s, f.side = s, side
-	f.from, f.to = &s.ends[side], &s.ends[side.other()]
-	f.splice = f.from.raw != nil && f.to.raw != nil
-	f.readable, f.fillable, f.drainable = f.onReadable, f.onFillable, f.onDrainable
+func (f *flow) init(s *Session, side Side, first []byte) {
+	f.s, f.side, f.first = s, side, first
+	f.again = f.run
+	_, bareClient := s.ends[Client].(*loop.Conn)
+	_, bareUpstream := s.ends[Upstream].(*loop.Conn)
+	f.bare = bareClient && bareUpstream
+	f.bulk.refused = !f.bare
 }
 
-// run copies until the source ends (nil) or one of the ends fails.
-func (f *flow) run(first [][]byte) *Error {
-	for _, b := range first {
-		if len(b) == 0 {
-			continue
-		}
-		if err := f.write(b); err != nil {
-			return err
-		}
-	}
-	if f.from.raw == nil {
-		return f.copyWrapped()
-	}
-	return f.copyBare()
-}
+func (f *flow) source() loop.Stream { return f.s.ends[f.side&1] }
+func (f *flow) sink() loop.Stream   { return f.s.ends[f.side&1^1] }
 
-// copyBare copies from a TCP socket. No buffer is held while it is silent.
-func (f *flow) copyBare() *Error {
-	for large := 0; ; {
-		n, err := f.readBare()
-		if err != nil || n == 0 {
-			return err
-		}
-		if n < bulkRead {
-			large = 0
-			continue
-		}
-		if large++; large < bulkReads || !f.splice {
-			continue
-		}
-		large = 0
-		if ended, err := f.spliceWhileBulky(); ended || err != nil {
-			return err
-		}
+// start begins the task, now or when there is something to move.
+func (f *flow) start() {
+	if len(f.first) > 0 {
+		f.s.l.Go(f.again)
+	} else {
+		f.source().Park(f.again)
 	}
 }
 
-// readBare waits for bytes, then copies one bufferful. n is 0 at the end.
-func (f *flow) readBare() (n int, failed *Error) {
-	err := f.from.raw.Read(f.readable)
-	if err == nil {
-		err = f.err
+// run is the task: it moves what there is, and is gone.
+func (f *flow) run() {
+	switch err := f.move().(type) {
+	case nil:
+		f.source().Park(f.again)
+	case *Error:
+		f.s.ended(f.side, err)
+	default: // io.EOF
+		f.s.ended(f.side, nil)
 	}
-	if f.buf != nil {
-		defer func() {
-			large.Put(f.buf)
-			f.buf = nil
-		}()
-	}
-	if err != nil {
-		return 0, f.readError(err)
-	}
-	if f.n == 0 {
-		return 0, nil
-	}
-	return f.n, f.write((*f.buf)[:f.n])
 }
 
-// onReadable is called by the runtime's poller when there may be bytes. The
-// buffer is taken only here, so that ten thousand silent connections hold none.
-func (f *flow) onReadable(fd uintptr) bool {
-	buf := large.Get().(*[]byte)
-	n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), *buf) })
-	if err == unix.EAGAIN {
-		large.Put(buf)
-		return false
+// move hands on until the source has nothing (nil), has ended (io.EOF), or
+// something fails (*Error).
+func (f *flow) move() error {
+	if err := f.write(f.first); err != nil {
+		return err
 	}
-	f.buf, f.n, f.err = buf, max(n, 0), os.NewSyscallError("read", err)
-	return true
-}
-
-// copyWrapped copies from a connection that must be given a buffer to wait.
-func (f *flow) copyWrapped() *Error {
-	pool := &small
-	for {
-		buf := pool.Get().(*[]byte)
-		n, err := f.from.conn.Read(*buf)
-		var failed *Error
-		if n > 0 {
-			failed = f.write((*buf)[:n])
-		}
-		filled := n == len(*buf)
-		pool.Put(buf)
-		switch {
-		case failed != nil:
-			return failed
-		case errors.Is(err, io.EOF) && f.from.wasCut():
-			return f.readError(io.ErrUnexpectedEOF)
-		case errors.Is(err, io.EOF):
+	f.first = nil
+	for moves, bytes := 0, 0; ; {
+		n, err := f.step()
+		if err == loop.ErrWouldBlock {
 			return nil
-		case err != nil:
-			return f.readError(err)
 		}
-		switch {
-		case filled:
-			pool = &large
-		case n <= smallBuffer:
-			pool = &small
+		if err != nil {
+			return err
+		}
+		if !f.source().Readable() {
+			return nil
+		}
+		moves++
+		if bytes += n; moves >= turnMoves || bytes >= turnBytes {
+			moves, bytes = 0, 0
+			f.s.l.Yield()
 		}
 	}
 }
 
-// write hands b on.
-func (f *flow) write(b []byte) *Error {
-	n, err := f.to.conn.Write(b)
+func (f *flow) step() (int, error) {
+	if f.bulk.splicing {
+		return f.splice()
+	}
+	return f.copy()
+}
+
+// copy hands on one bufferful.
+func (f *flow) copy() (int, error) {
+	pool := &wrappedBuffers
+	if f.bare {
+		pool = &bareBuffers
+	}
+	buf := pool.Get().(*[]byte)
+	n, err := f.read(*buf)
+	if failed := f.write((*buf)[:n]); failed != nil {
+		err = failed
+	}
+	pool.Put(buf)
+	f.bulk.sawRead(n)
+	return n, err
+}
+
+// read reads what is there: io.EOF, loop.ErrWouldBlock or an *Error come with
+// the bytes before them.
+func (f *flow) read(b []byte) (n int, err error) {
+	for {
+		var more int
+		more, err = f.source().TryRead(b[n:])
+		n += more
+		// A TLS layer gives a record at a time; a socket all it has.
+		if err != nil || f.bare || len(b)-n < recordRoom || !f.source().Readable() {
+			break
+		}
+	}
+	switch {
+	case err == nil:
+		return n, nil
+	case loop.IsWouldBlock(err):
+		if n > 0 {
+			return n, nil // the next read asks again, if there is reason to
+		}
+		return 0, loop.ErrWouldBlock
+	case errors.Is(err, io.EOF):
+		return n, io.EOF
+	}
+	return n, f.readError(err)
+}
+
+// write hands b on, waiting for room: a flow holds one buffer and no more. The
+// error is nil or an *Error.
+func (f *flow) write(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	n, err := f.sink().Write(b)
 	f.count(n)
 	if err != nil {
 		return f.writeError(err)
@@ -165,31 +162,22 @@ func (f *flow) count(n int) {
 	if n <= 0 {
 		return
 	}
-	f.moved.Add(int64(n))
+	f.moved += int64(n)
+	f.s.watch.last = f.s.l.Now()
 	if f.s.progress != nil {
 		f.s.progress(f.side, n)
 	}
 }
 
-func (f *flow) readError(err error) *Error {
+func (f *flow) readError(err error) error {
 	return &Error{Side: f.side, Op: "read", Err: err}
 }
 
-func (f *flow) writeError(err error) *Error {
+func (f *flow) writeError(err error) error {
 	return &Error{Side: f.side.other(), Op: "write", Err: err}
 }
 
 var (
-	small = sync.Pool{New: func() any { b := make([]byte, smallBuffer); return &b }}
-	large = sync.Pool{New: func() any { b := make([]byte, largeBuffer); return &b }}
+	bareBuffers    = sync.Pool{New: func() any { b := make([]byte, bareBuffer); return &b }}
+	wrappedBuffers = sync.Pool{New: func() any { b := make([]byte, wrappedBuffer); return &b }}
 )
-
-// ignoringEINTR repeats a system call that a signal interrupted.
-func ignoringEINTR(call func() (int, error)) (int, error) {
-	for {
-		n, err := call()
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
-}

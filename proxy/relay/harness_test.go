@@ -1,11 +1,11 @@
 package relay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -13,59 +13,107 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // patience bounds waits that only a bug makes long.
 const patience = 20 * time.Second
 
-// tcpPair is a connected pair of real sockets.
-func tcpPair(t testing.TB) (dialled, accepted *net.TCPConn) {
+// startLoop runs a loop until the test ends.
+func startLoop(t testing.TB) *loop.Loop {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := loop.New(loop.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	d, err := net.Dial("tcp", l.Addr().String())
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.Run() }()
+	t.Cleanup(func() { l.Close(); <-ended })
+	return l
+}
+
+// do runs f as a task and waits for it.
+func do(t testing.TB, l *loop.Loop, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	if !l.Post(func() { l.Go(func() { defer close(done); f() }) }) {
+		t.Fatal("the loop has ended")
+	}
+	<-done
+}
+
+// pair is a connection on the loop and its other end, a real socket.
+func pair(t testing.TB, l *loop.Loop) (*loop.Conn, *net.TCPConn) {
+	t.Helper()
+	return pairWith(t, l, loop.Dialer{})
+}
+
+func pairWith(t testing.TB, l *loop.Loop, d loop.Dialer) (c *loop.Conn, peer *net.TCPConn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := l.Accept()
+	defer ln.Close()
+	do(t, l, func() {
+		c, err = l.Dial(d, ln.Addr().(*net.TCPAddr).AddrPort(), time.Time{})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close(); a.Close() })
-	for _, c := range []net.Conn{d, a} {
-		c.SetDeadline(time.Now().Add(patience))
+	a, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return d.(*net.TCPConn), a.(*net.TCPConn)
+	t.Cleanup(func() { a.Close() })
+	a.SetDeadline(time.Now().Add(patience))
+	return c, a.(*net.TCPConn)
+}
+
+// sendBuffer makes the relay's own socket take so much.
+func sendBuffer(bytes int) loop.Dialer {
+	return loop.Dialer{Control: func(fd int, _ netip.AddrPort) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, bytes)
+	}}
 }
 
 // scene is an application and a server with a relay between them.
 type scene struct {
+	l           *loop.Loop
 	app, server *net.TCPConn
-	cancel      context.CancelFunc
+	session     *Session
 	done        chan Result
 }
 
 func start(t testing.TB, cfg Config) *scene {
 	t.Helper()
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
-	return startWith(t, app, server, client, upstream, cfg)
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	return startWith(t, l, app, server, client, upstream, cfg)
 }
 
-func startWith(t testing.TB, app, server *net.TCPConn, client, upstream net.Conn, cfg Config) *scene {
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &scene{app: app, server: server, cancel: cancel, done: make(chan Result, 1)}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		s.done <- Run(ctx, client, upstream, cfg)
-	}()
-	t.Cleanup(func() { cancel(); <-ended })
+func startWith(t testing.TB, l *loop.Loop, app, server *net.TCPConn, client, upstream loop.Stream, cfg Config) *scene {
+	t.Helper()
+	s := &scene{l: l, app: app, server: server, done: make(chan Result, 2)}
+	do(t, l, func() {
+		s.session = Start(l, client, upstream, cfg, func(r Result) {
+			if !client.Socket().Closed() || !upstream.Socket().Closed() {
+				t.Error("done was called with a connection open")
+			}
+			s.done <- r
+		})
+	})
+	t.Cleanup(func() {
+		if len(s.done) > 0 {
+			t.Error("done was called, and nobody asked or it was twice")
+		}
+	})
 	return s
 }
+
+func (s *scene) abort() { s.l.Post(func() { s.session.Abort(Cancelled) }) }
 
 func (s *scene) result(t testing.TB) Result {
 	t.Helper()
@@ -140,6 +188,16 @@ func listedPipes() int {
 	return len(pipes.free)
 }
 
+// dropPipes closes the pipes in the list.
+func dropPipes() {
+	pipes.mu.Lock()
+	defer pipes.mu.Unlock()
+	for _, p := range pipes.free {
+		p.close()
+	}
+	pipes.free = nil
+}
+
 // openPipes counts the descriptors of pipes of our size: the test's own output
 // may be a pipe too.
 func openPipes(t testing.TB) (n int) {
@@ -175,16 +233,30 @@ func openFiles(t testing.TB) (targets []string) {
 }
 
 // waitForReset waits until the kernel has taken in the peer's reset.
-func waitForReset(t testing.TB, c *net.TCPConn) {
+func waitForReset(t testing.TB, l *loop.Loop, c *loop.Conn) {
 	t.Helper()
-	var e end
-	e.init(c)
 	waitFor(t, func() string {
 		state := uint8(tcpClose)
-		e.control(func(fd int) { state = tcpState(fd) })
+		do(t, l, func() {
+			if fd := c.FD(); fd >= 0 {
+				state = tcpState(fd)
+			}
+		})
 		if state != tcpClose {
 			return fmt.Sprintf("the socket is in state %d", state)
 		}
 		return ""
 	})
+}
+
+var netipNone netip.AddrPort
+
+// blockWriter writes to a peer until nothing has moved for a while.
+func blockWriter(t testing.TB, w io.Writer) {
+	t.Helper()
+	c := w.(*net.TCPConn)
+	c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	if _, err := io.Copy(c, zeros{}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("wrote to a peer that reads nothing until %v", err)
+	}
 }

@@ -1,14 +1,19 @@
-// Package relay copies bytes between two connections until both directions end.
+// Package relay copies bytes between two connections of a loop until both directions end.
 // It does not dial, choose endpoints or decide policy.
+//
+// Each direction is a task only while there is something to move. A relay in
+// which nothing is said holds about 280 bytes, and 80 more where a timeout was
+// asked for: no stack, no buffer, no pipe.
 package relay
 
 import (
-	"context"
+	"errors"
 	"net"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 // Config says how one pair of connections is relayed. The zero value relays
@@ -16,12 +21,12 @@ import (
 type Config struct {
 	// FromClient and FromUpstream are bytes that were read from that side
 	// before the relay began. They are the first to be written to the other
-	// side, and must not be changed until Run returns.
+	// side, and must not be changed until the relay has ended.
 	FromClient, FromUpstream []byte
 
 	// IdleTimeout ends the relay when no byte moved in either direction for
-	// this long. It is coarse: the end comes between one and one and a quarter
-	// times the value. 0 means never.
+	// this long. It is coarse: bytes count from when their task was resumed, so
+	// the end may come late by what the loop is busy for. 0 means never.
 	IdleTimeout time.Duration
 
 	// HalfClosedTimeout takes the place of IdleTimeout once one direction has
@@ -29,172 +34,166 @@ type Config struct {
 	// by nothing else. 0 means IdleTimeout.
 	HalfClosedTimeout time.Duration
 
-	// Progress, when set, is called with the number of bytes just handed on
-	// from that side, in the goroutine that copies them. It must not block. It
-	// is for counters that must move while a long connection lives; Result has
-	// the sums.
+	// Progress, when set, is called on the loop with the number of bytes just
+	// handed on from that side. It must not wait. It is for counters that must
+	// move while a long connection lives; Result has the sums.
 	Progress func(from Side, n int)
 }
 
-// After a side has failed, what is still on its way to the other one is waited
-// for this long. It lets an early answer (HTTP 413, then a reset because the
-// upload was not read) through; the price is a connection that ends later.
-const flushTime = time.Second
-
-// Run copies both ways between client and upstream until both have said that
-// they are done, one fails, silence lasts too long, or ctx ends. It blocks, and
-// when it returns both connections are closed and nothing it started is left.
-// Deadlines set on them before are cleared.
-//
-// A connection with a method Unwrap() (net.Conn, []byte) is taken apart first:
-// the bytes are sent and the connection beneath is used from there on. Two bare
-// *net.TCPConn are spliced by the kernel while a flow is large.
-//
-// The end of one direction is passed on with CloseWrite (on *tls.Conn this is a
-// close_notify); a side without CloseWrite is closed instead. Every other end,
-// ctx's included, is passed on as a reset, so that neither side takes a cut
-// stream for a whole one: by the method Reset() error of the connection at the
-// bottom (found through NetConn), which may be called more than once, or else by
-// SetLinger(0) and Close.
-func Run(ctx context.Context, client, upstream net.Conn, cfg Config) Result {
-	s := &session{progress: cfg.Progress, aborted: make(chan struct{})}
-	fromClient := s.open(Client, client, cfg.FromClient)
-	fromUpstream := s.open(Upstream, upstream, cfg.FromUpstream)
-
-	watch := startWatch(cfg, s)
-	s.watch = watch
-	cancelled := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(cancelled)
-		s.abort(Cancelled)
-	})
-
-	var downward sync.WaitGroup
-	downward.Go(func() { s.direction(Upstream, fromUpstream) })
-	s.direction(Client, fromClient)
-	downward.Wait()
-
-	watch.stop()
-	if !stop() {
-		<-cancelled
-	}
-	return s.finish()
-}
-
-// session is one relay: two connections, two flows, one outcome.
-type session struct {
-	ends     [2]end // by Side
+// Session is one relay: two connections, two flows, one outcome. It belongs to
+// the loop of its connections.
+type Session struct {
+	l        *loop.Loop
+	ends     [2]loop.Stream // by Side
 	flows    [2]flow
 	progress func(Side, int)
-	watch    *watch
-	aborted  chan struct{} // closed once: nothing is waited for any more
+	done     func(Result)
+	watch    watch
 
-	mu      sync.Mutex // guards what follows
-	settled bool
-	reason  Reason
-	err     *Error
-	cut     bool // aborted is closed
+	err      *Error
+	reason   Reason
+	settled  bool    // reason and err stand
+	finished [2]bool // by Side: it was told that no more will come
+	flowing  uint8   // flows that have not ended
 }
 
-// open prepares one side and returns the bytes that come from it first.
-func (s *session) open(side Side, c net.Conn, already []byte) [][]byte {
-	first := [][]byte{already}
-	for {
-		w, ok := c.(interface{ Unwrap() (net.Conn, []byte) })
-		if !ok {
-			break
-		}
-		var unread []byte
-		c, unread = w.Unwrap()
-		first = append(first, unread)
+const (
+	// After a side has failed, what is still on its way to the other one is
+	// waited for, until nothing moves for so long. It lets an early answer (HTTP
+	// 413, then a reset because the upload was not read) through; the price is a
+	// connection that ends later, by flushMost for a peer that reads slowly.
+	flushTime = time.Second
+	flushMost = 10 * time.Second
+	// flushPoll is how often it is looked at: the kernel has no event for "all
+	// was acknowledged".
+	flushPoll = 5 * time.Millisecond
+)
+
+// Start begins to relay between client and upstream, until both have said that
+// they are done, one fails, silence lasts too long, or Abort. It is called on l,
+// in a task or not, and returns at once. done is called once, in a task of l,
+// when both connections are closed and nothing is left. Deadlines set on them
+// before are cleared, and nobody else may read, write or park them meanwhile.
+//
+// The end of one direction is passed on with CloseWrite. Every other end, that
+// of the loop included, is passed on with Reset, so that neither side takes a
+// cut stream for a whole one. Two bare *loop.Conn are spliced by the kernel
+// while a flow is large.
+func Start(l *loop.Loop, client, upstream loop.Stream, cfg Config, done func(Result)) *Session {
+	s := &Session{l: l, ends: [2]loop.Stream{client, upstream}, progress: cfg.Progress, done: done, flowing: 2}
+	s.watch = watch{last: l.Now(), half: cfg.HalfClosedTimeout}
+	for _, end := range s.ends {
+		_ = end.SetDeadline(time.Time{}) // one that cannot is about to fail anyway
 	}
-	_ = c.SetDeadline(time.Time{}) // a connection that cannot is about to fail anyway
-	s.ends[side].init(c)
-	return first
+	s.flows[Client].init(s, Client, cfg.FromClient)
+	s.flows[Upstream].init(s, Upstream, cfg.FromUpstream)
+	s.limit(cfg.IdleTimeout)
+	for i := range s.flows {
+		s.flows[i].start()
+	}
+	return s
 }
 
-// direction runs one flow to its end and sees to what the end means.
-func (s *session) direction(from Side, first [][]byte) {
-	f := &s.flows[from]
-	f.init(s, from)
-	err := f.run(first)
-	if err == nil && f.from.wasReset() {
-		err = f.readError(unix.ECONNRESET)
+// Run is Start for a task that waits until the relay has ended. It keeps a
+// goroutine besides for as long: it is for tests and for what happens rarely.
+func Run(l *loop.Loop, client, upstream loop.Stream, cfg Config) (res Result) {
+	ended := make(chan struct{})
+	Start(l, client, upstream, cfg, func(r Result) { res = r; close(ended) })
+	l.Block(func() { <-ended })
+	return res
+}
+
+// Abort cuts both connections with a reset; done is told why unless the outcome
+// was settled before. It is called on the loop, in a task or not, and does
+// nothing once the relay has ended.
+func (s *Session) Abort(why Reason) {
+	if !s.settled {
+		s.settled, s.reason = true, why
+	}
+	s.cut()
+}
+
+// cut ends both flows: whatever they wait for fails now.
+func (s *Session) cut() {
+	_ = s.ends[Client].Reset()
+	_ = s.ends[Upstream].Reset()
+}
+
+// ended is told, by its task, that a flow has ended, and sees to what that means
+// for the other side. failed is nil for an orderly end.
+func (s *Session) ended(from Side, failed *Error) {
+	if failed == nil && s.wasReset(from) {
+		failed = &Error{Side: from, Op: "read", Err: unix.ECONNRESET}
 	}
 	switch {
-	case err == nil || f.from.closed.Load():
+	case failed == nil:
 		s.passEndOn(from.other())
-	case err.Side == from:
+	case failed.Side == from:
 		// The source is gone, so nothing can be said to it any more either.
-		s.fail(err)
+		s.fail(failed)
 		s.flush(from.other())
-		s.resetBoth()
+		s.cut()
 	default:
 		// The sink takes nothing more, but what it had said before may still
 		// be on its way through the other flow, which ends by itself soon: a
 		// TCP socket that refuses a write gives its last bytes, then the end.
-		s.fail(err)
-		s.watch.hurry()
+		s.fail(failed)
+		s.hurry()
+	}
+	if s.flowing--; s.flowing == 0 {
+		s.finish()
 	}
 }
 
 // passEndOn half-closes a side, unless something failed already: then an end
 // would make a cut stream look whole.
-func (s *session) passEndOn(to Side) {
-	s.mu.Lock()
-	settled := s.settled
-	s.mu.Unlock()
-	if settled {
+func (s *Session) passEndOn(to Side) {
+	if s.settled {
 		return
 	}
-	if err := s.ends[to].closeWrite(); err != nil {
+	s.finished[to] = true
+	if err := ignoreGone(s.ends[to].CloseWrite()); err != nil {
 		s.fail(&Error{Side: to, Op: "close write", Err: err})
-		s.watch.hurry()
+		s.hurry()
 		return
 	}
-	s.watch.halfClosed()
+	if s.flowing == 2 && s.watch.half > 0 {
+		s.limit(s.watch.half)
+	}
+}
+
+// ignoreGone drops the error of a half-close that came after the end: the flow
+// of that side tells of it.
+func ignoreGone(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.EPIPE) {
+		return nil
+	}
+	return err
 }
 
 // fail settles the outcome, unless an earlier event has.
-func (s *session) fail(err *Error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.settled {
+func (s *Session) fail(err *Error) {
+	switch {
+	case s.settled:
+	case s.l.Closing() && errors.Is(err, net.ErrClosed):
+		s.settled, s.reason = true, Cancelled // nobody's fault: the loop closed them
+	default:
 		s.settled, s.reason, s.err = true, Failed, err
 	}
 }
 
-// abort ends both flows at once.
-func (s *session) abort(why Reason) {
-	s.mu.Lock()
-	if !s.settled {
-		s.settled, s.reason = true, why
-	}
-	if !s.cut {
-		s.cut = true
-		close(s.aborted)
-	}
-	s.mu.Unlock()
-	s.resetBoth()
-}
-
-func (s *session) resetBoth() {
-	s.ends[Client].reset()
-	s.ends[Upstream].reset()
-}
-
-// flush waits until the peer's kernel has what was written to side.
-func (s *session) flush(side Side) {
-	limit := time.NewTimer(flushTime)
-	defer limit.Stop()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for s.ends[side].unsent() > 0 {
-		select {
-		case <-poll.C:
-		case <-limit.C:
-			return
-		case <-s.aborted:
+// flush waits until the peer's kernel has what was written to side, within
+// flushTime and flushMost.
+func (s *Session) flush(side Side) {
+	began := s.l.Now()
+	last := began
+	for left := s.unsent(side); left > 0; {
+		s.l.Sleep(flushPoll)
+		now, still := s.l.Now(), s.unsent(side)
+		if still < left {
+			left, last = still, now
+		}
+		if now.Sub(last) >= flushTime || now.Sub(began) >= flushMost {
 			return
 		}
 	}
@@ -202,21 +201,21 @@ func (s *session) flush(side Side) {
 
 // finish closes both connections in the manner of the outcome. Both flows have
 // ended.
-func (s *session) finish() Result {
-	res := Result{
-		ToUpstream: s.flows[Client].moved.Load(),
-		ToClient:   s.flows[Upstream].moved.Load(),
+func (s *Session) finish() {
+	s.watch.stop()
+	if s.reason == EOF {
+		_ = s.ends[Client].Close()
+		_ = s.ends[Upstream].Close()
+	} else {
+		if s.err != nil {
+			s.flush(s.err.Side.other())
+		}
+		s.cut()
+	}
+	s.done(Result{
+		ToUpstream: s.flows[Client].moved,
+		ToClient:   s.flows[Upstream].moved,
 		Reason:     s.reason,
 		Err:        s.err,
-	}
-	if res.Reason == EOF {
-		s.ends[Client].close()
-		s.ends[Upstream].close()
-		return res
-	}
-	if res.Err != nil {
-		s.flush(res.Err.Side.other())
-	}
-	s.resetBoth()
-	return res
+	})
 }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/weir-mesh/weir/proxy/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -85,21 +86,18 @@ func TestResetIsPassedOnAsReset(t *testing.T) {
 // flow sees a plain end, which must not reach the server as one: it would take a
 // cut upload for a whole one.
 func TestAResetThatTheKernelToldAlreadyIsStillAReset(t *testing.T) {
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
 	app.SetLinger(0)
 	app.Close()
-	waitForReset(t, client)
-	raw, err := client.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw.Control(func(fd uintptr) {
-		if v, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err != nil || v != int(unix.ECONNRESET) {
+	waitForReset(t, l, client)
+	do(t, l, func() {
+		if v, err := unix.GetsockoptInt(client.FD(), unix.SOL_SOCKET, unix.SO_ERROR); err != nil || v != int(unix.ECONNRESET) {
 			t.Errorf("SO_ERROR is %v, %v", v, err)
 		}
 	})
-	s := startWith(t, app, server, client, upstream, Config{})
+	s := startWith(t, l, app, server, client, upstream, Config{})
 	expectReset(t, server)
 	if r := s.result(t); r.Reason != Failed || r.Err.Side != Client || !errors.Is(r.Err, unix.ECONNRESET) {
 		t.Errorf("got %v: %v", r.Reason, r.Err)
@@ -109,12 +107,12 @@ func TestAResetThatTheKernelToldAlreadyIsStillAReset(t *testing.T) {
 // The same, as it happens.
 func TestResetDuringADownloadNeverLooksLikeTheEndOfTheUpload(t *testing.T) {
 	download := make([]byte, 1<<20)
+	l := startLoop(t)
 	for range 100 {
-		app, client := tcpPair(t)
-		upstream, server := tcpPair(t)
+		client, app := pairWith(t, l, sendBuffer(4<<10)) // so that the relay waits in a write
+		upstream, server := pair(t, l)
 		app.SetReadBuffer(4 << 10)
-		client.SetWriteBuffer(4 << 10) // so that the relay is blocked in a write
-		s := startWith(t, app, server, client, upstream, Config{})
+		s := startWith(t, l, app, server, client, upstream, Config{})
 		if _, err := server.Write(download); err != nil {
 			t.Fatal(err)
 		}
@@ -130,13 +128,13 @@ func TestResetDuringADownloadNeverLooksLikeTheEndOfTheUpload(t *testing.T) {
 }
 
 func TestEarlyAnswerReachesAClientThatStillUploads(t *testing.T) {
-	answer := "HTTP/1.1 413 Content Too Large\r\n\r\n" + strings.Repeat("no ", 30000)
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
-	app.SetReadBuffer(4 << 10) // so that the answer waits in the relay's socket
-	client.SetWriteBuffer(1 << 20)
+	answer := "HTTP/1.1 413 Content Too Large\r\n\r\n" + strings.Repeat("no ", 250000)
+	l := startLoop(t)
+	client, app := pairWith(t, l, sendBuffer(1<<20))
+	upstream, server := pair(t, l)
+	app.SetReadBuffer(64 << 10) // so that the answer waits in the relay's socket
 	var toClient atomic.Int64
-	s := startWith(t, app, server, client, upstream, Config{Progress: func(from Side, n int) {
+	s := startWith(t, l, app, server, client, upstream, Config{Progress: func(from Side, n int) {
 		if from == Upstream {
 			toClient.Add(int64(n))
 		}
@@ -151,7 +149,7 @@ func TestEarlyAnswerReachesAClientThatStillUploads(t *testing.T) {
 		return ""
 	})
 	server.Close() // with bytes unread, so the kernel resets
-	waitForReset(t, upstream)
+	waitForReset(t, l, upstream)
 	expect(t, app, answer)
 	if r := s.result(t); r.Reason != Failed || r.Err.Side != Upstream {
 		t.Errorf("got %v: %v", r.Reason, r.Err)
@@ -198,68 +196,6 @@ func TestManyBytesBothWaysAtOnceAreExact(t *testing.T) {
 	}
 }
 
-func TestALargeFlowThatGoesQuietHoldsNoPipe(t *testing.T) {
-	s := start(t, Config{})
-	bulk := strings.Repeat("0123456789abcdef", 1<<18) // 4 MiB
-	var wg sync.WaitGroup
-	for range 3 {
-		wg.Go(func() { send(t, s.app, bulk) })
-		expect(t, s.server, bulk)
-		wg.Wait()
-		// The last byte may have arrived before its pipe was put back; the
-		// echo comes after.
-		send(t, s.server, "ok")
-		expect(t, s.app, "ok")
-		waitFor(t, func() string {
-			if open, listed := openPipes(t), listedPipes(); open != 2*listed {
-				return fmt.Sprintf("%d descriptors of pipes are open and %d pipes are in the list", open, listed)
-			}
-			return ""
-		})
-	}
-	// And it works on after the return to small messages.
-	for i := range 3 * smallFills {
-		text := fmt.Sprintf("message %d", i)
-		send(t, s.app, text)
-		expect(t, s.server, text)
-	}
-	s.app.Close()
-	s.server.Close()
-	if r := s.result(t); r.Reason != EOF {
-		t.Errorf("got %v: %v", r.Reason, r.Err)
-	}
-}
-
-func TestNoDescriptorForAPipeMeansCopying(t *testing.T) {
-	s := start(t, Config{})
-	send(t, s.app, "x")
-	expect(t, s.server, "x")
-
-	pipes.mu.Lock()
-	for _, p := range pipes.free {
-		p.close()
-	}
-	pipes.free = nil
-	pipes.mu.Unlock()
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
-
-	bulk := strings.Repeat("0123456789abcdef", 1<<18)
-	var wg sync.WaitGroup
-	wg.Go(func() { send(t, s.app, bulk) })
-	expect(t, s.server, bulk)
-	wg.Wait()
-	if n := listedPipes(); n != 0 {
-		t.Errorf("%d pipes were made: the limit did not bite", n)
-	}
-}
-
 func TestAReaderThatStallsHoldsTheWriterBack(t *testing.T) {
 	s := start(t, Config{})
 	bulk := make([]byte, 64<<20)
@@ -289,10 +225,9 @@ func TestCancelResetsBothSides(t *testing.T) {
 			send(t, s.app, "x")
 			expect(t, s.server, "x")
 			if state != "silent" {
-				s.app.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-				io.Copy(s.app, zeros{})
+				blockWriter(t, s.app)
 			}
-			s.cancel()
+			s.abort()
 			if r := s.result(t); r.Reason != Cancelled || r.Err != nil {
 				t.Errorf("got %v: %v", r.Reason, r.Err)
 			}
@@ -302,57 +237,90 @@ func TestCancelResetsBothSides(t *testing.T) {
 	}
 }
 
-func TestCancelledBeforeItStarts(t *testing.T) {
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if r := Run(ctx, client, upstream, Config{}); r.Reason != Cancelled {
+func TestAbortAtOnce(t *testing.T) {
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	ended := make(chan Result, 1)
+	l.Post(func() { // outside any task
+		Start(l, client, upstream, Config{FromClient: []byte("x")}, func(r Result) { ended <- r }).Abort(Cancelled)
+	})
+	if r := <-ended; r.Reason != Cancelled || r.Err != nil {
 		t.Errorf("got %+v", r)
 	}
 	expectReset(t, app)
 	expectReset(t, server)
 }
 
-func TestSilenceResetsBothSides(t *testing.T) {
-	s := start(t, Config{IdleTimeout: 40 * time.Millisecond})
-	expectReset(t, s.app)
-	expectReset(t, s.server)
-	if r := s.result(t); r.Reason != Idle || r.Err != nil {
+func TestAbortAfterTheEndDoesNothing(t *testing.T) {
+	s := start(t, Config{})
+	s.app.Close()
+	s.server.Close()
+	s.wantEOF(t, 0, 0)
+	do(t, s.l, func() { s.session.Abort(Cancelled) })
+}
+
+// Nobody is at fault when the proxy goes away.
+func TestTheEndOfTheLoopIsACancel(t *testing.T) {
+	l, err := loop.New(loop.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.Run() }()
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	s := startWith(t, l, app, server, client, upstream, Config{IdleTimeout: time.Hour})
+	blockWriter(t, s.app)
+	l.Close()
+	<-ended
+	if r := s.result(t); r.Reason != Cancelled || r.Err != nil {
 		t.Errorf("got %v: %v", r.Reason, r.Err)
+	}
+	expectReset(t, app)
+	expectReset(t, server)
+}
+
+func TestRunWaitsInItsTask(t *testing.T) {
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	ended := make(chan Result, 1)
+	l.Post(func() { l.Go(func() { ended <- Run(l, client, upstream, Config{}) }) })
+	send(t, app, "ping")
+	expect(t, server, "ping")
+	app.Close()
+	server.Close()
+	if r := <-ended; r != (Result{ToUpstream: 4, Reason: EOF}) {
+		t.Errorf("got %+v (%v)", r, r.Err)
 	}
 }
 
-// replay is what detect gives back: bytes read before, and what is beneath.
-type replay struct {
-	net.Conn
-	unread string
-}
-
-func (r replay) Unwrap() (net.Conn, []byte) { return r.Conn, []byte(r.unread) }
-
-func TestBytesReadBeforeComeFirstAndTheWrapperComesOff(t *testing.T) {
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
-	s := startWith(t, app, server,
-		replay{replay{client, "two "}, "one "}, replay{upstream, "banner "},
-		Config{FromClient: []byte("zero "), FromUpstream: []byte("hello ")})
-	send(t, app, "three")
+func TestBytesReadBeforeComeFirst(t *testing.T) {
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	send(t, app, "two")
+	s := startWith(t, l, app, server, client, upstream,
+		Config{FromClient: []byte("one "), FromUpstream: []byte("hello ")})
 	app.CloseWrite()
-	expect(t, server, "zero one two three")
+	expect(t, server, "one two")
 	expectEnd(t, server)
 	send(t, server, "bye")
 	server.Close()
-	expect(t, app, "hello banner bye")
-	s.wantEOF(t, 18, 16)
+	expect(t, app, "hello bye")
+	s.wantEOF(t, 7, 9)
 }
 
 func TestOldDeadlinesAreForgotten(t *testing.T) {
-	app, client := tcpPair(t)
-	upstream, server := tcpPair(t)
-	client.SetReadDeadline(time.Unix(1, 0))
-	upstream.SetDeadline(time.Unix(1, 0))
-	s := startWith(t, app, server, client, upstream, Config{})
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	do(t, l, func() {
+		client.SetReadDeadline(time.Unix(1, 0))
+		upstream.SetDeadline(time.Unix(1, 0))
+	})
+	s := startWith(t, l, app, server, client, upstream, Config{})
 	send(t, app, "x")
 	expect(t, server, "x")
 	app.Close()
@@ -363,8 +331,11 @@ func TestOldDeadlinesAreForgotten(t *testing.T) {
 }
 
 func TestNothingIsLeftOpen(t *testing.T) {
+	l := startLoop(t)
 	once := func(how int) {
-		s := start(t, Config{})
+		client, app := pair(t, l)
+		upstream, server := pair(t, l)
+		s := startWith(t, l, app, server, client, upstream, Config{IdleTimeout: time.Hour})
 		send(t, s.app, strings.Repeat("x", 100))
 		expect(t, s.server, strings.Repeat("x", 100))
 		switch how % 4 {
@@ -374,7 +345,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 			s.server.SetLinger(0)
 			s.server.Close()
 		case 2:
-			s.cancel()
+			s.abort()
 		case 3:
 			s.app.CloseWrite()
 			s.server.Close()

@@ -22,7 +22,7 @@ const (
 	Failed
 	// Idle: no byte moved for the configured time.
 	Idle
-	// Cancelled: the context ended.
+	// Cancelled: the relay was aborted, or its loop closed.
 	Cancelled
 )
 

@@ -195,10 +195,3 @@ func TestNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
-
-func BenchmarkRequest(b *testing.B) {
-	budget := mustBudget(b, BudgetConfig{})
-	for b.Loop() {
-		budget.Request(noon)
-	}
-}

@@ -6,17 +6,13 @@ import (
 	"io"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 )
 
 const (
 	defaultLogSize = 1 << 20                // bytes that may wait for the writer
 	keepLogSize    = 64 << 10               // a buffer that grew above this is given back when it has been written
 	flushEvery     = 100 * time.Millisecond // how long a record waits: one write takes many, and no request wakes another goroutine
-	maxPath        = 2048
-	maxWord        = 512 // every other text
+	keepLineSize   = 16 << 10               // likewise for the buffer of one line: enough for a path that is all escapes
 )
 
 // Record is one access log line; empty fields are left out. Texts are cut at 512 bytes.
@@ -42,11 +38,10 @@ type Record struct {
 
 // AccessLog writes records as JSON lines. A nil *AccessLog is valid and writes nothing.
 type AccessLog struct {
-	w       io.Writer
-	size    int
-	encoder zapcore.Encoder
-	fields  sync.Pool     // of *[]zapcore.Field
-	full    chan struct{} // tells Run that half of the room is used
+	w     io.Writer
+	size  int
+	lines sync.Pool     // of *[]byte
+	full  chan struct{} // tells Run that half of the room is used
 
 	mu      sync.Mutex // guards what follows
 	waiting []byte
@@ -60,15 +55,9 @@ func NewAccessLog(w io.Writer, size int) *AccessLog {
 		size = defaultLogSize
 	}
 	return &AccessLog{
-		w:    w,
-		size: size,
-		encoder: zapcore.NewJSONEncoder(zapcore.EncoderConfig{
-			TimeKey:    "time",
-			EncodeTime: func(t time.Time, e zapcore.PrimitiveArrayEncoder) { zapcore.RFC3339NanoTimeEncoder(t.UTC(), e) },
-			LineEnding: "\n",
-		}),
-		fields: sync.Pool{New: func() any { return new([]zapcore.Field) }},
-		full:   make(chan struct{}, 1),
+		w: w, size: size,
+		lines: sync.Pool{New: func() any { return new([]byte) }},
+		full:  make(chan struct{}, 1),
 	}
 }
 
@@ -77,23 +66,22 @@ func (l *AccessLog) Log(r *Record) {
 	if l == nil {
 		return
 	}
-	fields := l.fields.Get().(*[]zapcore.Field)
-	*fields = r.appendFields((*fields)[:0])
-	line, err := l.encoder.EncodeEntry(zapcore.Entry{Time: r.Time}, *fields)
-	clear(*fields) // they hold the request's strings
-	l.fields.Put(fields)
+	line := l.lines.Get().(*[]byte)
+	*line = r.appendLine((*line)[:0]) // before the lock, which is held for a copy only
+	l.add(*line)
+	if cap(*line) <= keepLineSize {
+		l.lines.Put(line)
+	}
+}
+
+func (l *AccessLog) add(line []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil { // cannot be: no field has a type that fails
+	if len(l.waiting)+len(line) > l.size {
 		l.dropped++
 		return
 	}
-	defer line.Free()
-	if len(l.waiting)+line.Len() > l.size {
-		l.dropped++
-		return
-	}
-	l.waiting = append(l.waiting, line.Bytes()...)
+	l.waiting = append(l.waiting, line...)
 	l.records++
 	if len(l.waiting) > l.size/2 {
 		select {
@@ -101,36 +89,6 @@ func (l *AccessLog) Log(r *Record) {
 		default:
 		}
 	}
-}
-
-func (r *Record) appendFields(f []zapcore.Field) []zapcore.Field {
-	text := func(key, value string, most int) {
-		if value != "" {
-			f = append(f, zap.String(key, value[:min(len(value), most)]))
-		}
-	}
-	text("direction", string(r.Direction), maxWord)
-	text("request_id", r.RequestID, maxWord)
-	text("source", r.Source, maxWord)
-	text("destination", r.Destination, maxWord)
-	text("endpoint", r.Endpoint, maxWord)
-	text("method", r.Method, maxWord)
-	text("path", r.Path, maxPath)
-	text("protocol", r.Protocol, maxWord)
-	if r.Status != 0 {
-		f = append(f, zap.Int("status", r.Status))
-	}
-	text("reason", r.Reason, maxWord)
-	f = append(f,
-		zap.Float64("duration_ms", float64(r.Duration.Microseconds())/1000),
-		zap.Int64("bytes_in", r.BytesIn),
-		zap.Int64("bytes_out", r.BytesOut))
-	if r.Attempts != 0 {
-		f = append(f, zap.Int("attempts", r.Attempts))
-	}
-	text("route", r.Route, maxWord)
-	text("trace_id", r.TraceID, maxWord)
-	return f
 }
 
 // Run writes until ctx ends, then writes what waits and returns. It outlasts failing writes: their records are counted as dropped; what it returns is the error

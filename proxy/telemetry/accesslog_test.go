@@ -253,15 +253,3 @@ func FuzzALine(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkLog(b *testing.B) {
-	l := NewAccessLog(&sink{}, 1<<20)
-	spare := make([]byte, 0, 1<<20)
-	b.ReportAllocs()
-	for b.Loop() {
-		l.Log(&record)
-		if len(l.waiting) > 1<<19 {
-			l.waiting, l.records, spare = spare[:0], 0, l.waiting
-		}
-	}
-}

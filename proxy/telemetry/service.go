@@ -1,8 +1,6 @@
 package telemetry
 
 import (
-	"net/http"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -15,21 +13,11 @@ type Service struct {
 	key      serviceKey // as in the labels
 	outbound bool
 
-	duration       prometheus.Observer
-	codes          [6]atomic.Pointer[[100]atomic.Pointer[counter]] // by hundreds; [0] holds only what is no status
-	received, sent atomic.Pointer[counter]
-	routed         atomic.Pointer[counter]
-	unrouted       atomic.Pointer[counter]
-	failed         atomic.Pointer[counter]
-	limited        atomic.Pointer[counter]
-	retries        words
-	denied         words
+	counts
+	retries, denied words
 
 	forgotten bool // guarded by reg.mu
 }
-
-// counter gives the interface a size, for atomic.Pointer.
-type counter struct{ prometheus.Counter }
 
 // Service returns the handle for requests to (outbound) or of (inbound, gateway) a service. Equal arguments give the same handle until Forget;
 // above Options.MaxServices all get that of "other".
@@ -52,7 +40,6 @@ func (r *Registry) Service(d Direction, service, namespace string) *Service {
 
 func (r *Registry) serviceLocked(key serviceKey) *Service {
 	s := &Service{reg: r, key: key, outbound: key.direction == Outbound}
-	s.duration = r.duration.WithLabelValues(string(key.direction), key.service, key.namespace)
 	s.retries = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.retries, w) }}
 	s.denied = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.denied, w) }}
 	r.services[key] = s
@@ -76,10 +63,9 @@ func (r *Registry) Forget(service, namespace string) {
 		return
 	}
 	gone := prometheus.Labels{"service": service, "namespace": namespace}
-	for _, v := range []*prometheus.CounterVec{r.requests, r.bytes, r.retries, r.limited, r.denied, r.picks, r.failures, r.circuitOpens} {
+	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.circuitOpens} {
 		v.DeletePartialMatch(gone)
 	}
-	r.duration.DeletePartialMatch(gone)
 	r.circuitState.DeletePartialMatch(gone)
 	for key := range r.circuits {
 		if key.service == service && key.namespace == namespace {
@@ -91,8 +77,8 @@ func (r *Registry) Forget(service, namespace string) {
 // Done counts a request that has ended. code is the status sent to the client, 0 if none was; the bytes are those of the bodies,
 // from the client (in) and to it (out).
 func (s *Service) Done(code int, d time.Duration, bytesIn, bytesOut int64) {
-	s.code(code).Inc()
-	s.duration.Observe(d.Seconds())
+	s.codes[codes.place(code)].Add(1)
+	s.observe(d)
 	s.Bytes(bytesIn, bytesOut)
 	t := &s.reg.totals.in
 	if s.outbound {
@@ -108,28 +94,28 @@ func (s *Service) Done(code int, d time.Duration, bytesIn, bytesOut int64) {
 // Bytes counts bytes of an opaque connection to the service, from the client (in) and to it (out). Done counts those of requests.
 func (s *Service) Bytes(in, out int64) {
 	if in > 0 {
-		s.counter(&s.received, s.reg.bytes, "received").Add(float64(in))
+		s.received.Add(uint64(in))
 	}
 	if out > 0 {
-		s.counter(&s.sent, s.reg.bytes, "sent").Add(float64(out))
+		s.sent.Add(uint64(out))
 	}
 }
 
 // Routed counts a choice of endpoint.
 func (s *Service) Routed() {
-	s.counter(&s.routed, s.reg.picks, "routed").Inc()
+	s.routed.Add(1)
 	s.side(&s.reg.totals.in.routed, &s.reg.totals.out.routed)
 }
 
 // RoutingFailed counts a choice that found no usable endpoint.
 func (s *Service) RoutingFailed() {
-	s.counter(&s.unrouted, s.reg.picks, "no_endpoint").Inc()
+	s.unrouted.Add(1)
 	s.side(&s.reg.totals.in.unrouted, &s.reg.totals.out.unrouted)
 }
 
 // BackendFailed counts a try that an endpoint failed.
 func (s *Service) BackendFailed() {
-	s.counter(&s.failed, s.reg.failures, "").Inc()
+	s.failed.Add(1)
 	s.side(&s.reg.totals.in.failed, &s.reg.totals.out.failed)
 }
 
@@ -147,65 +133,14 @@ func (s *Service) Retried() { s.retries.get("sent").Inc() }
 func (s *Service) RetryRefused(reason string) { s.retries.get(reason).Inc() }
 
 // RateLimited counts a request over the limit.
-func (s *Service) RateLimited() { s.counter(&s.limited, s.reg.limited, "").Inc() }
+func (s *Service) RateLimited() { s.limited.Add(1) }
 
 // Denied counts a request or connection refused by a rule: reason is one word ("policy", "jwt", "mtls", …).
 func (s *Service) Denied(reason string) { s.denied.get(reason).Inc() }
-
-// code returns the counter of a status.
-func (s *Service) code(code int) *counter {
-	hundreds, rest := code/100, code%100
-	if code < 100 || code > 599 {
-		hundreds, rest = 0, 0
-		if code != 0 {
-			rest = 1
-		}
-	}
-	block := s.codes[hundreds].Load()
-	if block == nil {
-		block = new([100]atomic.Pointer[counter])
-		if !s.codes[hundreds].CompareAndSwap(nil, block) {
-			block = s.codes[hundreds].Load()
-		}
-	}
-	if c := block[rest].Load(); c != nil {
-		return c
-	}
-	return s.counter(&block[rest], s.reg.requests, codeLabel(code))
-}
-
-// codeLabel is the code itself for registered ones and 499 (nginx: the client went away); others are counted by class,
-// so that a server that makes up codes makes no series.
-func codeLabel(code int) string {
-	switch {
-	case code == 0, code == 499, http.StatusText(code) != "":
-		return strconv.Itoa(code)
-	case code >= 100 && code <= 599:
-		return strconv.Itoa(code/100) + "xx"
-	}
-	return other
-}
-
-// counter returns what slot holds, the counter of vec with this service's labels (and last, unless empty), resolved at its first use.
-func (s *Service) counter(slot *atomic.Pointer[counter], vec *prometheus.CounterVec, last string) *counter {
-	if c := slot.Load(); c != nil {
-		return c
-	}
-	s.reg.mu.Lock()
-	defer s.reg.mu.Unlock()
-	if slot.Load() == nil {
-		slot.Store(&counter{s.seriesLocked(vec, last)})
-	}
-	return slot.Load()
-}
 
 func (s *Service) seriesLocked(vec *prometheus.CounterVec, last string) prometheus.Counter {
 	if s.forgotten { // a series now would stay for ever
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "forgotten"})
 	}
-	labels := []string{string(s.key.direction), s.key.service, s.key.namespace}
-	if last != "" {
-		labels = append(labels, last)
-	}
-	return vec.WithLabelValues(labels...)
+	return vec.WithLabelValues(string(s.key.direction), s.key.service, s.key.namespace, last)
 }

@@ -39,6 +39,7 @@ const other = "other"
 type Registry struct {
 	opts Options
 	prom *prometheus.Registry
+	served
 	vecs
 
 	accessLog atomic.Pointer[AccessLog]
@@ -56,10 +57,9 @@ type serviceKey struct {
 	service, namespace string
 }
 
-// vecs are the metrics with labels.
+// vecs are the metrics that the library keeps.
 type vecs struct {
-	requests, bytes, retries, limited, denied, picks, failures *prometheus.CounterVec // per service
-	duration                                                   *prometheus.HistogramVec
+	retries, denied *prometheus.CounterVec // per service
 
 	circuitOpens *prometheus.CounterVec
 	circuitState *prometheus.GaugeVec
@@ -70,10 +70,6 @@ type vecs struct {
 	detected, dns          words
 	certificate, connected prometheus.Gauge
 }
-
-// durations are the bounds of the histogram in seconds: from half a millisecond, which a proxied request on one machine takes,
-// to the default timeout of 30 s. 15 bounds, as each is a series per service.
-var durations = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 
 // New returns an empty registry. It starts nothing.
 func New(o Options) *Registry {
@@ -109,17 +105,20 @@ func (r *Registry) register() {
 		r.prom.MustRegister(v)
 		return v
 	}
-	r.requests = counter("requests_total", "Requests that have ended, by status sent to the client (0: none).", "direction", "service", "namespace", "code")
-	r.bytes = counter("bytes_total", "Bytes of bodies and of opaque connections, from the client (received) and to it (sent).", "direction", "service", "namespace", "flow")
+	service := func(name, help string, last ...string) *prometheus.Desc {
+		return prometheus.NewDesc("weir_"+name, help, append([]string{"direction", "service", "namespace"}, last...), nil)
+	}
+	r.served = served{
+		requests: service("requests_total", "Requests that have ended, by status sent to the client (0: none).", "code"),
+		bytes:    service("bytes_total", "Bytes of bodies and of opaque connections, from the client (received) and to it (sent).", "flow"),
+		limited:  service("ratelimited_total", "Requests refused because over the rate limit."),
+		picks:    service("picks_total", "Choices of an endpoint: routed, or no_endpoint when none was usable.", "outcome"),
+		failures: service("backend_failures_total", "Tries that an endpoint failed."),
+		duration: service("request_duration_seconds", "Time from the request's head to the end of its answer."),
+	}
+	r.prom.MustRegister(collector{r})
 	r.retries = counter("retries_total", "Requests sent again (sent), or not for want of budget, time or safety.", "direction", "service", "namespace", "outcome")
-	r.limited = counter("ratelimited_total", "Requests refused because over the rate limit.", "direction", "service", "namespace")
 	r.denied = counter("denied_total", "Requests and connections refused by a rule.", "direction", "service", "namespace", "reason")
-	r.picks = counter("picks_total", "Choices of an endpoint: routed, or no_endpoint when none was usable.", "direction", "service", "namespace", "outcome")
-	r.failures = counter("backend_failures_total", "Tries that an endpoint failed.", "direction", "service", "namespace")
-	r.duration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "weir_request_duration_seconds", Help: "Time from the request's head to the end of its answer.", Buckets: durations,
-	}, []string{"direction", "service", "namespace"})
-	r.prom.MustRegister(r.duration)
 
 	r.circuitOpens = counter("circuit_opens_total", "Openings of an endpoint's circuit.", "service", "namespace", "endpoint")
 	r.circuitState = gauge("circuit_state", "State of a circuit that has opened before: 0 closed, 1 half-open, 2 open.", "service", "namespace", "endpoint")

@@ -1,0 +1,112 @@
+package loop
+
+import (
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Acceptor takes connections from a listening socket, one at a turn of the loop.
+type Acceptor struct {
+	l        *Loop
+	fd       int
+	watching *Conn // the socket's entry on the loop
+	accepted func(fd int, peer netip.AddrPort)
+	failed   func(error) (retry time.Duration)
+	paused   bool
+	closed   bool
+	resume   func() // stops the timer of a pause
+}
+
+// Accept begins to accept from a listening, non-blocking socket, which becomes
+// the Acceptor's; other loops may accept from the same socket by descriptors of
+// their own, and one of them is woken for each newcomer. accepted runs outside
+// any task and owns what it is given: it has this loop, or another, Adopt it.
+// failed is told of an accept that failed and says when to try again.
+func (l *Loop) Accept(fd int, accepted func(fd int, peer netip.AddrPort), failed func(error) time.Duration) (*Acceptor, error) {
+	a := &Acceptor{l: l, fd: fd, accepted: accepted, failed: failed}
+	a.watching = l.newConn(fd)
+	a.watching.listening = a
+	if err := a.watch(); err != nil {
+		l.conns[fd] = nil
+		return nil, err
+	}
+	return a, nil
+}
+
+// Adopt makes an accepted, non-blocking socket a connection of the loop.
+func (l *Loop) Adopt(fd int, peer netip.AddrPort) *Conn {
+	c := l.newConn(fd)
+	c.remote = peer
+	c.readable = true // it may be: who connects most often speaks at once
+	return c
+}
+
+// watch is exclusive: a newcomer wakes one loop, not all.
+func (a *Acceptor) watch() error {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(a.fd), Pad: a.watching.generation}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(a.l.epoll, unix.EPOLL_CTL_ADD, a.fd, &ev))
+}
+
+// Pause leaves newcomers to other loops, and in the kernel's backlog, until Resume.
+func (a *Acceptor) Pause() {
+	if !a.paused && !a.closed {
+		a.paused = true
+		_ = unix.EpollCtl(a.l.epoll, unix.EPOLL_CTL_DEL, a.fd, nil) // exclusive ones cannot be modified
+	}
+}
+
+// Resume accepts again.
+func (a *Acceptor) Resume() {
+	if a.paused && !a.closed {
+		a.paused = false
+		_ = a.watch() // it could be watched before
+	}
+}
+
+// Close takes who has come, and closes the socket. A newcomer wakes one of those
+// that share the socket: if that was this one, the others would not hear of it.
+func (a *Acceptor) Close() {
+	if a.closed {
+		return
+	}
+	a.Pause()
+	for a.take() {
+	}
+	a.closed = true
+	a.l.conns[a.fd] = nil
+	if a.resume != nil {
+		a.resume()
+	}
+	unix.Close(a.fd)
+}
+
+// accept takes one; the socket is watched level-triggered, so the next comes at
+// the next turn, after everybody else had theirs.
+func (a *Acceptor) accept() {
+	if a.paused || a.closed {
+		return
+	}
+	a.take()
+}
+
+// take accepts one, if one is there.
+func (a *Acceptor) take() bool {
+	fd, sa, err := unix.Accept4(a.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	switch err {
+	case nil:
+		a.accepted(fd, addrPort(sa))
+		return true
+	case unix.EINTR, unix.ECONNABORTED:
+		return true
+	case unix.EAGAIN:
+		return false
+	}
+	if wait := a.failed(os.NewSyscallError("accept", err)); !a.paused {
+		a.Pause()
+		a.resume = a.l.AfterFunc(wait, func() { a.resume = nil; a.Resume() })
+	}
+	return false
+}
