@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var users = policy.ServiceName{Namespace: "default", Name: "users"}
 
-func sidecar(t *testing.T) *Proxy {
+func sidecar(t testing.TB) *Proxy {
 	t.Helper()
 	p, err := New(Config{Service: policy.ServiceName{Namespace: "default", Name: "front"}, Control: []string{"127.0.0.1:1"}, TokenFile: "unused", Admin: "127.0.0.1:0"})
 	if err != nil {

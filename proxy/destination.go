@@ -24,16 +24,17 @@ type destinations struct {
 // requests. What must outlive a change (circuits, latencies, pools, counts) is
 // in what it points to.
 type destination struct {
-	svc     *policy.Service
-	router  *policy.Router
-	picks   map[pickKey]*pick
-	ports   map[uint16]bool    // on which an endpoint listens, healthy or not
-	limiter *ratelimit.Limiter // all requests together, nil when there is no limit
-	keyed   *ratelimit.Keyed   // by the header limitBy
-	limitBy string
-	budget  *retry.Budget
-	metrics *telemetry.Service
-	label   string // "service.namespace", for the log
+	svc       *policy.Service
+	router    *policy.Router
+	picks     map[pickKey]*pick
+	ports     map[uint16]bool    // on which an endpoint listens, healthy or not
+	limiter   *ratelimit.Limiter // all requests together, nil when there is no limit
+	keyed     *ratelimit.Keyed   // by the header limitBy
+	limitBy   string
+	limitText string // the limit as the RateLimit-Policy field has it
+	budget    *retry.Budget
+	metrics   *telemetry.Service
+	label     string // "service.namespace", for the log
 }
 
 // pickKey is what narrows a choice of endpoint. An empty subset, port 0 and
@@ -267,6 +268,7 @@ func (d *destination) setLimits(old *destination, now time.Time) error {
 	if limit.Limit == 0 || isInboundLimit(limit) {
 		return nil
 	}
+	d.limitText = limitPolicy(limit)
 	if old != nil && old.svc.Traffic.RateLimit == limit {
 		d.limiter, d.keyed, d.limitBy = old.limiter, old.keyed, old.limitBy
 		return nil

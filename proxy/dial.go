@@ -63,7 +63,7 @@ func (e *handshakeError) Unwrap() error { return e.err }
 
 // onLoop is the dialer for connections on a loop.
 func (d *dialer) onLoop() loop.Dialer {
-	ld := loop.Dialer{KeepAlive: keepAlive}
+	ld := loop.Dialer{KeepAlive: &keepAlive}
 	if d.control != nil {
 		ld.Control = func(fd int, to netip.AddrPort) error {
 			network := "tcp4"

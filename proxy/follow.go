@@ -114,8 +114,9 @@ func (p *Proxy) setMesh(m policy.Mesh) error {
 // with it.
 type guard struct {
 	*policy.Guard
-	tokens  *jwt.Verifier    // without a secret it takes no token
-	limiter *ratelimit.Keyed // by caller or by token subject; nil without such a limit
+	tokens    *jwt.Verifier    // without a secret it takes no token
+	limiter   *ratelimit.Keyed // by caller or by token subject; nil without such a limit
+	limitText string           // as the RateLimit-Policy field has it
 }
 
 func newGuard(in policy.Inbound, old *guard, now time.Time) *guard {
@@ -124,6 +125,7 @@ func newGuard(in policy.Inbound, old *guard, now time.Time) *guard {
 	if limit.Limit == 0 || !isInboundLimit(limit) {
 		return g
 	}
+	g.limitText = limitPolicy(limit)
 	if old != nil && old.Settings().RateLimit == limit {
 		g.limiter = old.limiter
 	} else if l, err := ratelimit.NewKeyed(ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, 0, now); err == nil {

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/jwt"
 	"github.com/weir-mesh/weir/proxy/loop"
-	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
@@ -117,7 +116,7 @@ func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
 		key = source(r.in.caller, r.in.lc.Peer)
 	}
 	d := g.limiter.Allow(key, r.began)
-	r.text = setLimitFields(x, r.text[:0], ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, d)
+	r.text = setLimitFields(x, r.text[:0], g.limitText, d)
 	if d.OK {
 		return 0
 	}

@@ -89,14 +89,14 @@ func (p *Proxy) serveRequests(c loop.Stream, peeked []byte, o *outboundConn) {
 }
 
 // ended is told how a connection of requests ended.
-func (o *outboundConn) ended(err error) {
-	m := o.p.conns.outboundHTTP
+func (c *outboundConn) ended(err error) {
+	m := c.p.conns.outboundHTTP
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
-		o.upgraded.relay(o.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+		c.upgraded.relay(c.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
 	case err != nil:
 		m.Closed("failed", 0, 0)
-		o.p.log.Debug("outbound connection", zap.Stringer("destination", o.lc.OriginalDst), zap.Error(err))
+		c.p.log.Debug("outbound connection", zap.Stringer("destination", c.lc.OriginalDst), zap.Error(err))
 	default:
 		m.Closed("eof", 0, 0)
 	}

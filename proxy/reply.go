@@ -3,6 +3,7 @@ package proxy
 import (
 	"unsafe"
 
+	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 )
@@ -100,20 +101,21 @@ func (o *outbound) reply(x *h1.Exchange, r *refusal) int {
 // RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and Retry-After when
 // it refused. They are views of buf, which the caller keeps until the exchange
 // has ended.
-func setLimitFields(x *h1.Exchange, buf []byte, p ratelimit.Policy, d ratelimit.Decision) []byte {
-	buf = ratelimit.AppendPolicy(buf, "default", p)
-	a := len(buf)
+func setLimitFields(x *h1.Exchange, buf []byte, policy string, d ratelimit.Decision) []byte {
 	buf = ratelimit.AppendRateLimit(buf, "default", d)
-	b := len(buf)
+	n := len(buf)
+	x.SetResponse("RateLimit-Policy", policy)
 	if !d.OK {
 		buf = ratelimit.AppendRetryAfter(buf, d)
+		x.SetResponse("Retry-After", view(buf[n:]))
 	}
-	x.SetResponse("RateLimit-Policy", view(buf[:a]))
-	x.SetResponse("RateLimit", view(buf[a:b]))
-	if !d.OK {
-		x.SetResponse("Retry-After", view(buf[b:]))
-	}
+	x.SetResponse("RateLimit", view(buf[:n]))
 	return buf
+}
+
+// limitPolicy is the text of a limit, the same for every request.
+func limitPolicy(l policy.RateLimit) string {
+	return string(ratelimit.AppendPolicy(nil, "default", ratelimit.Policy{Limit: l.Limit, Window: l.Window}))
 }
 
 // view is b as a string without copying; b must not change while it is used.

@@ -136,8 +136,7 @@ func (o *outbound) limit(x *h1.Exchange) int {
 	default:
 		return 0
 	}
-	limit := o.service.svc.Traffic.RateLimit
-	o.text = setLimitFields(x, o.text[:0], ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, d)
+	o.text = setLimitFields(x, o.text[:0], o.service.limitText, d)
 	if d.OK {
 		return 0
 	}

@@ -21,24 +21,34 @@ var ErrNotRedirected = errors.New("redirect: the connection was not redirected")
 
 // OriginalDst is where an accepted TCP connection was going before it was
 // redirected here. IPv4 on a dual-stack listener gives an IPv4 address. A
-// connection that came here by itself gives ErrNotRedirected.
+// connection that came here by itself gives ErrNotRedirected. A c that knows its
+// own address says so by a method Local() netip.AddrPort, never in mapped form;
+// else the kernel is asked.
 func OriginalDst(c syscall.Conn) (netip.AddrPort, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("redirect: original destination: %w", err)
 	}
+	var local netip.AddrPort
+	if known, ok := c.(interface{ Local() netip.AddrPort }); ok {
+		local = known.Local()
+	}
 	var dst netip.AddrPort
 	var inner error
-	if err := raw.Control(func(fd uintptr) { dst, inner = originalDst(int(fd)) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { dst, inner = originalDst(int(fd), local) }); err != nil {
 		return netip.AddrPort{}, fmt.Errorf("redirect: original destination: %w", err)
 	}
 	return dst, inner
 }
 
-func originalDst(fd int) (netip.AddrPort, error) {
-	local, v6, err := localAddr(fd)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("redirect: original destination: own address: %w", err)
+// originalDst asks for the socket's own address unless it is known.
+func originalDst(fd int, local netip.AddrPort) (netip.AddrPort, error) {
+	v6 := local.Addr().Is6()
+	if !local.IsValid() {
+		var err error
+		if local, v6, err = localAddr(fd); err != nil {
+			return netip.AddrPort{}, fmt.Errorf("redirect: original destination: own address: %w", err)
+		}
 	}
 	dst, err := conntrackDst(fd, v6)
 	// ENOENT: conntrack does not know the connection. ENOPROTOOPT: there is no conntrack.

@@ -40,6 +40,23 @@ func all[T string | []byte](s T, want uint8) bool {
 	return true
 }
 
+// validValue reports whether every byte of s may stand in a field value. Eight
+// bytes at a time are looked at for one below 0x20 or equal to 0x7f, as the usual
+// trick has it (it may err towards suspicion); a tab, or worse, is looked at singly.
+func validValue[T string | []byte](s T) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		del := w ^ 0x7f*ones
+		if ((w-0x20*ones)&^w|(del-ones)&^del)&highs != 0 {
+			return all(s[i:], valueByte)
+		}
+	}
+	return all(s[i:], valueByte)
+}
+
 func isToken[T string | []byte](s T) bool { return len(s) > 0 && all(s, tokenByte) }
 
 // equalFold compares in ASCII only: header names are tokens. (Unicode folding

@@ -11,51 +11,58 @@ import (
 type Exchange struct {
 	Req Request
 
-	s    *session
-	now  time.Time
-	body body   // of the request
-	own  []byte // the buffer of a request body that did not come with its head
-	kept bool   // all of the body that was read is still there
-
+	s          *session
+	now        time.Time
+	body       body // of the request
 	toUpstream edits
 	toClient   edits
-	target     string // "" unless changed
+	up         *Upstream // whose response waits to be relayed or dropped
+	resp       Response
+	content    body // of the response
+	pump       pump
+	status
+}
 
-	up      *Upstream // whose response waits to be relayed or dropped
-	resp    Response
-	content body   // of the response
-	out     []byte // what is being built to be written; nil when not
-	pump    pump
+// status is what of an exchange begins with zero.
+type status struct {
+	own      []byte    // the buffer of a request body that did not come with its head
+	out      []byte    // what is being built to be written; nil when not
+	target   string    // "" unless changed
+	finSeen  time.Time // when the client was seen to have sent FIN
+	err      *Error    // why the client connection must be cut
+	received int64
 
+	given     bool // not all of the body that was read is still there
 	got       bool // something of a response came in this round trip
 	continued bool // a 100 was relayed
 	closing   bool // the client connection ends with this exchange
 	answered  bool // a final response was begun
 	upgraded  bool
-	finSeen   time.Time // when the client was seen to have sent FIN
-	err       *Error    // why the client connection must be cut
-
-	received int64
 }
 
 func (x *Exchange) begin(s *session) {
-	x.s, x.kept = s, true
+	x.s = s
+	x.toUpstream.names, x.toClient.names = &s.stock.names, &s.stock.names
 	x.Req.reset()
 }
 
 // end gives everything back, also after a panic in the handler.
 func (x *Exchange) end() {
-	x.pump.stop()
-	giveBuffer(x.out)
-	giveBuffer(x.own)
+	if x.pump.stop(); x.pump.x != nil {
+		x.pump = pump{}
+	}
+	st := x.s.stock
+	st.give(x.out)
+	st.give(x.own)
+	if x.up != nil {
+		x.up.unfit()
+		_ = x.up.Close()
+	}
 	x.toUpstream.reset()
 	x.toClient.reset()
-	x.resp.reset()
-	x.Req.reset()
-	*x = Exchange{
-		Req: x.Req, resp: x.resp, toUpstream: x.toUpstream, toClient: x.toClient,
-	}
-	exchanges.Put(x)
+	x.s, x.up = nil, nil
+	x.status = status{}
+	st.giveExchange(x)
 }
 
 // beginBody takes down what of the body came with the head.
@@ -138,7 +145,7 @@ func (x *Exchange) CloseAfter() { x.closing = true }
 // may not be kept. Whether the upstream may see the request twice is for the
 // caller to decide, see Error.Sent.
 func (x *Exchange) CanRetry() bool {
-	return !x.answered && !x.upgraded && !x.pump.running && x.err == nil && x.kept
+	return !x.answered && !x.upgraded && !x.pump.running && x.err == nil && !x.given
 }
 
 // switches reports whether the request asks the upstream to switch protocols.
@@ -182,7 +189,7 @@ func (x *Exchange) keepRest() {
 		return
 	}
 	s := x.s
-	giveBuffer(s.buf)
+	s.stock.give(s.buf)
 	s.buf, s.r, s.w = x.own, x.body.raw, x.body.end
 	x.own = nil
 }

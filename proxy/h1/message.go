@@ -83,8 +83,12 @@ type message struct {
 // maxNamed bounds the fields that Connection may name: each costs a comparison per field.
 const maxNamed = 16
 
+// reset does not assign the whole: that would copy it.
 func (m *message) reset() {
-	*m = message{fields: m.fields[:0], named: m.named[:0], cl: -1, upgrade: -1}
+	m.b, m.fields, m.named = nil, m.fields[:0], m.named[:0]
+	m.line, m.seen, m.hosts = 0, 0, 0
+	m.cl, m.upgrade = -1, -1
+	m.chunked, m.close, m.keepAlive, m.switching, m.trailers = false, false, false, false, false
 }
 
 // nextLine finds the end of the current line in b, the bytes that are there. It
@@ -158,7 +162,7 @@ func parseField(line []byte, start, end int) (f field, err error) {
 		return f, errEmptyName
 	}
 	v := n + 1
-	if !all(line[v:], valueByte) {
+	if !validValue(line[v:]) {
 		return f, errFieldValue
 	}
 	value := line[v:]

@@ -56,7 +56,7 @@ func (p *pump) start(x *Exchange, up *Upstream, deadline time.Time, whole bool) 
 
 func (p *pump) run() {
 	p.err = p.copy()
-	giveBuffer(p.out)
+	p.x.s.stock.give(p.out)
 	p.out = nil
 	if p.err != nil && p.err.Side == SideClient && !p.quit {
 		p.failed = p.err
@@ -122,11 +122,11 @@ func (p *pump) copy() *Error {
 			return nil
 		}
 		if x.own == nil {
-			x.own = takeBuffer(largeBuffer)
+			x.own = x.s.stock.take(largeBuffer)
 			b.moveTo(x.own)
 		}
-		if kept := b.dec - b.from; kept > x.s.cfg.ReplayBytes || len(b.room()) == 0 || !x.kept {
-			x.kept = x.kept && kept == 0
+		if kept := b.dec - b.from; kept > x.s.cfg.ReplayBytes || len(b.room()) == 0 || x.given {
+			x.given = x.given || kept != 0
 			b.recycle()
 		}
 		if e := p.read(); e != nil {

@@ -34,9 +34,9 @@ func (x *Exchange) Relay(up *Upstream) error {
 	}
 	x.up, x.answered = nil, true
 	how := x.deliver()
-	x.out = x.responseHead(takeBuffer(largeBuffer)[:0], how)
+	x.out = x.responseHead(x.s.stock.take(largeBuffer)[:0], how)
 	e := x.relayContent(up, how)
-	giveBuffer(x.out)
+	x.s.stock.give(x.out)
 	x.out = nil
 	if e == nil {
 		x.settle(up)
@@ -246,7 +246,7 @@ func (x *Exchange) Reply(status int, body []byte, header ...string) error {
 		err = errReply
 	}
 	for i := 0; err == nil && i < len(header); i += 2 {
-		err = editable(header[i], header[i+1], editSet)
+		err = x.toClient.editable(header[i], header[i+1], editSet)
 	}
 	if err != nil {
 		return &Error{Side: SideLocal, Step: WriteResponse, Status: http.StatusInternalServerError, Err: err}
@@ -268,7 +268,7 @@ func (x *Exchange) writeReply(status int, body []byte, header []string) *Error {
 	if !x.body.done || x.s.draining() {
 		x.closing = true
 	}
-	out := append(takeBuffer(largeBuffer)[:0], "HTTP/1.1 "...)
+	out := append(x.s.stock.take(largeBuffer)[:0], "HTTP/1.1 "...)
 	x.out = out[:0] // in case it is outgrown: this one goes back
 	out = append(appendStatus(out, status), ' ')
 	out = append(out, http.StatusText(status)...)
@@ -297,7 +297,7 @@ func (x *Exchange) writeReply(status int, body []byte, header []string) *Error {
 		x.received += int64(len(body))
 	}
 	e := x.writeClient(out)
-	giveBuffer(x.out)
+	x.s.stock.give(x.out)
 	x.out = nil
 	return e
 }

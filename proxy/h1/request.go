@@ -55,7 +55,10 @@ func (r *Request) Upgrade() string {
 
 func (r *Request) reset() {
 	r.message.reset()
-	*r = Request{message: r.message}
+	r.Method, r.Target, r.Host = "", "", ""
+	r.Minor, r.ContentLength = 0, 0
+	r.methodEnd, r.target, r.authority = 0, span{}, span{}
+	r.lineDone, r.absolute, r.expects = false, false, false
 }
 
 // parse reads a request head from b, which holds all that came of it so far.

@@ -15,7 +15,8 @@ type Response struct {
 
 func (r *Response) reset() {
 	r.message.reset()
-	*r = Response{message: r.message}
+	r.Status, r.Reason, r.ContentLength = 0, "", 0
+	r.lineDone, r.minor, r.reason = false, 0, span{}
 }
 
 // parse reads a response head from b, as Request.parse does.
@@ -62,7 +63,7 @@ func (r *Response) parseLine(line []byte) error {
 		}
 		r.Status = r.Status*10 + int(c-'0')
 	}
-	if r.Status < 100 || !all(line[12:], valueByte) {
+	if r.Status < 100 || !validValue(line[12:]) {
 		return errStatusLine
 	}
 	r.reason = span{min(13, len(line)), len(line)}

@@ -30,7 +30,7 @@ func (x *Exchange) RoundTrip(up *Upstream, deadline time.Time) (*Response, error
 	if e != nil {
 		return nil, x.fail(up, e)
 	}
-	giveBuffer(x.out)
+	x.s.stock.give(x.out)
 	x.out = nil
 	x.up = up
 	x.pump.headCame()
@@ -56,7 +56,7 @@ func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
 	x.pump.reset()
 	x.resp.reset()
 	x.body.sent = x.body.from
-	x.out = x.appendRequest(takeBuffer(largeBuffer)[:0])
+	x.out = x.appendRequest(x.s.stock.take(largeBuffer)[:0])
 	switch heard := up.look(now.Sub(up.idleSince)); {
 	case heard == spoke && !up.used:
 		return nil // a server that is full may speak at once
@@ -76,7 +76,10 @@ func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
 	if n < len(x.out) {
 		x.out = x.out[:copy(x.out, x.out[n:])]
 		x.pump.start(x, up, deadline, true)
+		return nil
 	}
+	x.s.stock.give(x.out) // for whoever is next while this one waits
+	x.out = nil
 	return nil
 }
 
@@ -239,7 +242,7 @@ func (x *Exchange) fail(up *Upstream, e *Error) *Error {
 	if e.Side == SideClient {
 		x.err = e
 	}
-	giveBuffer(x.out)
+	x.s.stock.give(x.out)
 	x.out = nil
 	_ = up.Close()
 	return e
@@ -271,8 +274,8 @@ func (x *Exchange) relayInterim() *Error {
 		return nil
 	}
 	x.continued = x.continued || r.Status == http.StatusContinue
-	b := takeBuffer(largeBuffer)
-	defer giveBuffer(b)
+	b := x.s.stock.take(largeBuffer)
+	defer x.s.stock.give(b)
 	return x.writeClient(append(x.appendResponse(b[:0], &noEdits), '\r', '\n'))
 }
 

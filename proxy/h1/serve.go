@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"sync"
 	"syscall"
 	"time"
 
@@ -26,8 +25,6 @@ type session struct {
 	idleUntil time.Time
 	skipped   bool // an empty line before the request that is read
 }
-
-var exchanges = sync.Pool{New: func() any { return new(Exchange) }}
 
 // serve serves the requests that are there, then parks the connection.
 func (s *session) serve() {
@@ -67,9 +64,9 @@ func (s *session) preload(peeked []byte) {
 	if len(peeked) == 0 {
 		return
 	}
-	if s.buf = takeBuffer(smallBuffer); len(peeked) > smallBuffer {
-		giveBuffer(s.buf)
-		s.buf = takeBuffer(largeBuffer)
+	if s.buf = s.stock.take(smallBuffer); len(peeked) > smallBuffer {
+		s.stock.give(s.buf)
+		s.buf = s.stock.take(largeBuffer)
 	}
 	s.w = copy(s.buf, peeked)
 }
@@ -116,7 +113,7 @@ func (s *session) awaitRequest() (parked bool, err error) {
 
 // serveOne reads one request, has it handled and reports whether another may follow.
 func (s *session) serveOne() (again bool, err error) {
-	x := exchanges.Get().(*Exchange)
+	x := s.stock.takeExchange()
 	x.begin(s)
 	defer x.end()
 	if err := x.readHead(); err != nil {
@@ -210,8 +207,8 @@ func (s *session) linger() {
 		return
 	}
 	_ = s.conn.SetReadDeadline(s.cfg.now(s).Add(time.Second))
-	b := takeBuffer(largeBuffer)
-	defer giveBuffer(b)
+	b := s.stock.take(largeBuffer)
+	defer s.stock.give(b)
 	for total := 0; total < 256<<10; {
 		n, err := s.conn.Read(b)
 		if err != nil {

@@ -25,8 +25,8 @@ func (x *Exchange) Upgraded(up *Upstream) (client, upstream Handed, err error) {
 		return client, upstream, &Error{Side: SideLocal, Step: WriteResponse, Err: errNoResponse}
 	}
 	x.up, x.answered = nil, true
-	b := takeBuffer(largeBuffer)
-	defer giveBuffer(b)
+	b := x.s.stock.take(largeBuffer)
+	defer x.s.stock.give(b)
 	out := x.appendResponse(b[:0], &x.toClient)
 	out = append(out, "Connection: Upgrade\r\n\r\n"...)
 	if e := x.writeClient(out); e != nil {

@@ -12,16 +12,17 @@ import (
 // wire is a connection with its read buffer. At one time one task may read and
 // one may write.
 type wire struct {
-	conn loop.Stream
-	bare *loop.Conn // conn, if nothing is over the socket
-	size int        // of the first buffer: small or large
+	conn  loop.Stream
+	bare  *loop.Conn // conn, if nothing is over the socket
+	stock *stock     // of the loop
+	size  int        // of the first buffer: small or large
 
 	buf  []byte // nil while there is nothing in it
 	r, w int    // unread bytes are buf[r:w]
 }
 
 func (w *wire) init(conn loop.Stream, size int) {
-	*w = wire{conn: conn, size: size}
+	*w = wire{conn: conn, size: size, stock: stockOf(conn.Socket().Loop())}
 	w.bare, _ = conn.(*loop.Conn)
 }
 
@@ -31,7 +32,7 @@ func (w *wire) unread() []byte { return w.buf[w.r:w.w] }
 // release gives the buffer back if nothing is in it.
 func (w *wire) release() {
 	if w.r == w.w {
-		giveBuffer(w.buf)
+		w.stock.give(w.buf)
 		w.buf, w.r, w.w = nil, 0, 0
 	}
 }
@@ -53,9 +54,9 @@ func (w *wire) fill() error {
 // The limit on heads is one large buffer, so there is room then.
 func (w *wire) makeRoom() {
 	if w.r == 0 && len(w.buf) < largeBuffer {
-		b := takeBuffer(largeBuffer)
+		b := w.stock.take(largeBuffer)
 		copy(b, w.buf[:w.w])
-		giveBuffer(w.buf)
+		w.stock.give(w.buf)
 		w.buf = b
 		return
 	}
@@ -81,14 +82,14 @@ func (w *wire) tryFill() error {
 	if !w.conn.Readable() {
 		return loop.ErrWouldBlock
 	}
-	b := takeBuffer(w.size)
+	b := w.stock.take(w.size)
 	at := w.headroom()
 	n, err := w.conn.TryRead(b[at:])
 	if n > 0 {
 		w.buf, w.r, w.w = b, at, at+n
 		return nil
 	}
-	giveBuffer(b)
+	w.stock.give(b)
 	return err
 }
 

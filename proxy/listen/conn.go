@@ -28,9 +28,6 @@ type Conn struct {
 
 var _ syscall.Conn = (*Conn)(nil) // for redirect.OriginalDst
 
-// Local is the connection's own address.
-func (c *Conn) Local() netip.AddrPort { return addrPort(c.LocalAddr()) }
-
 // describe asks where the connection was going.
 func (c *Conn) describe(originalDst func(syscall.Conn) (netip.AddrPort, error)) {
 	c.Peer = c.Remote()

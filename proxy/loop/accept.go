@@ -47,14 +47,17 @@ func (l *Loop) Adopt(fd int, peer netip.AddrPort) *Conn {
 // watch is exclusive: a newcomer wakes one loop, not all.
 func (a *Acceptor) watch() error {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(a.fd), Pad: a.watching.generation}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(a.l.epoll, unix.EPOLL_CTL_ADD, a.fd, &ev))
+	if err := rawEpollCtl(a.l.epoll, unix.EPOLL_CTL_ADD, a.fd, &ev); err != 0 {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	return nil
 }
 
 // Pause leaves newcomers to other loops, and in the kernel's backlog, until Resume.
 func (a *Acceptor) Pause() {
 	if !a.paused && !a.closed {
 		a.paused = true
-		_ = unix.EpollCtl(a.l.epoll, unix.EPOLL_CTL_DEL, a.fd, nil) // exclusive ones cannot be modified
+		_ = rawEpollCtl(a.l.epoll, unix.EPOLL_CTL_DEL, a.fd, nil) // exclusive ones cannot be modified
 	}
 }
 
@@ -80,7 +83,7 @@ func (a *Acceptor) Close() {
 	if a.resume != nil {
 		a.resume()
 	}
-	unix.Close(a.fd)
+	_ = rawClose(a.fd)
 }
 
 // accept takes one; the socket is watched level-triggered, so the next comes at
@@ -94,10 +97,11 @@ func (a *Acceptor) accept() {
 
 // take accepts one, if one is there.
 func (a *Acceptor) take() bool {
-	fd, sa, err := unix.Accept4(a.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	var sa sockaddr
+	fd, err := rawAccept(a.fd, &sa)
 	switch err {
-	case nil:
-		a.accepted(fd, addrPort(sa))
+	case 0:
+		a.accepted(fd, sa.addrPort())
 		return true
 	case unix.EINTR, unix.ECONNABORTED:
 		return true

@@ -23,6 +23,7 @@ type Conn struct {
 	watched  bool // is in the epoll set
 	readable bool // there may be bytes, or an end, to read
 	ended    bool // FIN or an error came: it stays readable
+	hung     bool // both directions ended, or an error came
 	room     bool // the kernel said that it can be written to
 	closed   bool
 
@@ -33,6 +34,7 @@ type Conn struct {
 	local, remote   netip.AddrPort
 	listening       *Acceptor // the entry of a listening socket
 	owner           Owner
+	keep            *net.KeepAliveConfig // to be set if the connection lasts
 }
 
 // Owner is told, on the loop, that its connection was closed.
@@ -73,6 +75,7 @@ func (c *Conn) note(events uint32) {
 	if events&(unix.EPOLLIN|end) != 0 {
 		c.readable = true
 		c.ended = c.ended || events&end != 0
+		c.hung = c.hung || events&(unix.EPOLLHUP|unix.EPOLLERR) != 0
 		if c.reader != nil {
 			c.l.wake(c.reader)
 		} else if c.idle != nil {
@@ -96,7 +99,7 @@ func (c *Conn) watch() error {
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     int32(c.fd), Pad: c.generation,
 	}
-	if err := unix.EpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, c.fd, &ev); err != nil {
+	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, c.fd, &ev); err != 0 {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	c.watched = true
@@ -340,7 +343,10 @@ func (c *Conn) CloseWrite() error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	return os.NewSyscallError("shutdown", unix.Shutdown(c.fd, unix.SHUT_WR))
+	if err := rawShutdown(c.fd, unix.SHUT_WR); err != 0 {
+		return os.NewSyscallError("shutdown", err)
+	}
+	return nil
 }
 
 // Close closes the connection. Bytes that were not read make it a reset.
@@ -351,7 +357,7 @@ func (c *Conn) Close() error {
 	c.closed = true
 	c.l.conns[c.fd] = nil
 	c.l.timers.drop(&c.timer)
-	err := unix.Close(c.fd) // which takes it out of the epoll set
+	err := rawClose(c.fd) // which takes it out of the epoll set
 	if c.writer != nil {
 		c.l.wake(c.writer)
 	}
@@ -359,7 +365,10 @@ func (c *Conn) Close() error {
 	if c.owner != nil {
 		c.owner.Closed(c)
 	}
-	return os.NewSyscallError("close", err)
+	if err != 0 {
+		return os.NewSyscallError("close", err)
+	}
+	return nil
 }
 
 // Reset closes the connection so that its peer sees a reset, not an end.
@@ -381,6 +390,9 @@ func (c *Conn) FD() int {
 	}
 	return c.fd
 }
+
+// Hung reports whether both directions are known to have ended, as after a reset.
+func (c *Conn) Hung() bool { return c.hung }
 
 // SyscallConn gives access to the descriptor as net.TCPConn does, for options;
 // its Read and Write are not there.
@@ -410,13 +422,17 @@ func (c *Conn) Drained() { c.readable = false }
 func (c *Conn) Ended() bool { return c.ended }
 
 // LocalAddr implements net.Conn.
-func (c *Conn) LocalAddr() net.Addr {
+func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Local()) }
+
+// Local is LocalAddr; the kernel is asked once.
+func (c *Conn) Local() netip.AddrPort {
 	if !c.local.IsValid() && !c.closed {
-		if sa, err := unix.Getsockname(c.fd); err == nil {
-			c.local = addrPort(sa)
+		var sa sockaddr
+		if rawLocal(c.fd, &sa) == 0 {
+			c.local = sa.addrPort()
 		}
 	}
-	return net.TCPAddrFromAddrPort(c.local)
+	return c.local
 }
 
 // RemoteAddr implements net.Conn.
@@ -429,25 +445,21 @@ func (c *Conn) failed(op string, err syscall.Errno) error {
 	return &net.OpError{Op: op, Net: "tcp", Addr: net.TCPAddrFromAddrPort(c.remote), Err: os.NewSyscallError(op, err)}
 }
 
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		a := netip.AddrFrom16(sa.Addr).Unmap()
-		if a.Is6() && sa.ZoneId != 0 {
-			a = a.WithZone(zone(sa.ZoneId))
-		}
-		return netip.AddrPortFrom(a, uint16(sa.Port))
-	}
-	return netip.AddrPort{}
-}
-
-func zone(id uint32) string {
+func zoneOf(id uint32) string {
 	if ifi, err := net.InterfaceByIndex(int(id)); err == nil {
 		return ifi.Name
 	}
 	return ""
+}
+
+func zoneID(name string) uint32 {
+	if name == "" {
+		return 0
+	}
+	if ifi, err := net.InterfaceByName(name); err == nil {
+		return uint32(ifi.Index)
+	}
+	return 0
 }
 
 var errNotTCP = errors.New("loop: not a TCP address")

@@ -1,7 +1,6 @@
 package loop
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -10,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket options of a connection that is dialled.
+// Dialer says how sockets are made that connect.
 type Dialer struct {
 	// Control prepares the socket before it connects, as net.Dialer's does but
 	// with the descriptor itself; nil does nothing.
 	Control func(fd int, to netip.AddrPort) error
-	// KeepAlive is set on the socket; its zero value sets nothing.
-	KeepAlive net.KeepAliveConfig
+	// KeepAlive is set once the connection has lasted for 10 s or so; nil sets
+	// nothing.
+	KeepAlive *net.KeepAliveConfig
 }
 
 // Dial connects, waiting until deadline at most; zero is no limit. TCP_NODELAY
@@ -33,31 +33,38 @@ func (l *Loop) dial(d Dialer, to netip.AddrPort, deadline time.Time) (*Conn, err
 	if l.closing {
 		return nil, net.ErrClosed
 	}
-	family, sa := sockaddr(to)
-	if sa == nil {
+	var sa sockaddr
+	family, ok := sa.set(to)
+	if !ok {
 		return nil, errNotTCP
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+	fd, errno := rawSocket(family)
+	if errno != 0 {
+		return nil, os.NewSyscallError("socket", errno)
 	}
-	if err := d.prepare(fd, to); err != nil {
-		unix.Close(fd)
-		return nil, err
+	if d.Control != nil {
+		if err := d.Control(fd, to); err != nil {
+			_ = rawClose(fd)
+			return nil, err
+		}
 	}
-	err = unix.Connect(fd, sa)
-	if err != nil && err != unix.EINPROGRESS {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
+	if errno = rawSetInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); errno == 0 {
+		errno = rawConnect(fd, &sa)
+	}
+	if errno != 0 && errno != unix.EINPROGRESS {
+		_ = rawClose(fd)
+		return nil, os.NewSyscallError("connect", errno)
 	}
 	c := l.newConn(fd)
 	c.remote = to
-	if err == nil {
-		return c, nil
+	if errno == unix.EINPROGRESS {
+		if err := c.connected(deadline); err != nil {
+			_ = c.Close()
+			return nil, err
+		}
 	}
-	if err := c.connected(deadline); err != nil {
-		_ = c.Close()
-		return nil, err
+	if c.keep = d.KeepAlive; c.keep != nil {
+		l.keepLater()
 	}
 	return c, nil
 }
@@ -83,51 +90,51 @@ func (c *Conn) connected(deadline time.Time) error {
 	return nil
 }
 
-func (d *Dialer) prepare(fd int, to netip.AddrPort) error {
-	if d.Control != nil {
-		if err := d.Control(fd, to); err != nil {
-			return err
+// keepAfter is how long a connection must have lasted, or twice that, before it
+// gets its keep-alive: four calls that most connections never need.
+const keepAfter = 10 * time.Second
+
+func (l *Loop) keepLater() {
+	if l.keeping {
+		return
+	}
+	l.keeping = true
+	var newer int32 // of a generation after this one
+	var look func()
+	look = func() {
+		left := false
+		l.Each(func(c *Conn) {
+			switch {
+			case c.keep == nil:
+			case c.generation-newer > 0:
+				left = true
+			default:
+				setKeepAlive(c.fd, c.keep)
+				c.keep = nil
+			}
+		})
+		newer = l.generation
+		if l.keeping = left && !l.closing; l.keeping {
+			l.AfterFunc(keepAfter, look)
 		}
 	}
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return os.NewSyscallError("setsockopt", err)
-	}
-	if !d.KeepAlive.Enable {
-		return nil
-	}
-	return setKeepAlive(fd, d.KeepAlive)
+	newer = l.generation - 1
+	l.AfterFunc(keepAfter, look)
 }
 
-func setKeepAlive(fd int, k net.KeepAliveConfig) error {
+// setKeepAlive does what it can: a connection works without.
+func setKeepAlive(fd int, k *net.KeepAliveConfig) {
+	if !k.Enable {
+		return
+	}
 	for _, o := range [...]struct{ level, option, value int }{
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(k.Idle / time.Second)},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(k.Interval / time.Second)},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, k.Count},
 	} {
-		if o.value <= 0 {
-			continue
-		}
-		if err := unix.SetsockoptInt(fd, o.level, o.option, o.value); err != nil {
-			return fmt.Errorf("set keep-alive: %w", err)
+		if o.value > 0 {
+			_ = rawSetInt(fd, o.level, o.option, o.value)
 		}
 	}
-	return nil
-}
-
-func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
-	ip := a.Addr().Unmap()
-	switch {
-	case ip.Is4():
-		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: ip.As4()}
-	case ip.Is6():
-		s := &unix.SockaddrInet6{Port: int(a.Port()), Addr: ip.As16()}
-		if z := ip.Zone(); z != "" {
-			if ifi, err := net.InterfaceByName(z); err == nil {
-				s.ZoneId = uint32(ifi.Index)
-			}
-		}
-		return unix.AF_INET6, s
-	}
-	return 0, nil
 }

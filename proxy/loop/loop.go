@@ -56,7 +56,9 @@ type Loop struct {
 	resumed int     // of ready, those resumed already
 	free    []*task // coroutines without a task
 	live    int     // tasks that have begun and not ended
+	locals  []local
 	closing bool
+	keeping bool // keepLater's timer is set
 
 	mu      sync.Mutex // guards what follows
 	posted  []func()
@@ -389,6 +391,22 @@ func (l *Loop) AfterFunc(d time.Duration, f func()) (stop func()) {
 	tm := &timer{run: f}
 	l.timers.set(tm, l.since(time.Now().Add(d)))
 	return func() { l.timers.drop(tm) }
+}
+
+// local is something that users of the loop keep with it.
+type local struct{ key, value any }
+
+// Local finds what is kept with the loop under key, made by create at first.
+// Keys are compared as interfaces: use a type of your own.
+func (l *Loop) Local(key any, create func() any) any {
+	for i := range l.locals {
+		if l.locals[i].key == key {
+			return l.locals[i].value
+		}
+	}
+	v := create()
+	l.locals = append(l.locals, local{key, v})
+	return v
 }
 
 // ErrWouldBlock is returned by TryRead when nothing is there. It is a net.Error

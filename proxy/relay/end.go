@@ -28,7 +28,7 @@ func (s *Session) unsent(side Side) int {
 // it, the read sees a plain end, and a cut stream would be passed on as whole.
 func (s *Session) wasReset(side Side) bool {
 	c, bare := s.ends[side].(*loop.Conn)
-	if !bare || c.Closed() || s.finished[side] {
+	if !bare || c.Closed() || !c.Hung() || s.finished[side] {
 		return false // after our own half-close an orderly end leaves that state too
 	}
 	return tcpState(c.FD()) == tcpClose

@@ -151,7 +151,9 @@ func (s *Session) passEndOn(to Side) {
 	if s.settled {
 		return
 	}
-	s.finished[to] = true
+	if s.finished[to] = true; s.flowing == 1 && s.ends[to].Socket() == s.ends[to] {
+		return // both have ended: closing, which is next, sends the end too
+	}
 	if err := ignoreGone(s.ends[to].CloseWrite()); err != nil {
 		s.fail(&Error{Side: to, Op: "close write", Err: err})
 		s.hurry()

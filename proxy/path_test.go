@@ -1,0 +1,137 @@
+package proxy
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/listen"
+	"github.com/weir-mesh/weir/proxy/loop"
+)
+
+// script is a stream that reads the same bytes again and again and forgets what
+// is written: what a request costs without the kernel.
+type script struct {
+	*loop.Conn
+	says []byte
+	left int // times
+	ask  bool
+}
+
+func (s *script) Readable() bool { return true }
+
+func (s *script) WaitRead() error { return nil }
+
+func (s *script) TryRead(b []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	s.left--
+	return copy(b, s.says), nil
+}
+
+func (s *script) Read(b []byte) (int, error)  { return s.TryRead(b) }
+func (s *script) Write(b []byte) (int, error) { return len(b), nil }
+func (s *script) Close() error                { return nil }
+
+const (
+	pathRequest = "GET /orders/17?full=1 HTTP/1.1\r\nHost: users\r\nUser-Agent: bench/1\r\nAccept: */*\r\nX-Trace: 00-aa-bb-01\r\n\r\n"
+	pathAnswer  = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nServer: app\r\nContent-Length: 5\r\n\r\nhello"
+)
+
+// pathOut is the whole way of requests outwards, policy and all, between two
+// scripts.
+type pathOut struct {
+	t      testing.TB
+	p      *Proxy
+	l      *loop.Loop
+	conn   *outboundConn
+	client *script
+	up     *script
+}
+
+func newPathOut(t testing.TB) *pathOut {
+	p := sidecar(t)
+	svc := usersWith(endpointOf("a", "127.0.0.1:1"))
+	svc.Traffic.RateLimit = policy.RateLimit{Limit: 16_000_000, Window: time.Minute}
+	svc.Traffic.Breaker = policy.Breaker{Enabled: true, Threshold: 5, Timeout: time.Minute}
+	if err := p.setService(users, svc); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.makeLoops(); err != nil {
+		t.Fatal(err)
+	}
+	l := p.loops[0]
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.Run() }()
+	t.Cleanup(func() { l.Close(); <-ended })
+	o := &pathOut{t: t, p: p, l: l}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	o.on(func() {
+		c, err := l.Dial(loop.Dialer{}, ln.Addr().(*net.TCPAddr).AddrPort(), time.Time{})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		lc := &listen.Conn{Conn: c, Listener: &listen.Listener{}, OriginalDst: netip.MustParseAddrPort("240.240.0.1:1")}
+		o.conn = &outboundConn{p: p, lc: lc, dest: p.dests.Load().byName[users]}
+		o.client = &script{Conn: c, says: []byte(pathRequest)}
+		o.up = &script{Conn: c, says: []byte(pathAnswer)}
+		p.dests.Load().byName[users].choose("", 0).endpoints[0].pools[0].Put(l.Now(), h1.NewUpstream(o.up))
+	})
+	return o
+}
+
+func (o *pathOut) on(f func()) {
+	done := make(chan struct{})
+	o.l.Post(func() { o.l.Go(func() { defer close(done); f() }) })
+	<-done
+}
+
+// requests carries n of them; on the loop.
+func (o *pathOut) requests(n int) {
+	o.client.left, o.up.left = n, n
+	o.p.h1.Serve(o.client, nil, func() bool { return false }, o.conn.serve, func(err error) {
+		if err != nil {
+			o.t.Error(err)
+		}
+	})
+	if o.up.left != 0 {
+		o.t.Errorf("%d requests did not come through", o.up.left)
+	}
+}
+
+func TestARequestAllocatesNothingOnItsWayOut(t *testing.T) {
+	o := newPathOut(t)
+	o.on(func() {
+		o.requests(10)
+		const many = 1000
+		per := testing.AllocsPerRun(5, func() { o.requests(many) }) / many
+		limit := 0.05 // of the connection itself
+		if raceEnabled {
+			limit = 20 // sync.Pool drops at random under the race detector
+		}
+		if per > limit {
+			t.Errorf("%.3f allocations per request", per)
+		}
+	})
+}
+
+func BenchmarkRequestOut(b *testing.B) {
+	o := newPathOut(b)
+	b.ReportAllocs()
+	o.on(func() {
+		o.requests(10)
+		b.ResetTimer()
+		o.requests(b.N)
+		b.StopTimer()
+	})
+}
