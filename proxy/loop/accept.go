@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Acceptor takes connections from a listening socket, one at a turn of the loop.
+// Acceptor takes connections from a listening socket, a few at each turn of the loop.
 type Acceptor struct {
 	l        *Loop
 	fd       int
@@ -17,6 +17,7 @@ type Acceptor struct {
 	failed   func(error) (retry time.Duration)
 	paused   bool
 	closed   bool
+	last     uint64 // the turn in which somebody came last
 	resume   func() // stops the timer of a pause
 }
 
@@ -86,13 +87,27 @@ func (a *Acceptor) Close() {
 	_ = rawClose(a.fd)
 }
 
-// accept takes one; the socket is watched level-triggered, so the next comes at
-// the next turn, after everybody else had theirs.
+// burst is how many newcomers are taken at a turn when they come at every turn:
+// with one at each turn there would be more turns than needed, and with all of
+// them at once nobody else would have his.
+const burst = 8
+
+// accept takes who has come. The socket is watched level-triggered, so the rest
+// comes at the next turn.
 func (a *Acceptor) accept() {
-	if a.paused || a.closed {
+	if a.closed {
 		return
 	}
-	a.take()
+	n := 1
+	if a.last == a.l.turn-1 {
+		n = burst
+	}
+	for range n {
+		if a.paused || !a.take() {
+			return
+		}
+		a.last = a.l.turn
+	}
 }
 
 // take accepts one, if one is there.

@@ -44,6 +44,8 @@ type Loop struct {
 	epoll  int
 	wakeFD int // an eventfd: somebody posted
 
+	turn       uint64
+	busy       bool // the last look at the kernel found several events
 	now        time.Time
 	epoch      time.Time // deadlines are counted from here
 	conns      []*Conn   // by descriptor
@@ -95,6 +97,7 @@ func New(cfg Config) (*Loop, error) {
 // called once, and alone makes the loop move.
 func (l *Loop) Run() {
 	for !l.done() {
+		l.turn++
 		l.poll()
 		l.now = time.Now()
 		l.timers.fire(l.since(l.now))
@@ -195,10 +198,17 @@ func (l *Loop) poll() {
 		wait = int(max(0, (due-l.since(l.now)+time.Millisecond-1)/time.Millisecond))
 		wait = min(wait, 1<<30)
 	}
-	n, err := unix.EpollWait(l.epoll, l.events[:], wait)
-	if err != nil && err != unix.EINTR {
-		panic("loop: epoll_wait: " + err.Error()) // the set is ours: it cannot be
+	n := 0
+	if l.busy || wait == 0 { // most likely there is more: the scheduler need not hear of this call
+		n = rawEpollWait(l.epoll, l.events[:])
 	}
+	if n == 0 && wait != 0 {
+		var err error
+		if n, err = unix.EpollWait(l.epoll, l.events[:], wait); err != nil && err != unix.EINTR {
+			panic("loop: epoll_wait: " + err.Error()) // the set is ours: it cannot be
+		}
+	}
+	l.busy = n > 1
 	for i := range max(n, 0) {
 		ev := &l.events[i]
 		if int(ev.Fd) == l.wakeFD {

@@ -58,6 +58,15 @@ func rawEpollCtl(epoll, op, fd int, ev *unix.EpollEvent) syscall.Errno {
 	return err
 }
 
+// rawEpollWait does not wait; an error is no event.
+func rawEpollWait(epoll int, events []unix.EpollEvent) int {
+	n, _, err := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
+	if err != 0 {
+		return 0
+	}
+	return int(n)
+}
+
 // sockaddr is an address of TCP as the kernel has it.
 type sockaddr struct {
 	raw unix.RawSockaddrInet6 // the larger of the two
