@@ -26,7 +26,7 @@ type explicit struct {
 // explicit mode, unless it is not known whether it was redirected here.
 func (p *Proxy) serveDirect(lc *listen.Conn) {
 	if err := lc.OriginalDstErr; err != nil && !p.cfg.NotRedirected(err) {
-		p.log.Warn("the original destination of a connection is not known", zap.Stringer("peer", lc.Peer), zap.Error(err))
+		p.log.Warn("the original destination of a connection is not known", zap.Stringer("peer", lc.Peer()), zap.Error(err))
 		_ = lc.Reset()
 		return
 	}
@@ -42,9 +42,9 @@ func (p *Proxy) serveExplicit(lc *listen.Conn) {
 			_ = lc.Reset()
 			return
 		}
-		local := p.isLocal(lc.Peer.Addr())
+		local := p.isLocal(lc.Peer().Addr())
 		e := &explicit{p: p, out: &outboundConn{p: p, lc: lc}}
-		e.in = &inbound{p: p, lc: lc, trusted: local, caller: policy.Caller{Addr: lc.Peer.Addr()}}
+		e.in = &inbound{p: p, lc: lc, trusted: local, caller: policy.Caller{Addr: lc.Peer().Addr()}}
 		e.in.dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.servicePort())
 		p.conns.explicit.Opened()
 		p.h1.Serve(lc.Conn, peeked, lc.Listener.Draining, e.serve, e.ended)
@@ -56,7 +56,7 @@ func (e *explicit) ended(err error) {
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
 		up := e.out.upgraded
-		if up.client.Conn == nil {
+		if up == nil {
 			up = e.in.upgraded
 		}
 		up.relay(e.out.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })

@@ -26,12 +26,12 @@ func (p *Proxy) serveInbound(lc *listen.Conn) {
 		p.serveDirect(lc)
 		return
 	}
-	in := &inbound{p: p, lc: lc, dst: lc.OriginalDst, caller: policy.Caller{Addr: lc.Peer.Addr()}}
+	in := &inbound{p: p, lc: lc, dst: lc.OriginalDst, caller: policy.Caller{Addr: lc.Peer().Addr()}}
 	in.protocol, in.declared = p.appProtocol(in.dst.Port())
 	in.listen(func(first *firstBytes, err error) {
 		switch {
 		case err != nil:
-			p.log.Debug("inbound connection", zap.Stringer("peer", lc.Peer), zap.Error(err))
+			p.log.Debug("inbound connection", zap.Stringer("peer", lc.Peer()), zap.Error(err))
 			_ = lc.Reset()
 		case first.found.Hello != nil && first.found.Hello.Mesh:
 			in.serveMesh(first)
@@ -50,7 +50,7 @@ type inbound struct {
 	trusted  bool // the local app itself: it may reach its own ports anyway
 	protocol string
 	declared bool
-	upgraded upgrade
+	upgraded *upgrade // nil unless there was one
 }
 
 // listen hears the caller's first bytes. Where the app may speak first and the
@@ -77,7 +77,7 @@ func (i *inbound) serveMesh(first *firstBytes) {
 		first.dropUpstream()
 		i.p.conns.handshakeFailed.Opened()
 		i.p.conns.handshakeFailed.Closed("handshake", 0, 0)
-		i.p.log.Info("mTLS handshake failed", zap.Stringer("peer", i.lc.Peer), zap.Error(err))
+		i.p.log.Info("mTLS handshake failed", zap.Stringer("peer", i.lc.Peer()), zap.Error(err))
 		_ = tc.Close()
 		return
 	}
@@ -175,7 +175,7 @@ func (i *inbound) upstream(first *firstBytes) (*loop.Conn, error) {
 // deny counts and logs a refused call.
 func (i *inbound) deny(word string) {
 	i.p.ownMetrics().Denied(word)
-	i.p.log.Info("denied", zap.String("caller", source(i.caller, i.lc.Peer)), zap.String("reason", word))
+	i.p.log.Info("denied", zap.String("caller", source(i.caller, i.lc.Peer())), zap.String("reason", word))
 }
 
 // serveHTTP runs the HTTP engine and, after an upgrade, the relay.
@@ -197,7 +197,7 @@ func (i *inbound) ended(err error) {
 		live = i.p.live.add(i.caller, cutter(i.lc.Loop(), session))
 	case err != nil:
 		m.Closed("failed", 0, 0)
-		i.p.log.Debug("inbound connection", zap.Stringer("peer", i.lc.Peer), zap.Error(err))
+		i.p.log.Debug("inbound connection", zap.Stringer("peer", i.lc.Peer()), zap.Error(err))
 	default:
 		m.Closed("eof", 0, 0)
 	}

@@ -113,7 +113,7 @@ func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
 	limit := g.Settings().RateLimit
 	key := subject
 	if limit.Key == "source" {
-		key = source(r.in.caller, r.in.lc.Peer)
+		key = source(r.in.caller, r.in.lc.Peer())
 	}
 	d := g.limiter.Allow(key, r.began)
 	r.text = setLimitFields(x, r.text[:0], g.limitText, d)
@@ -169,7 +169,7 @@ func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream, poo
 		if err != nil {
 			return 0
 		}
-		r.in.upgraded = upgrade{client, upstream}
+		r.in.upgraded = &upgrade{client, upstream}
 		return status
 	}
 	err := x.Relay(up)
@@ -197,7 +197,7 @@ func (r *inboundRequests) end(x *h1.Exchange, status int) {
 		return
 	}
 	p.access.Log(&telemetry.Record{
-		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer),
+		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer()),
 		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Req.Method), Path: strings.Clone(x.Req.Target),
 		Protocol: "http1", Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
 		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),

@@ -368,7 +368,7 @@ func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, e
 		return
 	}
 	p.access.Log(&telemetry.Record{
-		Time: started, Direction: dir, Source: lc.Peer.String(), Destination: destination, Endpoint: endpoint,
+		Time: started, Direction: dir, Source: lc.Peer().String(), Destination: destination, Endpoint: endpoint,
 		Protocol: "tcp", Reason: reason, Duration: lc.Loop().Now().Sub(started), BytesIn: res.ToUpstream, BytesOut: res.ToClient,
 	})
 }

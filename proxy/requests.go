@@ -27,7 +27,7 @@ type outboundConn struct {
 	dest     *destination // the service that was dialled
 	seen     *destinations
 	touched  time.Time // when the service's use was last told to the feed
-	upgraded upgrade
+	upgraded *upgrade  // nil unless there was one
 }
 
 // outbound carries one request. It is reused from request to request so that a
@@ -304,7 +304,7 @@ func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoin
 		if err != nil {
 			return 0
 		}
-		o.upgraded = upgrade{client, upstream}
+		o.upgraded = &upgrade{client, upstream}
 		return status
 	}
 	err := x.Relay(up)

@@ -18,9 +18,11 @@ const (
 	// settle is after joining, when what only the start needed is no more used.
 	settle = time.Second
 	// trimEvery is how often an idle process is looked at.
-	trimEvery = 30 * time.Second
+	trimEvery = 2 * time.Second
 	// trimFrom is the least that is worth a collection (some ms of one CPU).
 	trimFrom = 512 << 10
+	// idlePart is of how much of the time an idle process uses the processor less.
+	idlePart = 50
 )
 
 // keepSmall gives memory back, until ctx ends: once what joining the mesh took,
@@ -41,23 +43,33 @@ func keepSmall(ctx context.Context, joined <-chan struct{}) {
 	dropCode()
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
-	for last := readHeap(); ; last = readHeap() {
+	for last, used := readHeap(), cpuTime(); ; last, used = readHeap(), cpuTime() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if h := readHeap(); h.collections == last.collections && h.back() >= max(trimFrom, h.live/4) {
+		idle := cpuTime()-used < trimEvery/idlePart
+		if h := readHeap(); idle && h.collections == last.collections && h.back() >= max(trimFrom, h.live/4) {
 			debug.FreeOSMemory()
 		}
 	}
+}
+
+// cpuTime is what the process has used of the processors.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // heap is how the heap stands, in bytes.
 type heap struct{ collections, live, objects, free uint64 }
 
 // back is about what a collection would give back. No collection since the last
-// look is what idle means: under load they come many a second.
+// look is part of what idle means: under load that allocates they come many a second.
 func (h heap) back() uint64 { return h.objects - min(h.live, h.objects) + h.free }
 
 func readHeap() heap {

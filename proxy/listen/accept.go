@@ -122,7 +122,7 @@ func (l *Listener) Panicked(c *Conn, value any, stack []byte) {
 	l.panics.Add(1)
 	fields := []zap.Field{zap.Any("panic", value), zap.ByteString("stack", stack)}
 	if c != nil {
-		fields = append(fields, zap.Stringer("peer", c.Peer), zap.Stringer("original destination", c.OriginalDst))
+		fields = append(fields, zap.Stringer("peer", c.Peer()), zap.Stringer("original destination", c.OriginalDst))
 	}
 	l.log.Error("a handler panicked; its connection is closed", fields...)
 }

@@ -13,11 +13,9 @@ type Conn struct {
 	Listener *Listener
 	// Shard is the number of the connection's loop among those of Run.
 	Shard int
-	// Peer is who called. An IPv4 address is never in its mapped IPv6 form, here
-	// and in OriginalDst.
-	Peer netip.AddrPort
 	// OriginalDst is where the client was going; the connection's own address
-	// when not Redirected.
+	// when not Redirected. An IPv4 address is never in its mapped IPv6 form, here
+	// and in Peer.
 	OriginalDst netip.AddrPort
 	// Redirected: OriginalDst is known and differs from the connection's own address.
 	Redirected bool
@@ -28,21 +26,33 @@ type Conn struct {
 
 var _ syscall.Conn = (*Conn)(nil) // for redirect.OriginalDst
 
+// Peer is who called.
+func (c *Conn) Peer() netip.AddrPort { return c.Remote() }
+
 // describe asks where the connection was going.
 func (c *Conn) describe(originalDst func(syscall.Conn) (netip.AddrPort, error)) {
-	c.Peer = c.Remote()
 	if originalDst == nil {
 		c.OriginalDst = c.Local()
 		return
 	}
-	dst, err := originalDst(c)
+	at := &asked{Conn: c, local: c.Local()}
+	dst, err := originalDst(at)
 	if err != nil {
-		c.OriginalDst, c.OriginalDstErr = c.Local(), err
+		c.OriginalDst, c.OriginalDstErr = at.local, err
 		return
 	}
 	c.OriginalDst = unmapped(dst)
-	c.Redirected = withoutZone(c.OriginalDst) != withoutZone(c.Local())
+	c.Redirected = withoutZone(c.OriginalDst) != withoutZone(at.local)
 }
+
+// asked is a connection that remembers its own address while it is asked about.
+type asked struct {
+	*Conn
+	local netip.AddrPort
+}
+
+// Local is the connection's own address.
+func (a *asked) Local() netip.AddrPort { return a.local }
 
 func unmapped(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())

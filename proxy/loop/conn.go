@@ -31,7 +31,7 @@ type Conn struct {
 	readBy, writeBy time.Duration
 	idle            func() // what to do when a parked connection has something to say
 	timer           timer
-	local, remote   netip.AddrPort
+	remote          netip.AddrPort
 	listening       *Acceptor // the entry of a listening socket
 	owner           Owner
 	keep            *net.KeepAliveConfig // to be set if the connection lasts
@@ -424,15 +424,14 @@ func (c *Conn) Ended() bool { return c.ended }
 // LocalAddr implements net.Conn.
 func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Local()) }
 
-// Local is LocalAddr; the kernel is asked once.
+// Local is LocalAddr. The kernel is asked: to keep it would cost each connection
+// 32 bytes.
 func (c *Conn) Local() netip.AddrPort {
-	if !c.local.IsValid() && !c.closed {
-		var sa sockaddr
-		if rawLocal(c.fd, &sa) == 0 {
-			c.local = sa.addrPort()
-		}
+	var sa sockaddr
+	if c.closed || rawLocal(c.fd, &sa) != 0 {
+		return netip.AddrPort{}
 	}
-	return c.local
+	return sa.addrPort()
 }
 
 // RemoteAddr implements net.Conn.
