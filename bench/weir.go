@@ -199,8 +199,8 @@ func (s *stage) setAccessLog(ctx context.Context, on bool) error {
 		if _, err := get(ctx, client, s.server.Join(plainPort)); err != nil {
 			return err
 		}
-		// The line is written after the answer; another request tells when.
-		if _, err := get(ctx, client, s.server.Join(plainPort)); err != nil {
+		// Lines are written in batches: this one by then.
+		if err := sleep(ctx, 300*time.Millisecond); err != nil {
 			return err
 		}
 		after, err := os.Stat(s.accessLog())

@@ -19,7 +19,6 @@ type script struct {
 	*loop.Conn
 	says []byte
 	left int // times
-	ask  bool
 }
 
 func (s *script) Readable() bool { return true }
@@ -43,13 +42,14 @@ const (
 	pathAnswer  = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nServer: app\r\nContent-Length: 5\r\n\r\nhello"
 )
 
-// pathOut is the whole way of requests outwards, policy and all, between two
-// scripts.
+// pathOut is the whole way of requests, policy and all, between two scripts;
+// outwards unless another handler is put in.
 type pathOut struct {
 	t      testing.TB
 	p      *Proxy
 	l      *loop.Loop
 	conn   *outboundConn
+	serve  h1.Handler
 	client *script
 	up     *script
 }
@@ -83,6 +83,7 @@ func newPathOut(t testing.TB) *pathOut {
 		}
 		lc := &listen.Conn{Conn: c, Listener: &listen.Listener{}, OriginalDst: netip.MustParseAddrPort("240.240.0.1:1")}
 		o.conn = &outboundConn{p: p, lc: lc, dest: p.dests.Load().byName[users]}
+		o.serve = o.conn.serve
 		o.client = &script{Conn: c, says: []byte(pathRequest)}
 		o.up = &script{Conn: c, says: []byte(pathAnswer)}
 		p.dests.Load().byName[users].choose("", 0).endpoints[0].pools[0].Put(l.Now(), h1.NewUpstream(o.up))
@@ -99,7 +100,7 @@ func (o *pathOut) on(f func()) {
 // requests carries n of them; on the loop.
 func (o *pathOut) requests(n int) {
 	o.client.left, o.up.left = n, n
-	o.p.h1.Serve(o.client, nil, func() bool { return false }, o.conn.serve, func(err error) {
+	o.p.h1.Serve(o.client, nil, func() bool { return false }, o.serve, func(err error) {
 		if err != nil {
 			o.t.Error(err)
 		}
@@ -122,6 +123,52 @@ func TestARequestAllocatesNothingOnItsWayOut(t *testing.T) {
 		if per > limit {
 			t.Errorf("%.3f allocations per request", per)
 		}
+	})
+}
+
+// newPathIn is the same inwards, from an authenticated caller whom a rule allows.
+func newPathIn(t testing.TB) (*pathOut, *inbound) {
+	o := newPathOut(t)
+	in := policy.Inbound{Service: o.p.cfg.Service, MTLS: policy.Strict}
+	for _, name := range []string{"other", "users"} {
+		in.Rules = append(in.Rules, policy.InboundRule{SecurityRule: policy.SecurityRule{
+			ID: name, SourceNamespace: "default", SourceService: name, DestinationNamespace: "default", DestinationService: "front", AllowedMethods: policy.DefaultMethods(),
+		}})
+	}
+	if err := o.p.setInbound(in); err != nil {
+		t.Fatal(err)
+	}
+	i := &inbound{p: o.p, lc: o.conn.lc, dst: netip.MustParseAddrPort("127.0.0.1:8080"), caller: policy.Caller{Name: users, Verified: true}}
+	o.on(func() { o.p.apps[0].get(i.dst).Put(o.l.Now(), h1.NewUpstream(o.up)) })
+	return o, i
+}
+
+func TestARequestAllocatesNothingOnItsWayIn(t *testing.T) {
+	o, in := newPathIn(t)
+	o.serve = in.serveRequest
+	o.on(func() {
+		o.requests(10)
+		const many = 1000
+		per := testing.AllocsPerRun(5, func() { o.requests(many) }) / many
+		limit := 0.05 // of the connection itself
+		if raceEnabled {
+			limit = 20 // sync.Pool drops at random under the race detector
+		}
+		if per > limit {
+			t.Errorf("%.3f allocations per request", per)
+		}
+	})
+}
+
+func BenchmarkRequestIn(b *testing.B) {
+	o, in := newPathIn(b)
+	o.serve = in.serveRequest
+	b.ReportAllocs()
+	o.on(func() {
+		o.requests(10)
+		b.ResetTimer()
+		o.requests(b.N)
+		b.StopTimer()
 	})
 }
 

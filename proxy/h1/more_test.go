@@ -154,6 +154,47 @@ func TestWhatWasPeekedIsReadFirst(t *testing.T) {
 
 func never() bool { return false }
 
+// Heads without end cost what the limit allows, and no more is read of them.
+func TestHeadsWithoutEndAreRefusedEarly(t *testing.T) {
+	for name, piece := range map[string]string{
+		"fields":           "X-Field: value\r\n",
+		"one name":         strings.Repeat("n", 1000),
+		"one value":        "X: " + strings.Repeat("v", 1000),
+		"empty values":     "A:\r\n",
+		"request line":     "",
+		"names Connection": "Connection: a, b, c, d, e, f, g, h\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr := rawUpstream(t, func(net.Conn, *bufio.Reader) { t.Error("something was forwarded") })
+			p := startProxy(t, addr, nil)
+			c := dialRaw(t, p.addr())
+			sent := 0
+			send := func(s string) bool {
+				n, err := io.WriteString(c.TCPConn, s)
+				sent += n
+				return err == nil
+			}
+			if name == "request line" {
+				piece = strings.Repeat("u", 1000)
+				send("GET /")
+			} else {
+				send("GET / HTTP/1.1\r\nHost: a\r\n")
+			}
+			for i := 0; i < 100_000 && send(piece); i++ {
+			}
+			if sent > 32<<20 {
+				t.Errorf("%d bytes were taken of it", sent)
+			}
+			// The answer may be lost in the reset that so much unread brings; the
+			// connection's end may not.
+			e := wantError(t, p.served(1)[0], SideClient, ReadRequest)
+			if e.Status != http.StatusRequestHeaderFieldsTooLarge && e.Status != http.StatusRequestURITooLong && e.Status != http.StatusBadRequest {
+				t.Errorf("%v", e)
+			}
+		})
+	}
+}
+
 func TestTooMuchThatWasPeekedIsRefused(t *testing.T) {
 	l := turn(t)
 	up, _ := pair(t, l)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"reflect"
+	"runtime"
+	"strings"
 	"unsafe"
 )
 
@@ -14,15 +16,23 @@ import (
 // read and then takes everything back. An idle end keeps 5 KiB instead of 8, or
 // of 24 after a full record.
 //
-// The price is that it reaches into crypto/tls. It does so only if the fields
-// are there with the types it expects, only between calls (nothing waits inside
-// one, see transport), and only if they hold nothing. Where Go has changed them
-// everything works as before, with more memory; a test tells.
-var fields, fieldsKnown = findFields(reflect.TypeFor[tls.Conn]())
+// The price is that it reaches into crypto/tls. It does so only in the releases
+// of Go whose crypto/tls was read for it, only if the fields are there with the
+// types it expects, only between calls (nothing waits inside one, see transport),
+// and only if they hold nothing. Elsewhere everything works as well, with more
+// memory. See decisions/0007.
+var fields, fieldsKnown = findFields(reflect.TypeFor[tls.Conn](), runtime.Version())
+
+// read is the release of Go whose crypto/tls was read: nothing but input refers
+// to the memory of rawInput after a call.
+const read = "go1.26"
 
 type offsets struct{ rawInput, input, hand uintptr }
 
-func findFields(conn reflect.Type) (o offsets, ok bool) {
+func findFields(conn reflect.Type, release string) (o offsets, ok bool) {
+	if release != read && !strings.HasPrefix(release, read+".") {
+		return offsets{}, false
+	}
 	for _, want := range []struct {
 		name string
 		is   reflect.Type

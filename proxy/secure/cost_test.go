@@ -2,6 +2,7 @@ package secure
 
 import (
 	"bytes"
+	"crypto/tls"
 	"io"
 	"reflect"
 	"runtime"
@@ -16,10 +17,15 @@ const idleBound = 6 << 10
 
 func TestTheFieldsOfCryptoTLSAreWhereTheyAreLookedFor(t *testing.T) {
 	if !fieldsKnown {
-		t.Error("crypto/tls has changed: idle connections keep up to 24 KiB; see borrow.go")
+		t.Errorf("crypto/tls of %s was not read yet, or has changed: idle connections keep up to 24 KiB; see borrow.go", runtime.Version())
 	}
-	if _, ok := findFields(reflect.TypeFor[bytes.Buffer]()); ok {
+	if _, ok := findFields(reflect.TypeFor[bytes.Buffer](), runtime.Version()); ok {
 		t.Error("fields were found where there are none")
+	}
+	for _, other := range []string{"go1.27", "go1.260", "devel go1.27-abc", ""} {
+		if _, ok := findFields(reflect.TypeFor[tls.Conn](), other); ok {
+			t.Errorf("%q is taken for the release that was read", other)
+		}
 	}
 }
 
