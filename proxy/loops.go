@@ -73,18 +73,26 @@ func (p *Proxy) trimLater(shard int) {
 		return
 	}
 	l.AfterFunc(trimEvery, func() {
-		p.mu.Lock()
-		pools := make([]*h1.Pool, 0, len(p.endpoints))
-		for _, e := range p.endpoints {
-			pools = append(pools, e.pools[shard])
-		}
-		p.mu.Unlock()
-		for _, pool := range pools {
-			pool.CloseIdle(l.Now())
-		}
-		p.apps[shard].trim(l.Now())
-		p.trimLater(shard)
+		l.Go(func() {
+			var pools []*h1.Pool
+			l.Block(func() { pools = p.poolsOf(shard) }) // whoever changes a large service holds the lock for long
+			for _, pool := range pools {
+				pool.CloseIdle(l.Now())
+			}
+			p.apps[shard].trim(l.Now())
+			p.trimLater(shard)
+		})
 	})
+}
+
+// poolsOf lists a loop's pools of all endpoints.
+func (p *Proxy) poolsOf(shard int) (pools []*h1.Pool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.endpoints {
+		pools = append(pools, e.pools[shard])
+	}
+	return pools
 }
 
 // appPools keeps idle connections to the local app, by address. It is one

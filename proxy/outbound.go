@@ -66,6 +66,10 @@ func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	}
 	cfg := detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: lc.Listener.Draining}
 	detect.Peek(lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
+		if len(peeked) == 0 && lc.Listener.Draining() {
+			_ = lc.Close() // nothing was detected: it was woken to end
+			return
+		}
 		p.metrics.Detected(outcomeWord(found))
 		switch {
 		case err != nil || len(peeked) == 0:

@@ -42,9 +42,9 @@ const (
 	pathAnswer  = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nServer: app\r\nContent-Length: 5\r\n\r\nhello"
 )
 
-// pathOut is the whole way of requests, policy and all, between two scripts;
+// path is the whole way of requests, policy and all, between two scripts;
 // outwards unless another handler is put in.
-type pathOut struct {
+type path struct {
 	t      testing.TB
 	p      *Proxy
 	l      *loop.Loop
@@ -54,7 +54,7 @@ type pathOut struct {
 	up     *script
 }
 
-func newPathOut(t testing.TB) *pathOut {
+func newPathOut(t testing.TB) *path {
 	p := sidecar(t)
 	svc := usersWith(endpointOf("a", "127.0.0.1:1"))
 	svc.Traffic.RateLimit = policy.RateLimit{Limit: 16_000_000, Window: time.Minute}
@@ -69,7 +69,7 @@ func newPathOut(t testing.TB) *pathOut {
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.Run() }()
 	t.Cleanup(func() { l.Close(); <-ended })
-	o := &pathOut{t: t, p: p, l: l}
+	o := &path{t: t, p: p, l: l}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -91,14 +91,14 @@ func newPathOut(t testing.TB) *pathOut {
 	return o
 }
 
-func (o *pathOut) on(f func()) {
+func (o *path) on(f func()) {
 	done := make(chan struct{})
 	o.l.Post(func() { o.l.Go(func() { defer close(done); f() }) })
 	<-done
 }
 
 // requests carries n of them; on the loop.
-func (o *pathOut) requests(n int) {
+func (o *path) requests(n int) {
 	o.client.left, o.up.left = n, n
 	o.p.h1.Serve(o.client, nil, func() bool { return false }, o.serve, func(err error) {
 		if err != nil {
@@ -110,24 +110,8 @@ func (o *pathOut) requests(n int) {
 	}
 }
 
-func TestARequestAllocatesNothingOnItsWayOut(t *testing.T) {
-	o := newPathOut(t)
-	o.on(func() {
-		o.requests(10)
-		const many = 1000
-		per := testing.AllocsPerRun(5, func() { o.requests(many) }) / many
-		limit := 0.05 // of the connection itself
-		if raceEnabled {
-			limit = 20 // sync.Pool drops at random under the race detector
-		}
-		if per > limit {
-			t.Errorf("%.3f allocations per request", per)
-		}
-	})
-}
-
 // newPathIn is the same inwards, from an authenticated caller whom a rule allows.
-func newPathIn(t testing.TB) (*pathOut, *inbound) {
+func newPathIn(t testing.TB) *path {
 	o := newPathOut(t)
 	in := policy.Inbound{Service: o.p.cfg.Service, MTLS: policy.Strict}
 	for _, name := range []string{"other", "users"} {
@@ -140,45 +124,41 @@ func newPathIn(t testing.TB) (*pathOut, *inbound) {
 	}
 	i := &inbound{p: o.p, lc: o.conn.lc, dst: netip.MustParseAddrPort("127.0.0.1:8080"), caller: policy.Caller{Name: users, Verified: true}}
 	o.on(func() { o.p.apps[0].get(i.dst).Put(o.l.Now(), h1.NewUpstream(o.up)) })
-	return o, i
+	o.serve = i.serveRequest
+	return o
 }
 
-func TestARequestAllocatesNothingOnItsWayIn(t *testing.T) {
-	o, in := newPathIn(t)
-	o.serve = in.serveRequest
-	o.on(func() {
-		o.requests(10)
-		const many = 1000
-		per := testing.AllocsPerRun(5, func() { o.requests(many) }) / many
-		limit := 0.05 // of the connection itself
-		if raceEnabled {
-			limit = 20 // sync.Pool drops at random under the race detector
-		}
-		if per > limit {
-			t.Errorf("%.3f allocations per request", per)
-		}
-	})
+func TestARequestAllocatesNothing(t *testing.T) {
+	for name, make := range map[string]func(testing.TB) *path{"on its way out": newPathOut, "on its way in": newPathIn} {
+		t.Run(name, func(t *testing.T) {
+			o := make(t)
+			o.on(func() {
+				o.requests(10)
+				const many = 1000
+				per := testing.AllocsPerRun(5, func() { o.requests(many) }) / many
+				limit := 0.05 // of the connection itself
+				if raceEnabled {
+					limit = 20 // sync.Pool drops at random under the race detector
+				}
+				if per > limit {
+					t.Errorf("%.3f allocations per request", per)
+				}
+			})
+		})
+	}
 }
 
-func BenchmarkRequestIn(b *testing.B) {
-	o, in := newPathIn(b)
-	o.serve = in.serveRequest
-	b.ReportAllocs()
-	o.on(func() {
-		o.requests(10)
-		b.ResetTimer()
-		o.requests(b.N)
-		b.StopTimer()
-	})
-}
-
-func BenchmarkRequestOut(b *testing.B) {
-	o := newPathOut(b)
-	b.ReportAllocs()
-	o.on(func() {
-		o.requests(10)
-		b.ResetTimer()
-		o.requests(b.N)
-		b.StopTimer()
-	})
+func BenchmarkRequest(b *testing.B) {
+	for name, make := range map[string]func(testing.TB) *path{"out": newPathOut, "in": newPathIn} {
+		b.Run(name, func(b *testing.B) {
+			o := make(b)
+			b.ReportAllocs()
+			o.on(func() {
+				o.requests(10)
+				b.ResetTimer()
+				o.requests(b.N)
+				b.StopTimer()
+			})
+		})
+	}
 }

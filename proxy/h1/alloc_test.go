@@ -3,9 +3,11 @@ package h1
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -144,5 +146,52 @@ func BenchmarkSmallExchange(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		l.exchange(b)
+	}
+}
+
+// headOf is a request head with so many fields besides Host.
+func headOf(fields int) []byte {
+	b := []byte("GET /orders/17?full=1 HTTP/1.1\r\nHost: orders.shop\r\n")
+	for i := range fields {
+		b = fmt.Appendf(b, "X-Field-%d: the value of field %d\r\n", i, i)
+	}
+	return append(b, "\r\n"...)
+}
+
+var parseSizes = []int{1, 10, 100}
+
+func TestParsingAllocatesNothing(t *testing.T) {
+	cfg := (&Config{}).withDefaults()
+	for _, fields := range parseSizes {
+		head := headOf(fields)
+		var r Request
+		read := func() {
+			r.reset()
+			if done, err := r.parse(head, &cfg); !done || err != nil || len(r.fields) != fields+1 {
+				t.Fatal(done, err, len(r.fields))
+			}
+		}
+		read() // makes room for the fields
+		if n := testing.AllocsPerRun(100, read); n != 0 {
+			t.Errorf("%d fields: %v allocations", fields, n)
+		}
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	cfg := (&Config{}).withDefaults()
+	for _, fields := range parseSizes {
+		b.Run(strconv.Itoa(fields), func(b *testing.B) {
+			head := headOf(fields)
+			b.SetBytes(int64(len(head)))
+			b.ReportAllocs()
+			var r Request
+			for b.Loop() {
+				r.reset()
+				if done, err := r.parse(head, &cfg); !done || err != nil {
+					b.Fatal(done, err)
+				}
+			}
+		})
 	}
 }

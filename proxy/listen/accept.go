@@ -108,7 +108,7 @@ func (s *shard) adopt(inherits bool, fd int, peer netip.AddrPort) {
 func (s *shard) serve(c *Conn) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.l.Panicked(c, v, debug.Stack())
+			s.l.panicked(c, v, debug.Stack())
 			_ = c.Reset() // not an end: what it was sending may be half sent
 		}
 	}()
@@ -116,15 +116,12 @@ func (s *shard) serve(c *Conn) {
 	s.handle(c)
 }
 
-// Panicked counts and logs what a handler, or a task it began for its
-// connection, died of. c may be nil.
-func (l *Listener) Panicked(c *Conn, value any, stack []byte) {
+// panicked counts and logs what a handler died of. What it began tasks for is
+// its loop's to tell (loop.Config).
+func (l *Listener) panicked(c *Conn, value any, stack []byte) {
 	l.panics.Add(1)
-	fields := []zap.Field{zap.Any("panic", value), zap.ByteString("stack", stack)}
-	if c != nil {
-		fields = append(fields, zap.Stringer("peer", c.Peer()), zap.Stringer("original destination", c.OriginalDst))
-	}
-	l.log.Error("a handler panicked; its connection is closed", fields...)
+	l.log.Error("a handler panicked; its connection is closed", zap.Stringer("peer", c.Peer()),
+		zap.Stringer("original destination", c.OriginalDst), zap.Any("panic", value), zap.ByteString("stack", stack))
 }
 
 // Closed implements loop.Owner: a connection of the shard was closed.

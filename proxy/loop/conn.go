@@ -418,9 +418,6 @@ func (r Raw) Write(func(uintptr) bool) error { return errors.ErrUnsupported }
 // Drained takes down that a read by other means than Read found nothing.
 func (c *Conn) Drained() { c.readable = false }
 
-// Ended reports whether the peer's FIN, or a reset, is known to have come.
-func (c *Conn) Ended() bool { return c.ended }
-
 // LocalAddr implements net.Conn.
 func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Local()) }
 

@@ -94,15 +94,6 @@ func Start(l *loop.Loop, client, upstream loop.Stream, cfg Config, done func(Res
 	return s
 }
 
-// Run is Start for a task that waits until the relay has ended. It keeps a
-// goroutine besides for as long: it is for tests and for what happens rarely.
-func Run(l *loop.Loop, client, upstream loop.Stream, cfg Config) (res Result) {
-	ended := make(chan struct{})
-	Start(l, client, upstream, cfg, func(r Result) { res = r; close(ended) })
-	l.Block(func() { <-ended })
-	return res
-}
-
 // Abort cuts both connections with a reset; done is told why unless the outcome
 // was settled before. It is called on the loop, in a task or not, and does
 // nothing once the relay has ended.

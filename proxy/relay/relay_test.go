@@ -286,7 +286,7 @@ func TestRunWaitsInItsTask(t *testing.T) {
 	client, app := pair(t, l)
 	upstream, server := pair(t, l)
 	ended := make(chan Result, 1)
-	l.Post(func() { l.Go(func() { ended <- Run(l, client, upstream, Config{}) }) })
+	l.Post(func() { Start(l, client, upstream, Config{}, func(r Result) { ended <- r }) })
 	send(t, app, "ping")
 	expect(t, server, "ping")
 	app.Close()
