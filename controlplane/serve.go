@@ -58,6 +58,27 @@ func (p *plane) Endpoints(name policy.ServiceName) []policy.Endpoint {
 	return out
 }
 
+// Health implements api.Registry.
+func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, bool) {
+	endpoints := p.store.Endpoints(name)
+	i := slices.IndexFunc(endpoints, func(e store.Endpoint) bool { return e.ID == id })
+	if i < 0 {
+		return api.EndpointHealth{}, false
+	}
+	out := api.EndpointHealth{Namespace: name.Namespace, ServiceName: name.Name, ID: id, Status: endpoints[i].Status}
+	st, checked := p.health.Status(name, id)
+	if !checked {
+		return out, true
+	}
+	out.Checked, out.Since, out.NextCheck = true, unix(st.Since), unix(st.Next)
+	for _, r := range st.History {
+		out.History = append(out.History, api.HealthResult{
+			At: unix(r.At), Took: r.Took.Seconds(), Check: r.Check, Passed: r.Passed, Healthy: r.Healthy, Detail: r.Detail,
+		})
+	}
+	return out, true
+}
+
 // Services implements api.Registry.
 func (p *plane) Services() []api.ServiceSummary {
 	st := p.store.State()
@@ -213,7 +234,11 @@ func (p *plane) healthConfig() health.Config {
 		Enabled:  func() bool { return checks().HealthCheck.Enabled },
 		Interval: func() time.Duration { return duration(checks().HealthCheck.Interval) },
 		Timeout:  func() time.Duration { return duration(checks().HealthCheck.Timeout) },
-		TLS:      func() *tls.Config { return p.ca.ClientTLS(policy.ServiceName{}) },
+		Thresholds: func() health.Thresholds {
+			c := &checks().HealthCheck
+			return health.Thresholds{Unhealthy: c.UnhealthyThreshold, Healthy: c.HealthyThreshold}
+		},
+		TLS: func() *tls.Config { return p.ca.ClientTLS(policy.ServiceName{}) },
 		VerifyPeer: func(state tls.ConnectionState, want policy.ServiceName) error {
 			got, err := p.ca.PeerOf(state)
 			if err == nil && got != want {

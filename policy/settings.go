@@ -112,6 +112,9 @@ type LoadBalancing struct {
 		Enabled  bool    `json:"enabled"`
 		Interval float64 `json:"interval"`
 		Timeout  float64 `json:"timeout"`
+		// Results in a row that turn an endpoint.
+		UnhealthyThreshold int `json:"unhealthy_threshold"`
+		HealthyThreshold   int `json:"healthy_threshold"`
 	} `json:"health_check"`
 }
 
@@ -136,6 +139,7 @@ func DefaultSettings() Settings {
 	s.Resilience.Timeout.Enabled, s.Resilience.Timeout.Default = true, 30
 	s.LoadBalancing.Strategy = "p2c_ewma"
 	s.LoadBalancing.HealthCheck.Enabled, s.LoadBalancing.HealthCheck.Interval, s.LoadBalancing.HealthCheck.Timeout = true, 30, 5
+	s.LoadBalancing.HealthCheck.UnhealthyThreshold, s.LoadBalancing.HealthCheck.HealthyThreshold = 1, 1
 	return s
 }
 
@@ -163,6 +167,8 @@ func (s *Settings) Validate() Problems {
 	p.oneOf("load_balancing.strategy", s.LoadBalancing.Strategy, Strategies...)
 	p.secondsIn("load_balancing.health_check.interval", s.LoadBalancing.HealthCheck.Interval, 0.1)
 	p.secondsIn("load_balancing.health_check.timeout", s.LoadBalancing.HealthCheck.Timeout, 0.01)
+	p.intIn("load_balancing.health_check.unhealthy_threshold", s.LoadBalancing.HealthCheck.UnhealthyThreshold, 1, 100)
+	p.intIn("load_balancing.health_check.healthy_threshold", s.LoadBalancing.HealthCheck.HealthyThreshold, 1, 100)
 	return p
 }
 

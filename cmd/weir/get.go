@@ -22,6 +22,7 @@ type getter struct {
 var getters = []getter{
 	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices},
 	{"endpoints", "where services answer", "NAMESPACE/SERVICE", getEndpoints},
+	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth},
 	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE", getTrafficRules},
 	{"security-rules", "who may call whom", "ID", getSecurityRules},
 	{"config", "the effective settings", "", getConfig},

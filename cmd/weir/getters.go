@@ -64,6 +64,58 @@ func getEndpoints(g *getting) error {
 	})
 }
 
+// healthShown is how many results of an endpoint the table has; JSON has all.
+const healthShown = 10
+
+func getHealth(g *getting) error {
+	names, err := g.services()
+	if err != nil {
+		return err
+	}
+	all := []api.EndpointHealth{}
+	for _, name := range names {
+		endpoints, err := g.Endpoints(g.ctx, name)
+		if err != nil {
+			return err
+		}
+		for i := range endpoints {
+			h, err := g.Health(g.ctx, name, endpoints[i].ID)
+			if err != nil {
+				return err
+			}
+			all = append(all, h)
+		}
+	}
+	return g.print(all, func(w io.Writer) error {
+		var rows [][]string
+		for _, h := range all {
+			rows = append(rows, healthRows(&h)...)
+		}
+		return table(w, "NAMESPACE SERVICE ID CHECKED RESULT STATUS CHECK TOOK DETAIL", rows)
+	})
+}
+
+// healthRows are an endpoint's last results, the newest first.
+func healthRows(h *api.EndpointHealth) [][]string {
+	if len(h.History) == 0 {
+		return [][]string{{h.Namespace, h.ServiceName, h.ID, "never", "", h.Status, "", "", ""}}
+	}
+	var rows [][]string
+	for i := len(h.History) - 1; i >= max(0, len(h.History)-healthShown); i-- {
+		r := &h.History[i]
+		result, status := "failed", policy.Unhealthy
+		if r.Passed {
+			result = "passed"
+		}
+		if r.Healthy {
+			status = policy.Healthy
+		}
+		took := time.Duration(r.Took * float64(time.Second)).Round(100 * time.Microsecond)
+		rows = append(rows, []string{h.Namespace, h.ServiceName, h.ID, when(r.At), result, status, r.Check, took.String(), r.Detail})
+	}
+	return rows
+}
+
 // when shows Unix seconds.
 func when(s float64) string {
 	if s == 0 {

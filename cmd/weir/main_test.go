@@ -89,6 +89,14 @@ func (m *mesh) Endpoints(name policy.ServiceName) []policy.Endpoint {
 	return slices.Clone(m.endpoints[name])
 }
 
+func (m *mesh) Health(name policy.ServiceName, id string) (api.EndpointHealth, bool) {
+	h := api.EndpointHealth{Namespace: name.Namespace, ServiceName: name.Name, ID: id, Status: "unhealthy", Checked: true, Since: 60, NextCheck: 95}
+	for i := range 12 {
+		h.History = append(h.History, api.HealthResult{At: float64(i), Took: 0.0015, Check: "http", Passed: i < 11, Healthy: i < 11, Detail: fmt.Sprint("answer ", i)})
+	}
+	return h, true
+}
+
 func (m *mesh) Services() []api.ServiceSummary {
 	m.mu.Lock()
 	defer m.mu.Unlock()

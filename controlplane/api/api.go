@@ -35,6 +35,9 @@ type Registry interface {
 	// Endpoints lists a service's endpoints, unhealthy ones too, with Status
 	// and LastSeen; none for a service that is not known.
 	Endpoints(name policy.ServiceName) []policy.Endpoint
+	// Health tells what the health checks know of an endpoint; false when there
+	// is no such endpoint.
+	Health(name policy.ServiceName, id string) (EndpointHealth, bool)
 	// Services lists the services that have endpoints or traffic rules.
 	Services() []ServiceSummary
 }

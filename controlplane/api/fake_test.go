@@ -36,6 +36,7 @@ type mesh struct {
 	figures   policy.Figures
 	writes    int
 	ids       int
+	checks    []api.HealthResult
 	broken    error // what every write fails with
 }
 
@@ -92,6 +93,17 @@ func (m *mesh) Endpoints(name policy.ServiceName) []policy.Endpoint {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.endpoints[name])
+}
+
+func (m *mesh) Health(name policy.ServiceName, id string) (api.EndpointHealth, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.endpoints[name] {
+		if e.ID == id {
+			return api.EndpointHealth{Namespace: name.Namespace, ServiceName: name.Name, ID: id, Status: e.Status, Checked: len(m.checks) > 0, History: m.checks}, true
+		}
+	}
+	return api.EndpointHealth{}, false
 }
 
 func (m *mesh) Services() []api.ServiceSummary {

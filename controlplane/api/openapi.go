@@ -52,7 +52,7 @@ func answers(method, path string) map[string]*huma.Response {
 		out["400"] = refusal("The request is wrong; nothing of it is stored.")
 		out["413"] = refusal("The body is larger than 1 MiB.")
 	}
-	if method == http.MethodDelete && !strings.HasPrefix(path, "/services/") {
+	if method == http.MethodDelete && !strings.HasPrefix(path, "/services/") || strings.HasSuffix(path, "/health") {
 		out["404"] = refusal("There is none with this id.")
 	}
 	if method != http.MethodGet {

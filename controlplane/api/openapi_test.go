@@ -46,6 +46,7 @@ GET /proxies
 GET /security-rules
 GET /services
 GET /services/{namespace}/{service}
+GET /services/{namespace}/{service}/{endpoint_id}/health
 GET /status
 GET /traffic-rules/{namespace}/{service}
 POST /certificates/issue

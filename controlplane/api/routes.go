@@ -40,6 +40,8 @@ func (s *server) register(api huma.API) {
 	add(api, "GET /services/{namespace}/{service}", "list-endpoints", "List a service's endpoints, unhealthy ones too", s.listEndpoints)
 	add(api, "DELETE /services/{namespace}/{service}/{endpoint_id}", "deregister-endpoint", "Remove an endpoint; that it was not there is no error", s.deregisterEndpoint)
 
+	add(api, "GET /services/{namespace}/{service}/{endpoint_id}/health", "get-endpoint-health", "Tell what the health checks found of an endpoint, the last 100 results", s.endpointHealth)
+
 	add(api, "POST /traffic-rules/{namespace}/{service}", "add-traffic-rule", "Append a rule to a service's", s.addTrafficRule)
 	add(api, "GET /traffic-rules/{namespace}/{service}", "list-traffic-rules", "List a service's rules in the order of evaluation", s.listTrafficRules)
 	add(api, "DELETE /traffic-rules/{namespace}/{service}/{rule_id}", "delete-traffic-rule", "Remove a rule", s.deleteTrafficRule)

@@ -151,6 +151,30 @@ func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 	})
 }
 
+func TestHealthOfAnEndpointIsTold(t *testing.T) {
+	m := newMesh()
+	sick := policy.DefaultEndpoint()
+	sick.ID, sick.Status = "sick", policy.Unhealthy
+	m.endpoints[policy.ServiceName{Namespace: "shop", Name: "users"}] = []policy.Endpoint{sick}
+	const head = `{"namespace":"shop","service_name":"users","id":"sick","status":"unhealthy",`
+	play(t, m, []step{
+		{"GET", "/services/shop/users/sick/health", "", head + `"checked":false,"since":0,"next_check":0,"history":[]}`},
+	})
+	m.checks = []api.HealthResult{{At: 1.5, Took: 0.25, Check: "http", Detail: "500 Internal Server Error"}}
+	c := serve(t, m)
+	want := head + `"checked":true,"since":0,"next_check":0,"history":[{"at":1.5,"took":0.25,"check":"http","passed":false,"healthy":false,"detail":"500 Internal Server Error"}]}`
+	if a := send(t, c, "GET", "/api/v1/services/shop/users/sick/health", ""); a.status != 200 || a.body != want {
+		t.Errorf("%d %s\nwant %s", a.status, a.body, want)
+	}
+	if a := send(t, c, "GET", "/api/v1/services/shop/users/none/health", ""); a.status != 404 || a.body != `{"error":"shop/users has no endpoint \"none\""}` {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	h, err := c.Health(t.Context(), policy.ServiceName{Namespace: "shop", Name: "users"}, "sick")
+	if err != nil || len(h.History) != 1 || h.History[0].Detail != "500 Internal Server Error" {
+		t.Errorf("the client has %+v, %v", h, err)
+	}
+}
+
 func TestConfigIsMergedAndShown(t *testing.T) {
 	c := serve(t, newMesh())
 	for _, patch := range []string{

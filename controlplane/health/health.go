@@ -27,12 +27,10 @@ type Config struct {
 	// The settings, asked for anew at each use. Enabled may be nil, which is true:
 	// while it is false nothing is checked and results are forgotten.
 	Enabled  func() bool
-	Interval func() time.Duration // nil or 0 is 30 s; from the start of one check to that of the next, ±10 %; a sixth of it while an endpoint is unhealthy
+	Interval func() time.Duration // nil or 0 is 30 s; from the start of one check to that of the next, ±10 %; a sixth of it while an endpoint is unhealthy or in doubt
 	Timeout  func() time.Duration // nil or 0 is 5 s; for a whole check
 
-	// Consecutive results that turn an endpoint; 0 is 1.
-	UnhealthyThreshold int
-	HealthyThreshold   int
+	Thresholds func() Thresholds // nil is one result
 
 	// TLS gives the configuration for meshed endpoints: the control plane's
 	// certificate and the roots. nil, or a nil answer, leaves meshed endpoints
@@ -63,11 +61,16 @@ type Result struct {
 	Changed bool
 }
 
+// Thresholds are how many results in a row turn an endpoint; less than 1 is 1.
+type Thresholds struct {
+	Unhealthy int // failures
+	Healthy   int // passes
+}
+
 // Status is what is known of one endpoint.
 type Status struct {
-	Service policy.ServiceName
-	ID      string
 	Healthy bool
 	Since   time.Time // when Healthy last turned; zero when no check turned it
-	History []Result  // the newest last, 16 at most
+	Next    time.Time // when the next check is due; past while one is under way
+	History []Result  // the newest last, 100 at most
 }

@@ -41,14 +41,17 @@ func New(cfg Config) (*Checker, error) {
 		return nil, errors.New("health: Config.Targets is missing")
 	case cfg.Report == nil:
 		return nil, errors.New("health: Config.Report is missing")
-	case cfg.UnhealthyThreshold < 0 || cfg.HealthyThreshold < 0 || cfg.Concurrency < 0:
-		return nil, errors.New("health: a threshold or Config.Concurrency is negative")
+	case cfg.Concurrency < 0:
+		return nil, errors.New("health: Config.Concurrency is negative")
 	}
 	if cfg.Enabled == nil {
 		cfg.Enabled = func() bool { return true }
 	}
 	cfg.Interval = orDefault(cfg.Interval, defaultInterval)
 	cfg.Timeout = orDefault(cfg.Timeout, defaultTimeout)
+	if cfg.Thresholds == nil {
+		cfg.Thresholds = func() Thresholds { return Thresholds{} }
+	}
 	if cfg.Dial == nil {
 		cfg.Dial = new(net.Dialer).DialContext
 	}
@@ -66,7 +69,7 @@ func New(cfg Config) (*Checker, error) {
 	}
 	return &Checker{
 		cfg: cfg, changed: make(chan struct{}, 1), freed: make(chan struct{}, 1),
-		schedule: newSchedule(max(cfg.UnhealthyThreshold, 1), max(cfg.HealthyThreshold, 1), cfg.Rand),
+		schedule: newSchedule(cfg.Rand),
 	}, nil
 }
 
@@ -85,12 +88,12 @@ func orDefault(f func() time.Duration, d time.Duration) func() time.Duration {
 // blocks.
 func (c *Checker) Changed() { signal(c.changed) }
 
-// Results lists what is known of each endpoint, by service and id; empty while
-// nothing runs or checking is disabled.
-func (c *Checker) Results() []Status {
+// Status tells what is known of one endpoint; false when it is not checked
+// here: while nothing runs, while checking is disabled, or before it was listed.
+func (c *Checker) Status(service policy.ServiceName, id string) (Status, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.schedule.status()
+	return c.schedule.status(service, id)
 }
 
 // Run checks until the context ends, and returns when all checks have ended.
@@ -134,19 +137,19 @@ func (c *Checker) list(now time.Time) {
 	if !c.cfg.Enabled() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.schedule.update(nil, c.cfg.Interval(), now)
+		c.schedule.update(nil, c.cfg.Interval(), c.cfg.Thresholds(), now)
 		return
 	}
 	targets := c.cfg.Targets()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.schedule.update(targets, c.cfg.Interval(), now)
+	c.schedule.update(targets, c.cfg.Interval(), c.cfg.Thresholds(), now)
 }
 
 func (c *Checker) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.schedule.update(nil, c.schedule.interval, time.Time{})
+	c.schedule.update(nil, c.schedule.interval, c.schedule.thresholds, time.Time{})
 }
 
 // startDue starts the checks that are due, as many as may run at once, and says

@@ -1,10 +1,8 @@
 package health
 
 import (
-	"cmp"
 	"container/heap"
 	"context"
-	"slices"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
@@ -14,10 +12,10 @@ const (
 	// firstWithin is how soon a new endpoint is checked first. The spread keeps
 	// the endpoints of a restarted control plane from being checked all at once.
 	firstWithin = time.Second
-	// sooner divides the interval for an endpoint that is unhealthy: an app that
-	// starts after its proxy, or restarts, is not to be away for a whole one.
-	sooner      = 6
-	historySize = 16
+	// sooner divides the interval for an endpoint that is unhealthy or whose last
+	// result contradicts its state: an app that starts after its proxy, or
+	// restarts, is not to be away for a whole one, and doubt is to be short.
+	sooner = 6
 )
 
 type key struct {
@@ -37,27 +35,27 @@ type item struct {
 	healthy bool // after the thresholds
 	streak  int  // results in a row that contradict healthy
 	since   time.Time
-	history []Result
+	history history
 }
 
 // schedule says which endpoint is checked when and what its results amount to.
 // It has no clock and no goroutine.
 type schedule struct {
-	unhealthyAfter int
-	healthyAfter   int
-	random         func() float64
+	random func() float64
 
-	interval time.Duration
-	items    map[key]*item
-	queue    queue
+	interval   time.Duration
+	thresholds Thresholds
+	items      map[key]*item
+	queue      queue
 }
 
-func newSchedule(unhealthyAfter, healthyAfter int, random func() float64) *schedule {
-	return &schedule{unhealthyAfter: unhealthyAfter, healthyAfter: healthyAfter, random: random, items: map[key]*item{}}
+func newSchedule(random func() float64) *schedule {
+	return &schedule{random: random, items: map[key]*item{}}
 }
 
-// update takes the endpoints and the interval that hold from now on.
-func (s *schedule) update(targets []policy.Target, interval time.Duration, now time.Time) {
+// update takes the endpoints and the settings that hold from now on.
+func (s *schedule) update(targets []policy.Target, interval time.Duration, thresholds Thresholds, now time.Time) {
+	s.thresholds = thresholds
 	if interval != s.interval {
 		s.interval = interval
 		s.respread(now)
@@ -145,18 +143,15 @@ func (s *schedule) judge(it *item, r Result) (Result, bool) {
 	}
 	r.Healthy = it.healthy
 	r.Changed = it.healthy != (it.target.Status != policy.Unhealthy)
-	if len(it.history) == historySize {
-		it.history = slices.Delete(it.history, 0, 1)
-	}
-	it.history = append(it.history, r)
+	it.history.add(&r)
 	return r, true
 }
 
 func (s *schedule) threshold(passed bool) int {
 	if passed {
-		return s.healthyAfter
+		return max(s.thresholds.Healthy, 1)
 	}
-	return s.unhealthyAfter
+	return max(s.thresholds.Unhealthy, 1)
 }
 
 // requeue puts an item back after its check.
@@ -170,27 +165,21 @@ func (s *schedule) requeue(it *item, now time.Time) {
 	heap.Push(&s.queue, it)
 }
 
-// status lists what is known, by service and id.
-func (s *schedule) status() []Status {
-	out := make([]Status, 0, len(s.items))
-	for _, it := range s.items {
-		out = append(out, Status{
-			Service: it.key.service, ID: it.key.id, Healthy: it.healthy, Since: it.since,
-			History: slices.Clone(it.history),
-		})
+// status tells what is known of one endpoint.
+func (s *schedule) status(service policy.ServiceName, id string) (Status, bool) {
+	it := s.items[key{service, id}]
+	if it == nil {
+		return Status{}, false
 	}
-	slices.SortFunc(out, func(a, b Status) int {
-		return cmp.Or(cmp.Compare(a.Service.String(), b.Service.String()), cmp.Compare(a.ID, b.ID))
-	})
-	return out
+	return Status{Healthy: it.healthy, Since: it.since, Next: it.due, History: it.history.results()}, true
 }
 
 // pause is the time from the start of one check to that of the next: the
-// interval, or a part of it while the endpoint is unhealthy, ±10 %, so that
-// checks which fell together drift apart.
+// interval, or a part of it while the endpoint is unhealthy or in doubt, ±10 %,
+// so that checks which fell together drift apart.
 func (s *schedule) pause(it *item) time.Duration {
 	d := float64(s.interval)
-	if !it.healthy {
+	if !it.healthy || it.streak > 0 {
 		d /= sooner
 	}
 	return time.Duration(d * (0.9 + 0.2*s.random()))

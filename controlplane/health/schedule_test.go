@@ -6,11 +6,15 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/weir-mesh/weir/policy"
 )
 
-var t0 = time.Unix(1_700_000_000, 0)
+var (
+	t0    = time.Unix(1_700_000_000, 0)
+	users = policy.ServiceName{Namespace: "shop", Name: "users"}
+)
 
 func target(id string) policy.Target {
 	e := policy.DefaultEndpoint()
@@ -34,12 +38,12 @@ func turn(s *schedule, now time.Time) (ids []string) {
 
 func TestNewEndpointsAreSpreadOverASecondThenOverTheInterval(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	s := newSchedule(1, 1, rng.Float64)
+	s := newSchedule(rng.Float64)
 	var targets []policy.Target
 	for i := range 500 {
 		targets = append(targets, target(fmt.Sprint("e", i)))
 	}
-	s.update(targets, 30*time.Second, t0)
+	s.update(targets, 30*time.Second, Thresholds{}, t0)
 	if n := len(turn(s, t0.Add(firstWithin))); n != 500 {
 		t.Errorf("%d of 500 were checked within a second", n)
 	}
@@ -54,12 +58,12 @@ func TestNewEndpointsAreSpreadOverASecondThenOverTheInterval(t *testing.T) {
 }
 
 func TestRemovedEndpointIsForgottenAndItsCheckCutOff(t *testing.T) {
-	s := newSchedule(1, 1, middle)
-	s.update([]policy.Target{target("a"), target("b")}, time.Second, t0)
+	s := newSchedule(middle)
+	s.update([]policy.Target{target("a"), target("b")}, time.Second, Thresholds{}, t0)
 	it, _, _ := s.next(t0.Add(firstWithin))
 	cut := false
 	it.cancel = func() { cut = true }
-	s.update(nil, time.Second, t0.Add(firstWithin))
+	s.update(nil, time.Second, Thresholds{}, t0.Add(firstWithin))
 	if !cut {
 		t.Error("the running check was not cut off")
 	}
@@ -67,28 +71,28 @@ func TestRemovedEndpointIsForgottenAndItsCheckCutOff(t *testing.T) {
 		t.Error("its result was taken")
 	}
 	s.requeue(it, t0)
-	if _, _, ok := s.next(t0.Add(time.Hour)); ok || len(s.status()) != 0 {
+	if _, _, ok := s.next(t0.Add(time.Hour)); ok || len(s.items) != 0 {
 		t.Error("something is still there")
 	}
 }
 
 func TestEndpointAtAnotherAddressStartsAnew(t *testing.T) {
-	s := newSchedule(1, 1, middle)
-	s.update([]policy.Target{target("a")}, time.Minute, t0)
+	s := newSchedule(middle)
+	s.update([]policy.Target{target("a")}, time.Minute, Thresholds{}, t0)
 	now := t0.Add(firstWithin)
 	it, _, _ := s.next(now)
 	s.judge(it, Result{At: now})
 	s.requeue(it, now)
 	same := target("a")
 	same.Weight, same.Status = 7, policy.Unhealthy // nothing about how it is checked
-	s.update([]policy.Target{same}, time.Minute, now)
-	if st := s.status(); len(st[0].History) != 1 || len(turn(s, now.Add(firstWithin))) != 0 {
+	s.update([]policy.Target{same}, time.Minute, Thresholds{}, now)
+	if st, _ := s.status(users, "a"); len(st.History) != 1 || len(turn(s, now.Add(firstWithin))) != 0 {
 		t.Error("a change of weight and status started it anew")
 	}
 	moved := same
 	moved.Port++
-	s.update([]policy.Target{moved}, time.Minute, now)
-	if st := s.status(); len(st) != 1 || len(st[0].History) != 0 {
+	s.update([]policy.Target{moved}, time.Minute, Thresholds{}, now)
+	if st, ok := s.status(users, "a"); !ok || len(st.History) != 0 {
 		t.Errorf("the results of another address are kept: %+v", st)
 	}
 	if got := turn(s, now.Add(firstWithin)); !slices.Equal(got, []string{"a"}) {
@@ -97,15 +101,15 @@ func TestEndpointAtAnotherAddressStartsAnew(t *testing.T) {
 }
 
 func TestIntervalTakesEffectForWhatWaits(t *testing.T) {
-	s := newSchedule(1, 1, middle)
-	s.update([]policy.Target{target("a"), target("b")}, time.Hour, t0)
+	s := newSchedule(middle)
+	s.update([]policy.Target{target("a"), target("b")}, time.Hour, Thresholds{}, t0)
 	turn(s, t0.Add(firstWithin))
 	now := t0.Add(time.Minute)
-	s.update([]policy.Target{target("a"), target("b")}, time.Second, now)
+	s.update([]policy.Target{target("a"), target("b")}, time.Second, Thresholds{}, now)
 	if got := turn(s, now.Add(firstWithin)); len(got) < 2 {
 		t.Errorf("after the interval was cut from an hour to a second, %v were checked", got)
 	}
-	s.update([]policy.Target{target("a"), target("b")}, time.Hour, now.Add(2*time.Second))
+	s.update([]policy.Target{target("a"), target("b")}, time.Hour, Thresholds{}, now.Add(2*time.Second))
 	turn(s, now.Add(2*time.Second))
 	if _, wait, _ := s.next(now.Add(2 * time.Second)); wait < 50*time.Minute {
 		t.Errorf("after it was raised again the next check is in %v", wait)
@@ -128,10 +132,10 @@ func TestThresholdsDecide(t *testing.T) {
 		"no stored status":          {1, 1, "", []bool{up, down}, []bool{up, down}, []bool{false, true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSchedule(c.unhealthy, c.healthy, middle)
+			s := newSchedule(middle)
 			tg := target("a")
 			tg.Status = c.stored
-			s.update([]policy.Target{tg}, time.Second, t0)
+			s.update([]policy.Target{tg}, time.Second, Thresholds{c.unhealthy, c.healthy}, t0)
 			it := s.items[key{tg.Service(), "a"}]
 			for i, passed := range c.results {
 				r, _ := s.judge(it, Result{At: t0.Add(time.Duration(i) * time.Second), Passed: passed})
@@ -144,33 +148,83 @@ func TestThresholdsDecide(t *testing.T) {
 }
 
 func TestStatusThatWasOverwrittenIsReportedAgain(t *testing.T) {
-	s := newSchedule(1, 1, middle)
+	s := newSchedule(middle)
 	tg := target("a")
-	s.update([]policy.Target{tg}, time.Second, t0)
+	s.update([]policy.Target{tg}, time.Second, Thresholds{}, t0)
 	it := s.items[key{tg.Service(), "a"}]
 	s.judge(it, Result{})
 	tg.Status = policy.Unhealthy // stored
-	s.update([]policy.Target{tg}, time.Second, t0)
+	s.update([]policy.Target{tg}, time.Second, Thresholds{}, t0)
 	if r, _ := s.judge(it, Result{}); r.Changed {
 		t.Error("a status that is stored as found counts as changed")
 	}
 	tg.Status = policy.Healthy // registered anew
-	s.update([]policy.Target{tg}, time.Second, t0)
+	s.update([]policy.Target{tg}, time.Second, Thresholds{}, t0)
 	if r, _ := s.judge(it, Result{}); !r.Changed {
 		t.Error("a status that is not what was found does not count as changed")
 	}
 }
 
-func TestHistoryIsBounded(t *testing.T) {
-	s := newSchedule(1, 1, middle)
-	tg := target("a")
-	s.update([]policy.Target{tg}, time.Second, t0)
-	it := s.items[key{tg.Service(), "a"}]
-	for i := range 3 * historySize {
-		s.judge(it, Result{At: t0.Add(time.Duration(i)), Passed: i != 20})
+func TestDoubtIsShort(t *testing.T) {
+	s := newSchedule(middle)
+	s.update([]policy.Target{target("a")}, time.Minute, Thresholds{Unhealthy: 3}, t0)
+	now := t0.Add(firstWithin)
+	for i, want := range []time.Duration{10 * time.Second, 10 * time.Second, 10 * time.Second} {
+		it, _, _ := s.next(now)
+		if it == nil {
+			t.Fatalf("check %d is not due", i+1)
+		}
+		s.judge(it, Result{At: now})
+		s.requeue(it, now)
+		if got := it.due.Sub(now); got != want {
+			t.Errorf("after failure %d the next check is in %v, want %v", i+1, got, want)
+		}
+		now = it.due
 	}
-	st := s.status()[0]
-	if len(st.History) != historySize || !st.History[historySize-1].At.Equal(t0.Add(3*historySize-1)) || !st.Since.Equal(t0.Add(21)) {
-		t.Errorf("%d results are kept, since %v", len(st.History), st.Since)
+	it, _, _ := s.next(now)
+	s.judge(it, Result{At: now, Passed: true})
+	s.requeue(it, now)
+	if got := it.due.Sub(now); got != time.Minute {
+		t.Errorf("once it is healthy again the next check is in %v, want the interval", got)
+	}
+}
+
+func TestTheLastHundredResultsAreKept(t *testing.T) {
+	s := newSchedule(middle)
+	tg := target("a")
+	s.update([]policy.Target{tg}, time.Second, Thresholds{}, t0)
+	it := s.items[key{tg.Service(), "a"}]
+	at := func(i int) time.Time { return t0.Add(time.Duration(i) * time.Second) }
+	for i := range 3*historySize + 7 {
+		detail := "connected"
+		if i == 250 {
+			detail = "connect: connection refused"
+		}
+		s.judge(it, Result{At: at(i), Took: 1500 * time.Microsecond, Check: "tcp", Passed: i != 250, Detail: detail})
+		st, _ := s.status(users, "a")
+		if want := min(i+1, historySize); len(st.History) != want {
+			t.Fatalf("after %d results %d are kept, want %d", i+1, len(st.History), want)
+		}
+		for j, r := range st.History {
+			if n := i + 1 - len(st.History) + j; !r.At.Equal(at(n)) || r.Passed != (n != 250) {
+				t.Fatalf("after %d results, number %d of the kept ones is of %v, passed %v", i+1, j, r.At, r.Passed)
+			}
+		}
+	}
+	st, _ := s.status(users, "a")
+	want := Result{At: at(250), Took: 1500 * time.Microsecond, Check: "tcp", Detail: "connect: connection refused", Changed: true}
+	got := st.History[historySize-57]
+	if !got.At.Equal(want.At) {
+		t.Fatalf("the failure is not where it was put: %+v", got)
+	}
+	got.At = want.At
+	if got != want || !st.Since.Equal(at(251)) {
+		t.Errorf("kept %+v, since %v; want %+v", got, st.Since, want)
+	}
+}
+
+func TestAResultIsKeptInThirtyTwoBytes(t *testing.T) {
+	if size := unsafe.Sizeof(record{}); size != 32 {
+		t.Errorf("a kept result takes %d bytes", size)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-mesh/weir/controlplane/api"
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/test/meshlab"
 )
@@ -276,4 +277,41 @@ func healthChecks(t *testing.T, m *trafficMesh) {
 			return nil
 		})
 	}
+	h, turns := lastChecks(t, m, "checked"), ""
+	for i := range h.History {
+		if i == 0 || h.History[i].Healthy != h.History[i-1].Healthy {
+			turns += h.History[i].Detail + "; "
+		}
+	}
+	if want := "GET /alive: 500 Internal Server Error; 200 OK; "; !strings.HasSuffix(turns, want) {
+		t.Errorf("the history turns as %q, want %q in the end", turns, want)
+	}
+	// With a threshold no single failure turns it, as soon as the checks know.
+	set(t, m.Mesh, `{"load_balancing":{"health_check":{"unhealthy_threshold":100}}}`)
+	defer set(t, m.Mesh, `{"load_balancing":{"health_check":{"unhealthy_threshold":1}}}`)
+	await(t, m.Mesh, "a failed check that does not turn the endpoint", func() error {
+		h := lastChecks(t, m, "checked")
+		healthy.Store(h.Status != "healthy")
+		for _, r := range h.History {
+			if !r.Passed && r.Healthy && h.Status == "healthy" {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", h)
+	})
+}
+
+// lastChecks gives what the health checks know of a service's only endpoint.
+func lastChecks(t *testing.T, m *trafficMesh, service string) api.EndpointHealth {
+	t.Helper()
+	name := policy.ServiceName{Namespace: "default", Name: service}
+	eps, err := m.API.Endpoints(t.Context(), name)
+	if err != nil || len(eps) != 1 {
+		t.Fatalf("%+v, %v", eps, err)
+	}
+	h, err := m.API.Health(t.Context(), name, eps[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
