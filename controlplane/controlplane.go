@@ -10,8 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -33,6 +33,13 @@ type Config struct {
 	HTTPAddr    string   // REST API
 	GRPCAddr    string   // proxies
 	Store       []string // etcd URLs; empty is the embedded store
+	StorePrefix string   // of every key in it; "" is /weir/
+	// Files in PEM by which an etcd cluster is spoken to, read anew for each
+	// connection, and one with USER:PASSWORD; "" for none.
+	StoreCAFile, StoreCertFile, StoreKeyFile, StoreUserFile string
+	// Name tells this control plane from others on the same store; "" is the
+	// machine's name.
+	Name        string
 	TrustDomain string
 	InsecureAPI bool          // no admin token; loopback only
 	LeafTTL     time.Duration // of workload certificates; 0 is 24 h
@@ -41,6 +48,14 @@ type Config struct {
 	Log         *zap.Logger
 	// Ready is called once both ports answer, with their addresses.
 	Ready func(http, grpc net.Addr)
+	// Notify hears what a service manager may be told (sd_notify(3)); may be nil.
+	Notify func(state string)
+}
+
+func (c *Config) notify(state string) {
+	if c.Notify != nil {
+		c.Notify(state)
+	}
 }
 
 // Run serves until ctx ends. When it returns, nothing that it started is left.
@@ -55,15 +70,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if secure && cfg.InsecureAPI {
 		return fmt.Errorf("--insecure-api on %s: an API without a token is served on loopback only; use 127.0.0.1 or leave --insecure-api out", cfg.HTTPAddr)
 	}
+	// Before the store, which may be waited for: what is wrong here is told at once.
 	token, err := adminToken(cfg.DataDir)
 	if err != nil {
 		return err
 	}
-	st, err := store.Open(ctx, store.Config{DataDir: filepath.Join(cfg.DataDir, "etcd"), Endpoints: cfg.Store, Log: cfg.Log.Named("store")})
+	st, err := openStore(ctx, &cfg)
 	if err != nil {
-		return fmt.Errorf("store: %w", err)
+		return ended("start", err)
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	if len(cfg.Store) > 0 {
+		if token, err = sharedToken(ctx, st, cfg.DataDir, token, cfg.Log); err != nil {
+			return err
+		}
+	}
 	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: st, Log: cfg.Log.Named("ca")})
 	if err != nil {
 		return err
@@ -99,6 +120,9 @@ type plane struct {
 	view   *view
 	pub    *publish.Server
 	health *health.Checker
+
+	grpcAddr net.Addr // set before anything runs
+	leading  atomic.Bool
 }
 
 func (p *plane) run(ctx context.Context) error {
@@ -120,18 +144,20 @@ func (p *plane) run(ctx context.Context) error {
 		return fmt.Errorf("--grpc-addr: %w", err)
 	}
 	defer func() { _ = grpcLn.Close() }()
+	p.grpcAddr = grpcLn.Addr()
 
 	watch := p.store.Watch()
 	defer watch.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return ended("store", p.store.Run(ctx)) })
 	g.Go(func() error { return p.follow(ctx, watch) })
-	g.Go(func() error { return ended("health checks", p.health.Run(ctx)) })
+	g.Go(func() error { return ended("health checks", p.takePart(ctx)) })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
 	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })
 	g.Go(func() error { return ended("API", web.serve(ctx)) })
 	p.log.Info("control plane is running", zap.Stringer("api", web.ln.Addr()), zap.Bool("https", p.secure),
 		zap.Stringer("proxies", grpcLn.Addr()), zap.String("trust_domain", p.ca.TrustDomain()))
+	p.cfg.notify("READY=1\nSTATUS=serving")
 	if p.cfg.Ready != nil {
 		p.cfg.Ready(web.ln.Addr(), grpcLn.Addr())
 	}

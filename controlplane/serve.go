@@ -24,7 +24,7 @@ import (
 // api puts the REST API before the parts.
 func (p *plane) api() (http.Handler, error) {
 	return api.New(api.Config{
-		Registry: p, Traffic: p, Security: p, Settings: p, Authority: authority{p}, Proxies: p,
+		Registry: p, Traffic: p, Security: p, Settings: p, Authority: authority{p}, Proxies: p, Cluster: cluster{p},
 		Token: p.token, Insecure: p.cfg.InsecureAPI, Version: p.cfg.Version, Started: p.started, Log: p.log.Named("api"),
 	})
 }
@@ -144,10 +144,12 @@ func (p *plane) UpdateSettings(ctx context.Context, patch []byte) error {
 func (p *plane) Proxies() []api.ProxyStatus {
 	known := p.pub.Proxies()
 	out := make([]api.ProxyStatus, 0, len(known))
+	here := map[string]bool{}
 	for i := range known {
 		k := &known[i]
+		here[k.ID] = true
 		s := api.ProxyStatus{
-			ID: k.ID, Namespace: k.Service.Namespace, ServiceName: k.Service.Name, Version: k.Version,
+			ID: k.ID, Namespace: k.Service.Namespace, ServiceName: k.Service.Name, Version: k.Version, Control: p.cfg.name(),
 			Addresses: make([]string, len(k.Addresses)), ConnectedAt: unix(k.ConnectedAt), Subscribed: k.Subscribed,
 			Resources: make([]api.ResourceState, len(k.Types)),
 		}
@@ -160,11 +162,10 @@ func (p *plane) Proxies() []api.ProxyStatus {
 		s.SetFigures(k.Figures)
 		out = append(out, s)
 	}
+	out = append(out, p.elsewhere(here)...)
+	slices.SortStableFunc(out, compareProxies)
 	return out
 }
-
-// Totals implements api.Proxies.
-func (p *plane) Totals() policy.Figures { return p.pub.Totals() }
 
 // authority is the certificate authority as the API wants it.
 type authority struct{ p *plane }
@@ -196,7 +197,7 @@ func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease,
 		}
 		endpoints[i] = e
 	}
-	l, err := p.store.Attach(ctx, store.Proxy{ID: hello.ProxyID, Service: hello.Service, Addresses: hello.Addresses, Version: hello.Version}, endpoints)
+	l, err := p.store.Attach(ctx, store.Proxy{ID: hello.ProxyID, Service: hello.Service, Addresses: hello.Addresses, Version: hello.Version, Control: p.cfg.name()}, endpoints)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -8,6 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/controlplane/ca"
 )
 
 // AdminTokenFile is the name of the file in the data directory that holds the
@@ -35,13 +40,34 @@ func adminToken(dir string) (string, error) {
 		return "", fmt.Errorf("admin token: %w", err)
 	}
 	token := rand.Text()
-	// Written aside and renamed: a crash leaves no half of a token.
+	return token, writeToken(path, token)
+}
+
+// writeToken writes aside and renames: a crash leaves no half of a token.
+func writeToken(path, token string) error {
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, []byte(token+"\n"), 0o600); err != nil {
+	err := os.WriteFile(tmp, []byte(token+"\n"), 0o600)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return fmt.Errorf("admin token: %w", err)
+	}
+	return nil
+}
+
+// sharedToken gives the admin token that all control planes of an etcd cluster
+// take: that of the first one. It is kept in the cluster, as the root's key is,
+// and copied to the file of this one.
+func sharedToken(ctx context.Context, keep ca.Keeper, dir, own string, log *zap.Logger) (string, error) {
+	kept, err := keep.GetOrCreate(ctx, "admin-token", func() ([]byte, error) { return []byte(own), nil })
+	if err != nil {
 		return "", fmt.Errorf("admin token: %w", err)
 	}
-	if err := os.Rename(tmp, path); err != nil {
-		return "", fmt.Errorf("admin token: %w", err)
+	token := string(kept)
+	if token == own {
+		return own, nil
 	}
-	return token, nil
+	log.Info("the admin token is that of the other control planes on this store; the file is written anew", zap.String("file", filepath.Join(dir, AdminTokenFile)))
+	return token, writeToken(filepath.Join(dir, AdminTokenFile), token)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -21,6 +22,10 @@ func newControlCommand() *cobra.Command {
 			if cfg.Store, err = storeURLs(store); err != nil {
 				return err
 			}
+			if cfg.Store == nil && cfg.StoreCAFile+cfg.StoreCertFile+cfg.StoreKeyFile+cfg.StoreUserFile != "" {
+				return usagef("--store-ca-file, --store-cert-file, --store-key-file and --store-user-file are for an etcd cluster; --store names none")
+			}
+			cfg.Notify = func(state string) { _, _ = daemon.SdNotify(false, state) } // nobody listens where there is no systemd
 			if cfg.Log, err = newLog(logLevel, logFormat); err != nil {
 				return err
 			}
@@ -33,6 +38,12 @@ func newControlCommand() *cobra.Command {
 	f.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "where the REST API is served; HTTPS on any address but loopback")
 	f.StringVar(&cfg.GRPCAddr, "grpc-addr", "0.0.0.0:8081", "where proxies connect")
 	f.StringVar(&store, "store", "embedded", "embedded, or the URLs of an etcd cluster, comma separated")
+	f.StringVar(&cfg.StorePrefix, "store-prefix", "/weir/", "of every key in an etcd cluster; meshes that share one differ in it")
+	f.StringVar(&cfg.StoreCAFile, "store-ca-file", "", "certificate authorities of an etcd cluster, PEM; without it the system's")
+	f.StringVar(&cfg.StoreCertFile, "store-cert-file", "", "certificate for an etcd cluster that asks for one, PEM; read anew when it is replaced")
+	f.StringVar(&cfg.StoreKeyFile, "store-key-file", "", "its key, PEM")
+	f.StringVar(&cfg.StoreUserFile, "store-user-file", "", "file with USER:PASSWORD for an etcd cluster with authentication")
+	f.StringVar(&cfg.Name, "name", "", "of this control plane among several on one etcd cluster; without it the machine's name")
 	f.StringVar(&cfg.TrustDomain, "trust-domain", "weir.local", "of the SPIFFE IDs that are given out")
 	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses for the control plane's certificate")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", 0, "how long workload certificates hold (default 24h)")

@@ -217,9 +217,9 @@ func getProxies(g *getting) error {
 				}
 			}
 			rows = append(rows, []string{p.ID, p.Namespace, p.ServiceName, p.Version, strings.Join(p.Addresses, ","), when(p.ConnectedAt),
-				strconv.Itoa(p.Subscribed), strings.Join(refused, "; ")})
+				strconv.Itoa(p.Subscribed), p.Control, strings.Join(refused, "; ")})
 		}
-		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONNECTED RESOURCES REFUSED", rows)
+		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONNECTED RESOURCES CONTROL REFUSED", rows)
 	})
 }
 
@@ -236,10 +236,30 @@ func getStatus(g *getting) error {
 	if err != nil {
 		return err
 	}
-	return g.print(s, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%s: %d services, %d proxies, up %v\n", s.Status, s.Services, s.Proxies, time.Duration(s.Uptime)*time.Second)
+	return g.print(s, func(w io.Writer) error { return printStatus(w, &s) })
+}
+
+func printStatus(w io.Writer, s *api.Status) error {
+	if _, err := fmt.Fprintf(w, "%s: %d services, %d proxies, up %v\n", s.Status, s.Services, s.Proxies, time.Duration(s.Uptime)*time.Second); err != nil {
 		return err
-	})
+	}
+	if s.Trouble != "" {
+		if _, err := fmt.Fprintf(w, "the store: %s; shown is what was known\n", s.Trouble); err != nil {
+			return err
+		}
+	}
+	if len(s.Members) < 2 {
+		return nil
+	}
+	var rows [][]string
+	for _, m := range s.Members {
+		leads := "-"
+		if m.Leader {
+			leads = "leads"
+		}
+		rows = append(rows, []string{m.Name, m.Address, leads, strconv.Itoa(m.Proxies), m.Version, when(m.Since)})
+	}
+	return table(w, "CONTROL ADDRESS LEADER PROXIES VERSION SINCE", rows)
 }
 
 func getMetrics(g *getting) error {

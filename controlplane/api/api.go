@@ -96,8 +96,20 @@ type Proxies interface {
 	Totals() policy.Figures
 }
 
-// Config is what a handler is made of. Every field of an interface type is
-// needed.
+// Cluster knows the control planes that share one store.
+type Cluster interface {
+	// Fresh returns when what the other parts show holds every change that was
+	// answered before, by whichever control plane. The error says why it may not.
+	Fresh(ctx context.Context) error
+	// Members lists the control planes; with an error, those that were known
+	// last, and why there is nothing newer.
+	Members(ctx context.Context) ([]Member, error)
+	// Figures are what this control plane counted.
+	Figures(ctx context.Context) ControlMetrics
+}
+
+// Config is what a handler is made of. Every field of an interface type but
+// Cluster is needed.
 type Config struct {
 	Registry  Registry
 	Traffic   TrafficRules
@@ -105,6 +117,7 @@ type Config struct {
 	Settings  Settings
 	Authority Authority
 	Proxies   Proxies
+	Cluster   Cluster // may be nil: nobody else shares the store
 
 	// Token is the admin token that callers show as "Authorization: Bearer".
 	Token string

@@ -91,7 +91,7 @@ func TestTheClientReadsFiguresSettingsAndSecrets(t *testing.T) {
 	}
 	status, err := c.Status(ctx)
 	check(t, err)
-	if status != (api.Status{Status: "healthy", Proxies: 1, Uptime: 90}) {
+	if !reflect.DeepEqual(status, api.Status{Status: "healthy", Proxies: 1, Uptime: 90}) {
 		t.Errorf("status: %+v", status)
 	}
 	metrics, err := c.Metrics(ctx)

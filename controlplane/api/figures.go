@@ -2,7 +2,7 @@ package api
 
 import "context"
 
-func (s *server) getMetrics(context.Context, *nothing) (*output[Metrics], error) {
+func (s *server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], error) {
 	var m Metrics
 	for _, v := range s.Registry.Services() {
 		if v.Endpoints > 0 {
@@ -16,17 +16,40 @@ func (s *server) getMetrics(context.Context, *nothing) (*output[Metrics], error)
 	f := s.Proxies.Totals()
 	m.LoadBalancer = LoadBalancerMetrics{f.RequestsRouted, f.RoutingFailures, f.BackendFailures}
 	m.Proxies = ProxyMetrics{len(s.Proxies.Proxies()), f.InboundRequests, f.OutboundRequests, f.RequestErrors}
+	if s.Cluster != nil {
+		f := s.Cluster.Figures(ctx)
+		m.Control = &f
+	}
 	return &output[Metrics]{m}, nil
 }
 
-func (s *server) getStatus(context.Context, *nothing) (*output[Status], error) {
+func (s *server) getStatus(ctx context.Context, _ *nothing) (*output[Status], error) {
 	st := Status{Status: "healthy", Proxies: len(s.Proxies.Proxies()), Uptime: s.Now().Sub(s.Started).Seconds()}
 	for _, v := range s.Registry.Services() {
 		if v.Endpoints > 0 {
 			st.Services++
 		}
 	}
+	s.addMembers(ctx, &st)
 	return &output[Status]{st}, nil
+}
+
+// addMembers tells of the control planes. One whose store does not answer is
+// degraded: it tells what it knew.
+func (s *server) addMembers(ctx context.Context, st *Status) {
+	if s.Cluster == nil {
+		return
+	}
+	members, err := s.Cluster.Members(ctx)
+	st.Members = members
+	if err != nil {
+		st.Status, st.Trouble = "degraded", err.Error()
+	}
+	for _, m := range members {
+		if m.Leader {
+			st.Leader = m.Name
+		}
+	}
 }
 
 func (s *server) listProxies(context.Context, *nothing) (*output[[]ProxyStatus], error) {

@@ -49,8 +49,21 @@ func (s *server) front(mux *http.ServeMux) http.Handler {
 		if r.Method == http.MethodPost && !readBody(w, r) {
 			return
 		}
+		s.freshen(w, r)
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// freshen lets a read see every change that was answered before, by whichever
+// control plane. When the store does not tell in time, the read is answered all
+// the same, from what is known, and says so (RFC 7234 section 5.5.1).
+func (s *server) freshen(w http.ResponseWriter, r *http.Request) {
+	if s.Cluster == nil || r.Method != http.MethodGet || isOpen(r) || path.Base(r.URL.Path) == "status" {
+		return
+	}
+	if err := s.Cluster.Fresh(r.Context()); err != nil {
+		w.Header().Set("Warning", `110 weir "this may be out of date: `+strings.NewReplacer(`"`, `'`, "\r", " ", "\n", " ").Replace(err.Error())+`"`)
+	}
 }
 
 // isOpen tells whether a request needs no token. The root's certificate is

@@ -24,6 +24,7 @@ type ProxyStatus struct {
 	Namespace   string          `json:"namespace"`
 	ServiceName string          `json:"service_name"`
 	Version     string          `json:"version"`
+	Control     string          `json:"control" doc:"the control plane it is attached to; what it took and counted is told in full by that one only"`
 	Addresses   []string        `json:"addresses" doc:"the addresses that the proxy is beside" nullable:"false"`
 	ConnectedAt float64         `json:"connected_at" doc:"Unix seconds"`
 	Subscribed  int             `json:"subscribed" doc:"resources the proxy follows"`
@@ -68,6 +69,7 @@ type Metrics struct {
 	Registry     RegistryMetrics     `json:"registry"`
 	LoadBalancer LoadBalancerMetrics `json:"load_balancer"`
 	Proxies      ProxyMetrics        `json:"proxies"`
+	Control      *ControlMetrics     `json:"control,omitempty"`
 }
 
 // RegistryMetrics counts what is registered.
@@ -100,4 +102,27 @@ type Status struct {
 	Services int     `json:"services"`
 	Proxies  int     `json:"proxies"`
 	Uptime   float64 `json:"uptime" doc:"seconds since the control plane started"`
+
+	Leader  string   `json:"leader,omitempty" doc:"the control plane that checks health; absent while none is known"`
+	Members []Member `json:"members,omitempty" doc:"the control planes that share the store"`
+	Trouble string   `json:"trouble,omitempty" doc:"why status is degraded: what keeps the store from being read or followed"`
+}
+
+// Member is a control plane as GET /status lists it.
+type Member struct {
+	Name    string  `json:"name"`
+	Address string  `json:"address" doc:"where proxies find it"`
+	Version string  `json:"version"`
+	Since   float64 `json:"since" doc:"Unix seconds: when it started"`
+	Proxies int     `json:"proxies" doc:"that are attached to it"`
+	Leader  bool    `json:"leader"`
+}
+
+// ControlMetrics counts what this control plane itself does.
+type ControlMetrics struct {
+	Name         string            `json:"name" doc:"of the control plane that answers"`
+	Leading      bool              `json:"leading" doc:"it is the one that checks health"`
+	Members      int               `json:"members" doc:"control planes that share the store"`
+	StoreAway    float64           `json:"store_away" doc:"seconds for which the store could not be followed; 0 when it is"`
+	RefusedJoins map[string]uint64 `json:"refused_joins" doc:"certificates that were asked for and refused since the start, by reason" nullable:"false"`
 }

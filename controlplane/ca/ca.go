@@ -82,6 +82,8 @@ type Authority struct {
 	roots []*root    // oldest first, those still valid
 	own   *tls.Certificate
 	ownBy *root // that signed own
+
+	refused map[string]uint64
 }
 
 // New reads the root and the token secret from the keeper, or makes them at the
@@ -101,7 +103,7 @@ func New(ctx context.Context, cfg Config) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust domain %q: %w", cfg.TrustDomain, err)
 	}
-	a := &Authority{cfg: cfg, domain: domain}
+	a := &Authority{cfg: cfg, domain: domain, refused: map[string]uint64{}}
 	if a.secret, err = cfg.Keep.GetOrCreate(ctx, "token-secret", newSecret); err != nil {
 		return nil, fmt.Errorf("secret of the join tokens: %w", err)
 	}

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"errors"
+	"maps"
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
@@ -65,8 +66,38 @@ func (j *JoinServer) refuse(ctx context.Context, step string, name policy.Servic
 		log.Error("a certificate could not be issued")
 		return status.Error(code, "the certificate could not be issued; the control plane's log tells why")
 	}
+	j.ca.count(err)
 	log.Warn("a certificate was refused")
 	return status.Error(code, err.Error())
+}
+
+// reasons are the words under which refusals are counted.
+var reasons = []struct {
+	err  error
+	word string
+}{
+	{ErrTokenMalformed, "token-malformed"}, {ErrTokenSignature, "token-signature"}, {ErrTokenExpired, "token-expired"},
+	{ErrTokenDomain, "token-domain"}, {ErrPeer, "certificate"}, {ErrCSR, "request"}, {ErrName, "name"},
+}
+
+func (a *Authority) count(err error) {
+	for _, r := range reasons {
+		if errors.Is(err, r.err) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.refused[r.word]++
+			return
+		}
+	}
+}
+
+// Refused counts the certificates that were asked for and refused since New,
+// by reason: token-malformed, token-signature, token-expired, token-domain,
+// certificate, request and name.
+func (a *Authority) Refused() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.refused)
 }
 
 func codeOf(err error) codes.Code {

@@ -42,14 +42,11 @@ func (s *Store) remove(ctx context.Context, what, key string) error {
 		return fmt.Errorf("%s: %w", what, ErrNotFound) // a name or id that cannot be
 	}
 	return s.write(ctx, what, func(ctx context.Context) error {
-		resp, err := s.client.Delete(ctx, key)
-		switch {
-		case err != nil:
-			return explain(err)
-		case resp.Deleted == 0:
+		err := s.transact(ctx, []clientv3.Cmp{exists(key)}, []clientv3.Op{clientv3.OpDelete(key)})
+		if err == errRace { //nolint:errorlint // never wrapped
 			return ErrNotFound
 		}
-		return s.await(ctx, resp.Header.Revision)
+		return err
 	})
 }
 

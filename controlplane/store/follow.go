@@ -35,16 +35,47 @@ func (s *Store) Run(ctx context.Context) error {
 		if failure := s.server.failure(); failure != nil {
 			return failure
 		}
-		s.cfg.Log.Warn("following etcd was interrupted; what is known stays in force", zap.Error(explain(err)))
+		s.interrupted(explain(err))
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.server.failed():
 		case <-time.After(retryAfter):
 		}
-		if err := s.load(ctx); err == nil {
-			s.cfg.Log.Info("following etcd again")
+		if err := s.load(ctx); err != nil && ctx.Err() == nil {
+			s.interrupted(err)
 		}
+	}
+}
+
+// Trouble says since when etcd cannot be followed, and why.
+type Trouble struct {
+	Since time.Time
+	Err   error
+}
+
+// Trouble gives what keeps the State from being the newest; nil while etcd is
+// followed. A connection on which nothing arrives any more is found out after
+// 15 s; Sync tells sooner.
+func (s *Store) Trouble() *Trouble { return s.trouble.Load() }
+
+// interrupted notes a trouble, and logs it when it is another than before.
+func (s *Store) interrupted(err error) {
+	was := s.trouble.Load()
+	now := &Trouble{Since: s.cfg.Now(), Err: err}
+	if was != nil {
+		now.Since = was.Since
+	}
+	s.trouble.Store(now)
+	if was == nil || was.Err.Error() != err.Error() {
+		s.cfg.Log.Warn("following etcd was interrupted; what is known stays in force", zap.Error(err))
+	}
+}
+
+// followed notes that a watch stands.
+func (s *Store) followed() {
+	if was := s.trouble.Swap(nil); was != nil {
+		s.cfg.Log.Info("following etcd again", zap.Duration("interrupted_for", s.cfg.Now().Sub(was.Since)))
 	}
 }
 
@@ -74,7 +105,7 @@ func (s *Store) isClosed() bool {
 func (s *Store) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	changes := s.client.Watch(ctx, s.keys.mesh(), clientv3.WithPrefix(), clientv3.WithRev(s.State().Revision+1))
+	changes := s.client.Watch(ctx, s.keys.mesh(), clientv3.WithPrefix(), clientv3.WithRev(s.State().Revision+1), clientv3.WithCreatedNotify())
 	for {
 		select {
 		case <-s.server.failed():
@@ -87,6 +118,9 @@ func (s *Store) follow(ctx context.Context) error {
 			// Run reads everything again.
 			if err := resp.Err(); err != nil {
 				return err
+			}
+			if resp.Created {
+				s.followed()
 			}
 			s.apply(resp.Events)
 		}

@@ -16,7 +16,9 @@ import (
 //	mesh/proxies/<id>                                   proxyRecord
 //	virtual-last                                        the last index given out
 //	secrets/<key>                                       raw bytes
-//	leaders/<task>                                      elections
+//	head                                                put by each write; its revision is that of the last one
+//	members/<lease>                                     Member, while the control plane lives
+//	leader/<lease>                                      the election
 //
 // Values are JSON. Only mesh/ is watched and read as a whole, so secrets are
 // read by none but those who ask for them.
@@ -29,7 +31,9 @@ func (k keys) virtualLast() string { return string(k) + "virtual-last" }
 func (k keys) security(id string) string { return string(k) + "mesh/security/" + id }
 func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + id }
 func (k keys) secret(key string) string  { return string(k) + "secrets/" + key }
-func (k keys) leader(task string) string { return string(k) + "leaders/" + task }
+func (k keys) head() string              { return string(k) + "head" }
+func (k keys) leader() string            { return string(k) + "leader" }
+func (k keys) members() string           { return string(k) + "members/" }
 
 func (k keys) service(n policy.ServiceName) string {
 	return string(k) + "mesh/services/" + n.String() + "/"

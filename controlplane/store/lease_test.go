@@ -135,7 +135,7 @@ func TestOnlyOneLeads(t *testing.T) {
 	start := func(who string, s *Store) context.CancelFunc {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
-			ended <- s.Lead(ctx, "health", func(ctx context.Context) error {
+			ended <- s.TakePart(ctx, func() Member { return Member{Name: who} }, func(ctx context.Context) error {
 				if n := leading.Add(1); n != 1 {
 					t.Errorf("%d lead", n)
 				}
@@ -163,7 +163,7 @@ func TestOnlyOneLeads(t *testing.T) {
 func TestATaskThatEndsIsNotRunAgain(t *testing.T) {
 	broken := errors.New("broken")
 	for name, s := range map[string]*Store{"cluster": open(t), "embedded": run(t, Config{DataDir: dataDir(t)})} {
-		if err := s.Lead(t.Context(), "task", func(context.Context) error { return broken }); !errors.Is(err, broken) {
+		if err := s.TakePart(t.Context(), func() Member { return Member{Name: "x"} }, func(context.Context) error { return broken }); !errors.Is(err, broken) {
 			t.Errorf("%s: Lead gives %v", name, err)
 		}
 	}

@@ -26,6 +26,7 @@ type proxyRecord struct {
 	Service   string       `json:"service"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	Version   string       `json:"version,omitempty"`
+	Control   string       `json:"control,omitempty"`
 	Endpoints []string     `json:"endpoints,omitempty"`
 }
 
@@ -133,7 +134,7 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 	case proxyKey:
 		var r proxyRecord
 		if r, err = decode[proxyRecord](kv); err == nil {
-			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version}
+			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version, Control: r.Control}
 			m.proxies[id] = storedProxy{Proxy: p, lease: kv.Lease}
 		}
 	}

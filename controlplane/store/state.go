@@ -43,6 +43,7 @@ type Proxy struct {
 	Service   policy.ServiceName
 	Addresses []netip.Addr // those it is beside
 	Version   string
+	Control   string // the name of the control plane it is attached to
 }
 
 // State gives the newest state this process knows. It never blocks.

@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -48,8 +48,9 @@ type Config struct {
 	// Endpoints are the client URLs of an etcd cluster ("http://10.0.0.1:2379").
 	// Empty means an embedded single member in DataDir.
 	Endpoints []string
-	// TLS is how https Endpoints are spoken to; nil takes the system's roots.
-	TLS *tls.Config
+	// Access is how the cluster's Endpoints are spoken to; with the zero value
+	// https is verified by the system's roots.
+	Access Access
 	// Prefix is that of every key; "/weir/" when empty. Meshes that share a
 	// cluster differ in it.
 	Prefix string
@@ -60,6 +61,8 @@ type Config struct {
 	Log *zap.Logger
 	// NewID makes the ids of rules that come without one; random when nil.
 	NewID func() string
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
 }
 
 func (c Config) withDefaults() Config {
@@ -67,6 +70,9 @@ func (c Config) withDefaults() Config {
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, 10*time.Second)
 	if c.Log == nil {
 		c.Log = zap.NewNop()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.NewID == nil {
 		c.NewID = func() string { return strings.ToLower(rand.Text()[:10]) }
@@ -95,6 +101,12 @@ type Store struct {
 	advanced  chan struct{} // closed and replaced when current advances
 	following bool          // Run is at work
 	closed    bool
+
+	trouble atomic.Pointer[Trouble] // nil while etcd is followed
+
+	membersMu sync.Mutex // guards what follows
+	members   []Member   // as read last
+	self      func() Member
 
 	seenMu sync.Mutex                                // guards seen
 	seen   map[policy.ServiceName]map[string]float64 // Unix seconds, by endpoint id
@@ -139,20 +151,37 @@ func (s *Store) connect(ctx context.Context) error {
 }
 
 func dial(ctx context.Context, cfg Config) (*clientv3.Client, error) {
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: cfg.Endpoints, TLS: cfg.TLS, Logger: quiet(cfg.Log), DialTimeout: requestTimeout,
-		// A peer that vanished without a word is noticed after 15 s.
-		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
-	})
+	at := strings.Join(cfg.Endpoints, ", ")
+	if err := cfg.Access.Check(cfg.Endpoints); err != nil {
+		return nil, fmt.Errorf("etcd at %s: %w", at, err)
+	}
+	client, err := newClient(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+		return nil, fmt.Errorf("etcd at %s: %w", at, explain(err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := client.Get(ctx, cfg.Prefix, clientv3.WithCountOnly()); err != nil {
-		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), explain(err)), client.Close())
+		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", at, explain(err)), client.Close())
 	}
 	return client, nil
+}
+
+func newClient(cfg Config) (*clientv3.Client, error) {
+	user, password, err := cfg.Access.user()
+	if err != nil {
+		return nil, err
+	}
+	c := clientv3.Config{
+		Endpoints: cfg.Endpoints, Logger: quiet(cfg.Log), DialTimeout: requestTimeout, Username: user, Password: password,
+		// A peer that vanished without a word is noticed after 15 s, and with a
+		// request under way after 5 s.
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
+	}
+	if strings.HasPrefix(cfg.Endpoints[0], "https://") {
+		c.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(reloading{&cfg.Access})}
+	}
+	return clientv3.New(c)
 }
 
 // Close ends what Open started. Run and Next return; writes answer ErrClosed.

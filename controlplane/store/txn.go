@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -24,7 +25,12 @@ func (s *Store) commit(ctx context.Context, conditions []clientv3.Cmp, ops []cli
 	if err := s.server.space(); err != nil {
 		return err
 	}
-	resp, err := s.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
+	return s.transact(ctx, conditions, ops)
+}
+
+// transact is commit on a disk of any fill: to remove something must be possible.
+func (s *Store) transact(ctx context.Context, conditions []clientv3.Cmp, ops []clientv3.Op) error {
+	resp, err := s.client.Txn(ctx).If(conditions...).Then(append(ops, clientv3.OpPut(s.keys.head(), ""))...).Commit()
 	if err != nil {
 		return explain(err)
 	}
@@ -32,6 +38,28 @@ func (s *Store) commit(ctx context.Context, conditions []clientv3.Cmp, ops []cli
 		return errRace
 	}
 	return s.await(ctx, resp.Header.Revision)
+}
+
+// Sync returns when the State holds every write that was acknowledged before
+// the call, by whichever process: what is read after it is not older than what
+// anybody was told is stored. It takes one read from a majority of the cluster;
+// with the embedded etcd it is so always. ErrUnavailable when the cluster does
+// not answer within ctx; the State is then what was last heard of.
+func (s *Store) Sync(ctx context.Context) error {
+	if s.server != nil {
+		return nil
+	}
+	if s.isClosed() {
+		return fmt.Errorf("read: %w", ErrClosed)
+	}
+	_, revision, err := s.get(ctx, s.keys.head())
+	if err == nil {
+		err = s.await(ctx, revision)
+	}
+	if err != nil {
+		return fmt.Errorf("read: %w", explain(err))
+	}
+	return nil
 }
 
 // write does an attempt until it does not end in errRace, within the time that
@@ -53,6 +81,9 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 	}
 	if err != nil && s.server.failure() != nil {
 		err = fmt.Errorf("%w: %w", ErrUnavailable, s.server.failure())
+	}
+	if errors.Is(err, ErrUnavailable) && s.server == nil {
+		err = fmt.Errorf("%w; whether it was stored is not known: look before you try again", err)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)

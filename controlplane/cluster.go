@@ -1,0 +1,180 @@
+package controlplane
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
+)
+
+const (
+	// freshWithin bounds how long a read waits for the store to say what is
+	// newest; then it is answered from what is known.
+	freshWithin = time.Second
+	// openAgain is the wait between two attempts to open a store that is away.
+	openAgain = 2 * time.Second
+)
+
+// openStore opens the store. An etcd cluster that is away is waited for: at
+// the boot of a machine, or of all of them, the order of things is not known.
+// What waiting does not heal is an error at once.
+func openStore(ctx context.Context, cfg *Config) (*store.Store, error) {
+	sc := store.Config{
+		DataDir: filepath.Join(cfg.DataDir, "etcd"), Endpoints: cfg.Store, Prefix: cfg.StorePrefix,
+		Access: store.Access{CAFile: cfg.StoreCAFile, CertFile: cfg.StoreCertFile, KeyFile: cfg.StoreKeyFile, UserFile: cfg.StoreUserFile},
+		Log:    cfg.Log.Named("store"),
+	}
+	last := ""
+	for {
+		st, err := store.Open(ctx, sc)
+		if err == nil {
+			if last != "" {
+				cfg.Log.Info("the store answers")
+			}
+			return st, nil
+		}
+		if len(cfg.Store) == 0 || !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+			return nil, fmt.Errorf("--store: %w", err)
+		}
+		if text := err.Error(); text != last {
+			last = text
+			cfg.Log.Warn("waiting for the store (--store); nothing is served before it answers", zap.Error(err))
+			cfg.notify("STATUS=waiting for the store: " + text)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(openAgain):
+		}
+	}
+}
+
+// name is by which the others know this control plane.
+func (c *Config) name() string {
+	host, _ := os.Hostname() // without one, the address is left to tell them apart
+	return cmp.Or(c.Name, host, c.GRPCAddr)
+}
+
+// address is where proxies find this control plane, as far as it knows: a port
+// on all addresses is told with the first of --host, or else the machine's name.
+func (c *Config) address(grpc net.Addr) string {
+	host, port, err := net.SplitHostPort(grpc.String())
+	if err != nil {
+		return grpc.String()
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() {
+		machine, _ := os.Hostname()
+		host = machine
+		if len(c.Hosts) > 0 {
+			host = c.Hosts[0]
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// takePart makes this control plane one of those that share the store. The one
+// that leads checks health; what it finds is in the store, where all see it.
+func (p *plane) takePart(ctx context.Context) error {
+	return p.store.TakePart(ctx, p.self, func(ctx context.Context) error {
+		p.leading.Store(true)
+		defer p.leading.Store(false)
+		return p.health.Run(ctx)
+	})
+}
+
+// self is what this control plane tells of itself.
+func (p *plane) self() store.Member {
+	return store.Member{
+		Name: p.cfg.name(), Address: p.cfg.address(p.grpcAddr), Version: p.cfg.Version, Since: unix(p.started),
+		Proxies: p.pub.Connected(), Figures: p.pub.Totals(),
+	}
+}
+
+// cluster is the control planes of the store as the API wants them.
+type cluster struct{ p *plane }
+
+// Fresh implements api.Cluster.
+func (c cluster) Fresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, freshWithin)
+	defer cancel()
+	return c.p.store.Sync(ctx)
+}
+
+// Members implements api.Cluster.
+func (c cluster) Members(ctx context.Context) ([]api.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, freshWithin)
+	defer cancel()
+	known, err := c.p.store.Members(ctx)
+	out := make([]api.Member, len(known))
+	for i, m := range known {
+		out[i] = api.Member{Name: m.Name, Address: m.Address, Version: m.Version, Since: m.Since, Proxies: m.Proxies, Leader: m.Leader}
+	}
+	if t := c.p.store.Trouble(); t != nil {
+		err = fmt.Errorf("since %s: %w", t.Since.UTC().Format(time.RFC3339), t.Err)
+	}
+	return out, err
+}
+
+// Figures implements api.Cluster.
+func (c cluster) Figures(ctx context.Context) api.ControlMetrics {
+	ctx, cancel := context.WithTimeout(ctx, freshWithin)
+	defer cancel()
+	members, _ := c.p.store.Members(ctx) // those known last, when the store does not answer
+	m := api.ControlMetrics{Name: c.p.cfg.name(), Leading: c.p.leading.Load(), Members: len(members), RefusedJoins: c.p.ca.Refused()}
+	if t := c.p.store.Trouble(); t != nil {
+		m.StoreAway = time.Since(t.Since).Seconds()
+	}
+	return m
+}
+
+// Totals implements api.Proxies: what the proxies of all control planes
+// counted. Those of the others are as of a few seconds ago.
+func (p *plane) Totals() policy.Figures {
+	ctx, cancel := context.WithTimeout(context.Background(), freshWithin)
+	defer cancel()
+	sum := p.pub.Totals()
+	members, _ := p.store.Members(ctx) // those known last, when the store does not answer
+	self := p.self()
+	for _, m := range members {
+		if m.Name != self.Name || m.Since != self.Since {
+			sum = sum.Add(m.Figures)
+		}
+	}
+	return sum
+}
+
+// elsewhere lists the proxies that are attached to other control planes: what
+// the store knows of them.
+func (p *plane) elsewhere(here map[string]bool) []api.ProxyStatus {
+	var out []api.ProxyStatus
+	for id, known := range p.store.State().Proxies {
+		if here[id] {
+			continue
+		}
+		s := api.ProxyStatus{
+			ID: id, Namespace: known.Service.Namespace, ServiceName: known.Service.Name, Version: known.Version, Control: known.Control,
+			Addresses: make([]string, len(known.Addresses)),
+		}
+		for i, a := range known.Addresses {
+			s.Addresses[i] = a.String()
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func compareProxies(a, b api.ProxyStatus) int {
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.ServiceName, b.ServiceName), strings.Compare(a.ID, b.ID))
+}

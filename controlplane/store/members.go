@@ -1,0 +1,194 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// Member is one of the processes that share the store, as it tells of itself.
+type Member struct {
+	Name    string         `json:"name"`
+	Address string         `json:"address"` // where proxies find it
+	Version string         `json:"version"`
+	Since   float64        `json:"since"`   // Unix seconds: when it started
+	Proxies int            `json:"proxies"` // attached to it
+	Figures policy.Figures `json:"figures"` // summed over those
+
+	Leader bool `json:"-"` // it runs the task of TakePart
+}
+
+// tellEvery is how often a member tells anew of itself. What is asked of it by
+// others (GET /metrics) is as old as that; the price is one small write for each
+// member in that time.
+const tellEvery = 5 * time.Second
+
+// TakePart makes this process one of the store's members until ctx ends, and
+// runs a task in one member at a time: in another within LeaseTTL (and what
+// etcd needs to elect a leader of its own) when that one is gone or no longer
+// heard. self is asked for what this process tells of itself. lead's context
+// ends when this process may no longer lead, at the latest when its lease does;
+// lead is then to return, and is called again when its turn comes. TakePart
+// blocks; it returns nil when ctx ends, and lead's error when lead returns by
+// itself. With the embedded etcd there is one process, which leads.
+func (s *Store) TakePart(ctx context.Context, self func() Member, lead func(ctx context.Context) error) error {
+	s.membersMu.Lock()
+	s.self = self
+	s.membersMu.Unlock()
+	if s.server != nil {
+		return lead(ctx)
+	}
+	last := ""
+	for ctx.Err() == nil {
+		done, err := s.takePart(ctx, self, lead)
+		if done || s.isClosed() {
+			return err
+		}
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		if text := err.Error(); text != last { // the same for hours is told once
+			last = text
+			s.cfg.Log.Warn("not among the control planes of this store; trying again", zap.Error(explain(err)))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryAfter):
+		}
+	}
+	return nil
+}
+
+// takePart is one session: this process's lease, what it tells of itself under
+// it, and its part in the election. done tells that lead returned by itself.
+func (s *Store) takePart(ctx context.Context, self func() Member, lead func(ctx context.Context) error) (done bool, err error) {
+	seconds := int((s.cfg.LeaseTTL + time.Second - 1) / time.Second)
+	// Not ctx: it has ended when the session is to be given back.
+	session, err := concurrency.NewSession(s.client, concurrency.WithTTL(seconds), concurrency.WithContext(context.WithoutCancel(ctx)))
+	if err != nil {
+		return false, fmt.Errorf("take part in the election: %w", err)
+	}
+	defer s.giveBack(session)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-session.Done():
+			return errSessionEnded
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return s.tell(ctx, session.Lease(), self) })
+	g.Go(func() error {
+		defer cancel()
+		if err := concurrency.NewElection(session, s.keys.leader()).Campaign(ctx, self().Name); err != nil {
+			return fmt.Errorf("wait for the election: %w", err)
+		}
+		s.cfg.Log.Info("this control plane leads")
+		err := lead(ctx)
+		done = ctx.Err() == nil
+		s.cfg.Log.Info("this control plane leads no longer")
+		return err
+	})
+	err = g.Wait()
+	return done, err
+}
+
+var errSessionEnded = fmt.Errorf("the lease ended: %w", ErrUnavailable)
+
+// giveBack ends a session, so that another need not wait for its lease to end.
+// What is not given back in a second ends by itself.
+func (s *Store) giveBack(session *concurrency.Session) {
+	session.Orphan()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_, _ = s.client.Revoke(ctx, session.Lease())
+}
+
+// tell writes what self says under the lease, now and as often as it changes.
+func (s *Store) tell(ctx context.Context, lease clientv3.LeaseID, self func() Member) error {
+	tick := time.NewTicker(tellEvery)
+	defer tick.Stop()
+	last := ""
+	for {
+		b, err := json.Marshal(self())
+		if err != nil {
+			return fmt.Errorf("tell of this control plane: %w", err)
+		}
+		if text := string(b); text != last {
+			ask, cancel := context.WithTimeout(ctx, tellEvery)
+			_, err = s.client.Put(ask, fmt.Sprintf("%s%x", s.keys.members(), int64(lease)), text, clientv3.WithLease(lease))
+			cancel()
+			if err == nil {
+				last = text
+			} // else the next turn tries again; the lease says whether we are there
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Members lists the store's members, by name. The error is ErrUnavailable when
+// the cluster does not answer within ctx; the list is then the last one read.
+func (s *Store) Members(ctx context.Context) ([]Member, error) {
+	s.membersMu.Lock()
+	self := s.self
+	s.membersMu.Unlock()
+	if s.server != nil {
+		if self == nil {
+			return nil, nil
+		}
+		m := self()
+		m.Leader = true
+		return []Member{m}, nil
+	}
+	read, err := s.readMembers(ctx)
+	s.membersMu.Lock()
+	defer s.membersMu.Unlock()
+	if err == nil {
+		s.members = read
+	}
+	return slices.Clone(s.members), err
+}
+
+func (s *Store) readMembers(ctx context.Context) ([]Member, error) {
+	resp, err := s.client.Txn(ctx).Then(
+		clientv3.OpGet(s.keys.members(), clientv3.WithPrefix()),
+		clientv3.OpGet(s.keys.leader()+"/", clientv3.WithFirstCreate()...),
+	).Commit()
+	if err != nil {
+		return nil, fmt.Errorf("list the control planes: %w", explain(err))
+	}
+	leader := int64(-1)
+	for _, kv := range resp.Responses[1].GetResponseRange().Kvs {
+		leader = kv.Lease
+	}
+	var out []Member
+	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+		m, err := decode[Member](kv)
+		if err != nil {
+			return nil, fmt.Errorf("key %s: %w", kv.Key, err)
+		}
+		m.Leader = kv.Lease == leader
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b Member) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Since, b.Since))
+	})
+	return out, nil
+}
