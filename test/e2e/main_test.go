@@ -20,11 +20,17 @@ func TestMain(m *testing.M) { netlab.Main(m) }
 // start runs a mesh for one test.
 func start(t *testing.T, control ...string) *meshlab.Mesh {
 	t.Helper()
+	return startWith(t, meshlab.Config{Control: control})
+}
+
+func startWith(t *testing.T, cfg meshlab.Config) *meshlab.Mesh {
+	t.Helper()
 	bin := os.Getenv("WEIR_BIN")
 	if bin == "" {
 		bin, _ = filepath.Abs("../../bin")
 	}
-	m, err := meshlab.Start(t.Context(), meshlab.Config{Bin: bin, Control: control, Progress: t.Logf})
+	cfg.Bin, cfg.Progress = bin, t.Logf
+	m, err := meshlab.Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

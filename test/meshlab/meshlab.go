@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,21 +25,25 @@ const ProxyUID = 15001
 
 // Config says where the programs are and who hears of progress.
 type Config struct {
-	Bin      string                           // directory with weir, weir-proxy and weir-init
-	Control  []string                         // more flags for weir control
-	Progress func(format string, args ...any) // nil hears nothing
+	Bin       string                           // directory with weir, weir-proxy and weir-init
+	Control   []string                         // more flags for weir control
+	Planes    int                              // control planes; 0 is one
+	Etcd      int                              // members of an etcd cluster that they share; 0 is the embedded store
+	EtcdFlags []string                         // more flags for etcd
+	Progress  func(format string, args ...any) // nil hears nothing
 }
 
 // Mesh is a running mesh. Close ends it.
 type Mesh struct {
 	Lab     *netlab.Lab
 	Dir     string       // everything it writes
-	Control *Process     // weir control
-	Host    *netlab.Host // where the control plane runs
+	Control *Process     // weir control, the first of Planes
+	Host    *netlab.Host // where it runs
 	API     *api.Client
+	Planes  []*Plane
+	Etcd    []*Etcd // empty with the embedded store
 
-	cfg     Config
-	dataDir string
+	cfg Config
 
 	mu        sync.Mutex // guards what follows
 	processes []*Process
@@ -76,12 +79,30 @@ func Start(ctx context.Context, cfg Config) (_ *Mesh, err error) {
 	if err := m.writeResolvConf(); err != nil {
 		return m, err
 	}
-	if m.Host, err = m.Lab.Host("control"); err != nil {
+	if cfg.Etcd > 0 {
+		m.cfg.Progress("etcd, %d members", cfg.Etcd)
+		if err := m.startEtcd(ctx, cfg.Etcd); err != nil {
+			return m, err
+		}
+	}
+	if _, err := m.addPlane("control"); err != nil {
 		return m, err
 	}
-	m.dataDir = filepath.Join(m.Dir, "control")
-	m.cfg.Progress("weir control, its store in %s", m.dataDir)
-	return m, m.StartControl(ctx)
+	m.Host = m.Planes[0].Host
+	m.cfg.Progress("weir control, its store in %s", m.Planes[0].dataDir)
+	if err := m.StartControl(ctx); err != nil {
+		return m, err
+	}
+	for i := 1; i < cfg.Planes; i++ {
+		p, err := m.addPlane(fmt.Sprintf("control%d", i+1))
+		if err != nil {
+			return m, err
+		}
+		if err := p.Start(ctx); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
 }
 
 // copyPrograms puts the programs where every user may run them.
@@ -126,37 +147,25 @@ func (m *Mesh) writeResolvConf() error {
 	return os.WriteFile(m.resolvConf(), []byte(text), 0o644)
 }
 
-// ControlAddr is where proxies find the control plane.
-func (m *Mesh) ControlAddr() string { return m.Host.Join(8081) }
+// ControlAddr is where proxies find the control planes, as --control takes it.
+func (m *Mesh) ControlAddr() string {
+	var at []string
+	for _, p := range m.Planes {
+		at = append(at, p.GRPCAddr())
+	}
+	return strings.Join(at, ",")
+}
 
-// StartControl starts the control plane, for the first time or again after its
-// end, and waits until its API answers.
+// StartControl starts the first control plane, for the first time or again
+// after its end, and waits until its API answers.
 func (m *Mesh) StartControl(ctx context.Context) error {
-	args := []string{
-		"control", "--data-dir", m.dataDir, "--http-addr", "127.0.0.1:8080", "--grpc-addr", m.ControlAddr(),
-	}
-	p, err := m.start(m.Host, "control", m.Program("weir"), append(args, m.cfg.Control...)...)
-	if err != nil {
-		return err
-	}
-	m.Control = p
-	m.API = &api.Client{
-		BaseURL: "http://127.0.0.1:8080",
-		HTTP:    &http.Client{Transport: &http.Transport{DialContext: m.Host.DialContext, DisableKeepAlives: true}, Timeout: 15 * time.Second},
-	}
-	return m.await(ctx, p, "the control plane", func(ctx context.Context) error {
-		token, err := os.ReadFile(filepath.Join(m.dataDir, "admin.token"))
-		if err != nil {
-			return err
-		}
-		m.API.Token = strings.TrimSpace(string(token))
-		_, err = m.API.Status(ctx)
-		return err
-	})
+	err := m.Planes[0].Start(ctx)
+	m.Control, m.API = m.Planes[0].Process, m.Planes[0].API
+	return err
 }
 
 // TokenFile is the admin token's file.
-func (m *Mesh) TokenFile() string { return filepath.Join(m.dataDir, "admin.token") }
+func (m *Mesh) TokenFile() string { return m.Planes[0].TokenFile() }
 
 // await asks until the answer is good, p ends or ctx does.
 func (m *Mesh) await(ctx context.Context, p *Process, what string, ask func(context.Context) error) error {
