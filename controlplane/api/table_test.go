@@ -147,7 +147,7 @@ func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 			`"load_balancer":{"requests_routed":4,"routing_failures":5,"backend_failures":6},` +
 			`"proxies":{"total_proxies":1,"total_inbound_requests":1,"total_outbound_requests":2,"total_request_errors":3}}`},
 		{"GET", "/status", "", `{"status":"healthy","services":2,"proxies":1,"uptime":90}`},
-		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
+		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","control":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
 	})
 }
 
