@@ -17,8 +17,8 @@ const (
 	defaultTTL = 10 * time.Second // until the control plane tells its own
 	minTTL     = 300 * time.Millisecond
 	// silentTTLs is after how many times the lease's life without an answer the
-	// control plane counts as stuck, and another connection is tried. An answer is
-	// also missing while its store is away: then moving on is no loss either.
+	// control plane counts as stuck, and another connection is tried, when no
+	// other control plane is left that might do better.
 	silentTTLs = 3
 	// leaveTimeout bounds the wait for the control plane to have removed our
 	// endpoints.
@@ -27,6 +27,34 @@ const (
 
 // errSilent ends a session whose control plane does not answer any more.
 var errSilent = errors.New("the control plane stopped answering")
+
+// patience is how long a control plane may leave us without an answer. While
+// there are others that did not fail us since the last answer, half of the
+// lease's life: the next one is then to take us before the lease ends, so that
+// our endpoints stay. An answer is also missing while the store of all control
+// planes is away; so each is tried once, and then there is no hurry.
+func patience(ttl time.Duration, addresses, moves int) time.Duration {
+	if moves < addresses-1 {
+		return ttl / 2
+	}
+	return silentTTLs * ttl
+}
+
+// answered notes an answer, and moved that none came.
+func (f *Feed) answered() { f.setMoves(func(int) int { return 0 }) }
+func (f *Feed) moved()    { f.setMoves(func(n int) int { return n + 1 }) }
+
+func (f *Feed) setMoves(to func(int) int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.link.moves = to(f.link.moves)
+}
+
+func (f *Feed) moves() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.link.moves
+}
 
 // attachLoop keeps us attached as long as the session lasts; run is Run's
 // context. A control plane that refuses the attachment is still followed, and
@@ -115,6 +143,7 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 	}
 	timer := time.NewTimer(ttl / 3)
 	defer timer.Stop()
+	limit := func() time.Duration { return patience(ttl, len(f.cfg.Control), f.moves()) }
 	for {
 		select {
 		case <-run.Done():
@@ -125,12 +154,14 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			return fmt.Errorf("attachment: %w", err)
 		case d := <-answers:
 			heard = time.Now()
+			f.answered()
 			if d = max(d, minTTL); d != ttl {
 				ttl = d
 				timer.Reset(ttl / 3)
 			}
 		case <-timer.C:
-			if time.Since(heard) > silentTTLs*ttl {
+			if time.Since(heard) > limit() {
+				f.moved()
 				return errSilent
 			}
 			timer.Reset(ttl / 3)

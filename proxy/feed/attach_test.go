@@ -148,3 +148,45 @@ func TestAStuckControlPlaneIsLeft(t *testing.T) {
 		t.Error(f.Status())
 	}
 }
+
+func TestEachControlPlaneIsTriedBeforeTheLeaseEndsAndThenThereIsNoHurry(t *testing.T) {
+	const ttl = 10 * time.Second
+	for _, c := range []struct {
+		addresses, moves int
+		want             time.Duration
+	}{
+		{1, 0, silentTTLs * ttl}, {2, 0, ttl / 2}, {2, 1, silentTTLs * ttl}, {3, 1, ttl / 2}, {3, 2, silentTTLs * ttl}, {3, 9, silentTTLs * ttl},
+	} {
+		if got := patience(ttl, c.addresses, c.moves); got != c.want {
+			t.Errorf("of %d addresses %d were silent: %v, want %v", c.addresses, c.moves, got, c.want)
+		}
+	}
+	// What is sent in a third of the lease's life is missed at the next turn at
+	// the latest, and a connection that is not made costs little: in time for the
+	// lease, with a second to spare.
+	if worst := ttl*2/3 + quickOpenTimeout + 2*minBackoff; worst > ttl-time.Second {
+		t.Errorf("in the worst case the next but one takes us after %v", worst)
+	}
+}
+
+func TestWhenAllAreSilentNobodyIsLeftInHaste(t *testing.T) {
+	one, two := newControl(t), newControl(t)
+	one.ttl, two.ttl = minTTL, minTTL
+	at1, _ := one.serve("", nil)
+	at2, _ := two.serve("", nil)
+	var a app
+	f, _ := start(t, &a, []string{at1, at2}, offering)
+	ready(t, f)
+	one.message("a sign of life", alive)
+	two.change(func() { two.ttl = 0 })
+	one.change(func() { one.ttl = 0 })
+	two.message("hello", hello)
+	if n := f.moves(); n != 1 {
+		t.Errorf("%d moves are counted", n)
+	}
+	// An answer makes good for it.
+	two.change(func() { two.ttl = minTTL })
+	for f.moves() != 0 {
+		two.message("a sign of life", alive)
+	}
+}

@@ -78,6 +78,7 @@ type link struct {
 	since    time.Time
 	lastErr  string
 	heard    bool // anything of any control plane, since Run began
+	moves    int  // control planes left for their silence since the last answer to an attachment
 	fromFile bool
 	rejected map[string]string
 }

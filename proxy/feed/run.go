@@ -22,8 +22,11 @@ import (
 const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 5 * time.Second
-	// openTimeout bounds connecting: dial, TLS and the stream.
-	openTimeout = 5 * time.Second
+	// openTimeout bounds connecting: dial, TLS and the stream. The first round
+	// through several addresses is quicker: a lease is to be taken over before it
+	// ends (see patience), past one machine that swallows what it is sent.
+	openTimeout      = 5 * time.Second
+	quickOpenTimeout = 2 * time.Second
 	// unackedTimeout is when the kernel gives up on a peer that acknowledges
 	// nothing: a machine that is gone sends no reset, and the default is 15
 	// minutes. Attachment sends something every few seconds.
@@ -54,7 +57,11 @@ func (f *Feed) follow(ctx context.Context) {
 	last := ""
 	for n := 0; ctx.Err() == nil; n++ {
 		address := f.cfg.Control[n%len(f.cfg.Control)]
-		heard, err := f.session(ctx, address)
+		within := openTimeout
+		if failed < len(f.cfg.Control) && len(f.cfg.Control) > 1 {
+			within = quickOpenTimeout
+		}
+		heard, err := f.session(ctx, address, within)
 		if ctx.Err() != nil {
 			return
 		}
@@ -102,7 +109,7 @@ var errEnded = errors.New("the proxy ends")
 
 // session connects, follows until the connection ends, and tells whether
 // anything was heard. When ctx ends it takes leave first.
-func (f *Feed) session(ctx context.Context, address string) (heard bool, err error) {
+func (f *Feed) session(ctx context.Context, address string, within time.Duration) (heard bool, err error) {
 	f.mu.Lock()
 	f.link.address = address
 	f.mu.Unlock()
@@ -114,7 +121,7 @@ func (f *Feed) session(ctx context.Context, address string) (heard bool, err err
 	defer conn.Close()
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
-	stream, err := f.open(ctx, own, cancel, conn)
+	stream, err := f.open(ctx, own, cancel, conn, within)
 	if err != nil {
 		return false, err
 	}
@@ -159,10 +166,10 @@ func setUnackedTimeout(c *net.TCPConn) {
 }
 
 // open opens the discovery stream, which lives as long as own.
-func (f *Feed) open(ctx, own context.Context, cancel context.CancelCauseFunc, conn *grpc.ClientConn) (wire.DiscoveryStream, error) {
+func (f *Feed) open(ctx, own context.Context, cancel context.CancelCauseFunc, conn *grpc.ClientConn, within time.Duration) (wire.DiscoveryStream, error) {
 	stop := context.AfterFunc(ctx, func() { cancel(errEnded) })
 	defer stop()
-	late := time.AfterFunc(openTimeout, func() { cancel(fmt.Errorf("no connection within %s", openTimeout)) })
+	late := time.AfterFunc(within, func() { cancel(fmt.Errorf("no connection within %s", within)) })
 	defer late.Stop()
 	stream, err := wire.Discover(own, conn)
 	if cause := context.Cause(own); cause != nil {
