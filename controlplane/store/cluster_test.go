@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -121,6 +123,7 @@ func TestWhatEtcdReportsIsSaidInTheStoresWords(t *testing.T) {
 	other := errors.New("other")
 	for err, want := range map[error]error{
 		rpctypes.ErrNoSpace: ErrFull, rpctypes.ErrNoLeader: ErrUnavailable, rpctypes.ErrTimeout: ErrUnavailable,
+		status.Error(codes.Unknown, "context deadline exceeded"): ErrUnavailable, status.Error(codes.Unavailable, "no"): ErrUnavailable,
 		rpctypes.ErrTooManyRequests: ErrUnavailable, context.DeadlineExceeded: ErrUnavailable,
 		context.Canceled: context.Canceled, other: other,
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -250,7 +251,9 @@ func explain(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout), errors.Is(err, rpctypes.ErrNoLeader),
 		errors.Is(err, rpctypes.ErrLeaderChanged), errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail),
 		errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost), errors.Is(err, rpctypes.ErrStopped), errors.Is(err, rpctypes.ErrTooManyRequests),
-		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded,
+		// etcd 3.4 passes its own deadline on as "Unknown".
+		status.Code(err) == codes.Unknown && strings.Contains(err.Error(), context.DeadlineExceeded.Error()):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
