@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weir-mesh/weir/controlplane/api"
 	"github.com/weir-mesh/weir/controlplane/store"
@@ -85,13 +86,42 @@ func (c *Config) address(grpc net.Addr) string {
 }
 
 // takePart makes this control plane one of those that share the store. The one
-// that leads checks health; what it finds is in the store, where all see it.
+// that leads checks health and marks endpoints that have a proxy; what it finds
+// is in the store, where all see it.
 func (p *plane) takePart(ctx context.Context) error {
 	return p.store.TakePart(ctx, p.self, func(ctx context.Context) error {
 		p.leading.Store(true)
 		defer p.leading.Store(false)
-		return p.health.Run(ctx)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return p.health.Run(ctx) })
+		g.Go(func() error { return p.markMeshed(ctx) })
+		return g.Wait()
 	})
+}
+
+// markAgain is how often what could not be marked is tried again.
+const markAgain = 10 * time.Second
+
+// markMeshed tells the store which endpoints have a proxy beside them, so that a
+// control plane that starts while the proxy is away keeps their callers to mTLS.
+func (p *plane) markMeshed(ctx context.Context) error {
+	tick := time.NewTicker(markAgain)
+	defer tick.Stop()
+	for {
+		for _, e := range p.view.unmarked() {
+			err := p.store.SetMeshed(ctx, e.Namespace, e.ServiceName, e.ID)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
+				p.log.Warn("that an endpoint has a proxy could not be stored; trying again", zap.String("endpoint", e.ID), zap.Error(err))
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.unmarked:
+		case <-tick.C:
+		}
+	}
 }
 
 // self is what this control plane tells of itself.

@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	p := &plane{cfg: cfg, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log}
+	p := &plane{cfg: cfg, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1)}
 	return p.run(ctx)
 }
 
@@ -123,6 +123,7 @@ type plane struct {
 
 	grpcAddr net.Addr // set before anything runs
 	leading  atomic.Bool
+	unmarked chan struct{} // of one place: endpoints or proxies have changed
 }
 
 func (p *plane) run(ctx context.Context) error {
@@ -183,6 +184,10 @@ func (p *plane) follow(ctx context.Context, watch *store.Watch) error {
 		}
 		p.pub.Changed(p.view.apply(change))
 		p.health.Changed()
+		select {
+		case p.unmarked <- struct{}{}:
+		default: // it is to look already
+		}
 	}
 }
 

@@ -50,10 +50,14 @@ func (v *view) apply(c store.Change) publish.Change {
 	out := publish.Change{Revision: c.State.Revision}
 	touched := map[policy.ServiceName]struct{}{}
 	lookups := map[string]struct{}{}
+	moved := map[netip.Addr]struct{}{}
 	for name := range c.Services {
 		touched[name] = struct{}{}
-		v.indexLocked(old.Services[name], -1, lookups)
-		v.indexLocked(c.State.Services[name], +1, lookups)
+		v.indexLocked(old.Services[name], -1, lookups, moved)
+		v.indexLocked(c.State.Services[name], +1, lookups, moved)
+	}
+	for a := range moved { // only now: an address that was taken out may be in again
+		v.settleLocked(a)
 	}
 	if c.Proxies {
 		v.besideLocked(old.Proxies, c.State.Proxies, touched)
@@ -78,8 +82,8 @@ func disablesMTLS(st *store.State) bool {
 }
 
 // indexLocked enters a service's addresses (by is +1) or takes them out (-1),
-// and notes the lookups that this touches.
-func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}) {
+// and notes the lookups and the addresses that this touches.
+func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}, moved map[netip.Addr]struct{}) {
 	if s == nil {
 		return
 	}
@@ -110,7 +114,7 @@ func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}
 		if len(users) == 0 {
 			delete(v.byIP, at.Addr())
 		}
-		v.settleLocked(at.Addr())
+		moved[at.Addr()] = struct{}{}
 	}
 }
 
@@ -215,7 +219,7 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 }
 
 func (v *view) targetLocked(e *store.Endpoint) policy.Target {
-	t := policy.Target{Endpoint: e.Endpoint, Meshed: v.meshed[e.Addr().Addr()]}
+	t := policy.Target{Endpoint: e.Endpoint, Meshed: e.Meshed || v.meshed[e.Addr().Addr()]}
 	t.LastSeen = 0 // not for proxies: it would make every check a change
 	return t
 }
@@ -292,6 +296,22 @@ func (v *view) targets() []policy.Target {
 	for _, s := range v.state.Services {
 		for i := range s.Endpoints {
 			out = append(out, v.targetLocked(&s.Endpoints[i]))
+		}
+	}
+	return out
+}
+
+// unmarked lists the endpoints that the store is to be told of: they have a
+// proxy beside them and outlive it.
+func (v *view) unmarked() []policy.Target {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var out []policy.Target
+	for _, s := range v.state.Services {
+		for i := range s.Endpoints {
+			if e := &s.Endpoints[i]; !e.Leased && !e.Meshed && v.besides[e.Addr().Addr()] > 0 {
+				out = append(out, v.targetLocked(e))
+			}
 		}
 	}
 	return out

@@ -124,10 +124,39 @@ func TestAProxyMakesItsEndpointsMeshedAndTheyStaySo(t *testing.T) {
 	if !meshed() {
 		t.Error("callers would fall back to plaintext while a proxy is away")
 	}
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80")
+	if !meshed() {
+		t.Error("callers would fall back to plaintext when the service changes while a proxy is away")
+	}
 	s.service(users, 0)
 	s.service(users, 1, "10.0.0.1:80")
 	if meshed() {
 		t.Error("an endpoint registered anew has no proxy")
+	}
+}
+
+// A control plane that starts while the proxy is away knows it from the store,
+// which is told once, and not of endpoints that go with their proxy.
+func TestThatAProxyWasThereIsToldToTheStore(t *testing.T) {
+	s := newSteps()
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80")
+	if got := s.v.unmarked(); len(got) != 0 {
+		t.Errorf("without a proxy: %v", got)
+	}
+	s.st.Services[users].Endpoints[1].Leased = true
+	s.proxies(beside("p", users, "10.0.0.1"), beside("q", users, "10.0.0.2"))
+	if got := s.v.unmarked(); len(got) != 1 || got[0].ID != "e0" {
+		t.Errorf("to be told are %v", got)
+	}
+	s.st.Services[users].Endpoints[0].Meshed = true
+	s.proxies()
+	if got := s.v.unmarked(); len(got) != 0 {
+		t.Errorf("told again: %v", got)
+	}
+	state := s.st
+	svc, _ := newView(&state, "weir.local", func() []byte { return nil }).Service(users)
+	if !svc.Endpoints[0].Meshed || svc.Endpoints[2].Meshed {
+		t.Errorf("a new control plane shows %+v", svc.Endpoints)
 	}
 }
 

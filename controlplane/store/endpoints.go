@@ -21,7 +21,11 @@ func (s *Store) PutEndpoint(ctx context.Context, e policy.Endpoint) error {
 		return err
 	}
 	name := e.Service()
-	op, err := put(s.keys.endpoint(name, e.ID), endpointRecord{Endpoint: e})
+	record := endpointRecord{Endpoint: e}
+	if have, ok := s.storedEndpoint(name, e.ID); ok && have.IP == e.IP {
+		record.Meshed = have.Meshed // registered again, not removed
+	}
+	op, err := put(s.keys.endpoint(name, e.ID), record)
 	if err != nil {
 		return fmt.Errorf("register endpoint %s of %s: %w", e.ID, name, err)
 	}
@@ -59,16 +63,29 @@ func (s *Store) SetStatus(ctx context.Context, namespace, service, id, status st
 	if status != policy.Healthy && status != policy.Unhealthy {
 		return fmt.Errorf("%s: %q is not %s or %s", what, status, policy.Healthy, policy.Unhealthy)
 	}
+	return s.alter(ctx, what, name, id, func(r *endpointRecord) { r.Status = status })
+}
+
+// SetMeshed notes that a proxy was seen beside an endpoint, which is so until
+// the endpoint is removed. ErrNotFound when there is no such endpoint.
+func (s *Store) SetMeshed(ctx context.Context, namespace, service, id string) error {
+	name := policy.ServiceName{Namespace: namespace, Name: service}
+	return s.alter(ctx, fmt.Sprintf("mark endpoint %s of %s", id, name), name, id, func(r *endpointRecord) { r.Meshed = true })
+}
+
+// alter changes an endpoint that exists, and writes nothing when it is so
+// already.
+func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName, id string, change func(*endpointRecord)) error {
 	return s.write(ctx, what, func(ctx context.Context) error {
 		have, ok := s.storedEndpoint(name, id)
 		if !ok {
 			return ErrNotFound
 		}
-		if have.Status == status {
+		record := endpointRecord{Endpoint: have.Endpoint.Endpoint, ProxyID: have.ProxyID, Meshed: have.Meshed}
+		change(&record)
+		if record.Status == have.Status && record.Meshed == have.Meshed {
 			return nil
 		}
-		record := endpointRecord{Endpoint: have.Endpoint.Endpoint, ProxyID: have.ProxyID}
-		record.Status = status
 		key := s.keys.endpoint(name, id)
 		op, err := put(key, record, clientv3.WithIgnoreLease())
 		if err != nil {

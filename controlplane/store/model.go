@@ -18,6 +18,7 @@ import (
 type endpointRecord struct {
 	policy.Endpoint
 	ProxyID string `json:"proxy_id,omitempty"`
+	Meshed  bool   `json:"meshed,omitempty"`
 }
 
 // proxyRecord is a proxy as stored, with the ids of the endpoints it attached.
@@ -113,7 +114,7 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 	case endpointKey:
 		var r endpointRecord
 		if r, err = decode[endpointRecord](kv); err == nil {
-			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID}
+			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed}
 			m.service(name).endpoints[id] = storedEndpoint{Endpoint: e, revision: kv.ModRevision, lease: kv.Lease}
 		}
 	case ruleKey:

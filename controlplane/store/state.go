@@ -35,6 +35,7 @@ type Endpoint struct {
 	policy.Endpoint
 	Leased  bool   // it goes when its proxy is silent for the lease's time
 	ProxyID string // the proxy that attached it; "" when registered otherwise
+	Meshed  bool   // a proxy was seen beside it (SetMeshed)
 }
 
 // Proxy is a proxy that is attached.
