@@ -1,16 +1,21 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/weir-mesh/weir/controlplane/api"
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/test/meshlab"
+	"github.com/weir-mesh/weir/test/netlab"
 )
 
 // startCluster runs a mesh whose control planes share an etcd cluster.
@@ -123,4 +128,308 @@ func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	unhealthy(b)
+}
+
+// everywhere awaits that every control plane knows so many endpoints of users.
+func (m *pair) everywhere(t *testing.T, n int) {
+	t.Helper()
+	for _, p := range m.Planes {
+		await(t, m.Mesh, fmt.Sprintf("%d endpoints at %s", n, p.Name), func() error {
+			eps, err := p.API.Endpoints(t.Context(), usersService)
+			if err == nil && len(eps) != n {
+				err = fmt.Errorf("there are %d", len(eps))
+			}
+			return err
+		})
+	}
+}
+
+// watchEndpoints looks at the endpoints of users at every control plane until
+// stop is called, which tells of each time that one was missing.
+func (m *pair) watchEndpoints(t *testing.T, n int) (stop func() []string) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var missing []string
+	for _, p := range m.Planes {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if eps, err := p.API.Endpoints(ctx, usersService); err == nil && len(eps) != n {
+					mu.Lock()
+					missing = append(missing, fmt.Sprintf("%s %s: %d endpoints", time.Now().Format(time.TimeOnly), p.Name, len(eps)))
+					mu.Unlock()
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(100 * time.Millisecond):
+				}
+			}
+		})
+	}
+	stop = func() []string { cancel(); wg.Wait(); return missing }
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+// leads awaits that somebody leads, and gives who.
+func (m *pair) leads(t *testing.T, besides *meshlab.Plane) *meshlab.Plane {
+	t.Helper()
+	var leader *meshlab.Plane
+	await(t, m.Mesh, "a leader", func() error {
+		var last string
+		for _, p := range m.Planes {
+			if p == besides {
+				continue
+			}
+			s, err := p.API.Status(t.Context())
+			if err != nil {
+				return err
+			}
+			if last = s.Leader; last == "" || besides != nil && last == besides.Name {
+				return fmt.Errorf("%s says that %q leads", p.Name, last)
+			}
+		}
+		for _, p := range m.Planes {
+			if p.Name == last {
+				leader = p
+			}
+		}
+		return nil
+	})
+	return leader
+}
+
+// attachedTo tells to which control plane each proxy is attached, by host.
+func (m *pair) attachedTo(t *testing.T, at *meshlab.Plane) map[string]string {
+	t.Helper()
+	proxies, err := at.API.Proxies(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, p := range proxies {
+		for _, a := range p.Addresses {
+			out[a] = p.Control
+		}
+	}
+	return out
+}
+
+// TestTroubleInTheCluster is one long story, with traffic and a ledger of
+// changes throughout: what goes wrong in production, one after the other.
+func TestTroubleInTheCluster(t *testing.T) {
+	m := pairOn(t, startCluster(t, 3, 3))
+	m.everywhere(t, 2)
+	book := newLedger(t, m.Mesh)
+	stop := m.load(t)
+	step := func(name string, f func(t *testing.T)) {
+		if began := time.Now(); t.Run(name, f) {
+			t.Logf("%s: %v", name, time.Since(began).Round(100*time.Millisecond))
+		}
+	}
+	step("the_leader_is_killed", func(t *testing.T) { leaderKilled(t, m, book) })
+	step("a_member_of_etcd_is_killed", func(t *testing.T) {
+		m.Etcd[0].Process.Kill()
+		book.writesAgain(t)
+		if err := m.Etcd[0].Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Etcd[0].Await(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	step("a_control_plane_is_cut_off_from_etcd", func(t *testing.T) { planeCutOff(t, m, book) })
+	step("proxies_are_cut_off_from_their_control_plane", func(t *testing.T) { proxyCutOff(t, m, book) })
+	step("two_members_of_etcd_are_killed", func(t *testing.T) { noMajority(t, m, book) })
+	step("a_workload_s_proxy_is_killed", func(t *testing.T) {
+		m.users[0].node.Proxy.Kill()
+		m.everywhere(t, 1)
+		if err := m.users[0].node.StartProxy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.everywhere(t, 2)
+	})
+	sent, wrong := stop()
+	check(t, sent, wrong)
+	t.Logf("%d requests", sent)
+	book.close(t)
+}
+
+// leaderKilled: another leads within the lease's time, no endpoint is lost, and
+// the proxies of the dead one are attached elsewhere.
+func leaderKilled(t *testing.T, m *pair, book *ledger) {
+	leader := m.leads(t, nil)
+	missing := m.watchEndpoints(t, 2)
+	began := time.Now()
+	leader.Process.Kill()
+	other := m.leads(t, leader)
+	t.Logf("%s was killed; %s leads after %v", leader.Name, other.Name, time.Since(began).Round(100*time.Millisecond))
+	book.writesAgain(t)
+	for address, control := range m.attachedTo(t, other) {
+		if control == leader.Name {
+			t.Errorf("the proxy at %s is attached to %s, which was killed", address, control)
+		}
+	}
+	if err := leader.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if missing := missing(); len(missing) > 0 {
+		t.Errorf("endpoints were missing: %v", missing)
+	}
+}
+
+// cut parts a host from others, until heal.
+func (m *pair) cut(t *testing.T, one *netlab.Host, others ...*netlab.Host) (heal func()) {
+	t.Helper()
+	var heals []func() error
+	for _, o := range others {
+		h, err := m.Lab.Partition(one, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heals = append(heals, h)
+	}
+	heal = func() {
+		t.Helper()
+		for _, h := range heals {
+			if err := h(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Cleanup(heal)
+	return heal
+}
+
+func (m *pair) etcdHosts() (out []*netlab.Host) {
+	for _, e := range m.Etcd {
+		out = append(out, e.Host)
+	}
+	return out
+}
+
+// planeCutOff: a control plane without the store answers reads with a warning
+// and refuses writes; its proxies move on before their lease ends.
+func planeCutOff(t *testing.T, m *pair, book *ledger) {
+	cutOff := m.controlOf(t)
+	missing := m.watchEndpoints(t, 2)
+	heal := m.cut(t, cutOff.Host, m.etcdHosts()...)
+	var refused *api.Error
+	began := time.Now()
+	_, err := cutOff.API.UpdateSettings(t.Context(), json.RawMessage(`{"egress":"deny"}`))
+	if !errors.As(err, &refused) || refused.Status != 503 || !strings.Contains(refused.Message, "etcd does not answer") || !strings.Contains(refused.Message, "whether it was stored is not known") {
+		t.Errorf("a write without the store: %v", err)
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+	await(t, m.Mesh, "it to say that it is degraded", func() error {
+		s, err := cutOff.API.Status(t.Context())
+		if err == nil && (s.Status != "degraded" || s.Trouble == "") {
+			err = fmt.Errorf("%+v", s)
+		}
+		return err
+	})
+	if rules, err := cutOff.API.SecurityRules(t.Context()); err != nil || len(rules) == 0 {
+		t.Errorf("reads: %d rules, %v", len(rules), err)
+	}
+	for _, p := range m.Planes {
+		if p == cutOff {
+			continue
+		}
+		for address, control := range m.attachedTo(t, p) {
+			if control == cutOff.Name {
+				t.Errorf("%s says that the proxy at %s is still attached to %s", p.Name, address, control)
+			}
+		}
+	}
+	heal()
+	await(t, m.Mesh, "it to be healthy again", func() error {
+		s, err := cutOff.API.Status(t.Context())
+		if err == nil && s.Status != "healthy" {
+			err = fmt.Errorf("%+v", s)
+		}
+		return err
+	})
+	book.writesAgain(t)
+	if missing := missing(); len(missing) > 0 {
+		t.Errorf("endpoints were missing: %v", missing)
+	}
+}
+
+// controlOf is the control plane to which the proxy of the first users is
+// attached.
+func (m *pair) controlOf(t *testing.T) *meshlab.Plane {
+	t.Helper()
+	var out *meshlab.Plane
+	await(t, m.Mesh, "the proxy of users1 to be attached", func() error {
+		name := m.attachedTo(t, m.Planes[0])[m.users[0].node.Addr4().String()]
+		for _, p := range m.Planes {
+			if p.Name == name {
+				out = p
+				return nil
+			}
+		}
+		return fmt.Errorf("it is at %q", name)
+	})
+	return out
+}
+
+// proxyCutOff: a proxy whose control plane is silent finds another before its
+// lease ends.
+func proxyCutOff(t *testing.T, m *pair, book *ledger) {
+	missing := m.watchEndpoints(t, 2)
+	node, was := m.users[0].node, m.controlOf(t)
+	heal := m.cut(t, node.Host, was.Host)
+	await(t, m.Mesh, "the proxy to move on", func() error {
+		if now := m.controlOf(t); now == was {
+			return fmt.Errorf("it is attached to %s", now.Name)
+		}
+		return nil
+	})
+	heal()
+	book.writesAgain(t)
+	if missing := missing(); len(missing) > 0 {
+		t.Errorf("endpoints were missing: %v", missing)
+	}
+}
+
+// noMajority: without a majority of etcd writes are refused with a reason, reads
+// go on, and all is well when it is back.
+func noMajority(t *testing.T, m *pair, book *ledger) {
+	m.Etcd[0].Process.Kill()
+	m.Etcd[1].Process.Kill()
+	var wg sync.WaitGroup
+	for _, p := range m.Planes {
+		wg.Go(func() { withoutMajority(t, p) })
+	}
+	wg.Wait()
+	ask(t, m.front, "http://users/").want(t, 200, "", "")
+	for _, e := range m.Etcd[:2] {
+		if err := e.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	book.writesAgain(t)
+	m.leads(t, nil)
+	m.everywhere(t, 2)
+}
+
+func withoutMajority(t *testing.T, p *meshlab.Plane) {
+	began := time.Now()
+	var refused *api.Error
+	_, err := p.API.AddSecurityRule(t.Context(), allMethods("nobody", "users"))
+	if !errors.As(err, &refused) || refused.Status != 503 || !strings.Contains(refused.Message, "etcd does not answer") {
+		t.Errorf("a write at %s without a majority: %v", p.Name, err)
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("%s took %v to say so", p.Name, took)
+	}
+	if eps, err := p.API.Endpoints(t.Context(), usersService); err != nil || len(eps) != 2 {
+		t.Errorf("reads at %s: %+v, %v", p.Name, eps, err)
+	}
+	s, err := p.API.Status(t.Context())
+	if err != nil || s.Status != "degraded" {
+		t.Errorf("status at %s: %+v, %v", p.Name, s, err)
+	}
 }

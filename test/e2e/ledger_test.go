@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/test/meshlab"
 )
 
@@ -218,14 +217,3 @@ func (l *ledger) close(t *testing.T) {
 	}
 	t.Logf("%d writes taken, %d refused; %d reads, %d of them with a warning; the slowest call took %v", l.writes, l.refused, l.reads, l.stale, l.slowest)
 }
-
-// members are what each control plane says of all.
-func (l *ledger) leader(t *testing.T, at *meshlab.Plane) string {
-	s, err := at.API.Status(t.Context())
-	if err != nil {
-		return err.Error()
-	}
-	return s.Leader
-}
-
-var _ = policy.Any

@@ -26,8 +26,10 @@ type pair struct {
 	users [2]*backend
 }
 
-func newPair(t *testing.T) *pair {
-	m := &pair{Mesh: start(t)}
+func newPair(t *testing.T) *pair { return pairOn(t, start(t)) }
+
+func pairOn(t *testing.T, mesh *meshlab.Mesh) *pair {
+	m := &pair{Mesh: mesh}
 	for i := range m.users {
 		name := fmt.Sprintf("users%d", i+1)
 		m.users[i] = newBackend(t, bare(t, m.Mesh, name), name, 8001)
