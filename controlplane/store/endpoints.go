@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -14,44 +15,19 @@ import (
 // that is new gets its virtual address. An empty Status is healthy. The error is
 // policy.Problems when the endpoint is not valid.
 func (s *Store) PutEndpoint(ctx context.Context, e policy.Endpoint) error {
-	if e.Status == "" {
-		e.Status = policy.Healthy
-	}
-	if err := e.Validate().Err(); err != nil {
-		return err
-	}
-	name := e.Service()
-	record := endpointRecord{Endpoint: e}
-	if have, ok := s.storedEndpoint(name, e.ID); ok && have.IP == e.IP {
-		record.Meshed = have.Meshed // registered again, not removed
-	}
-	op, err := put(s.keys.endpoint(name, e.ID), record)
-	if err != nil {
-		return fmt.Errorf("register endpoint %s of %s: %w", e.ID, name, err)
-	}
-	return s.write(ctx, fmt.Sprintf("register endpoint %s of %s", e.ID, name), func(ctx context.Context) error {
-		return s.inService(ctx, name, nil, []clientv3.Op{op})
-	})
+	e.Status = cmp.Or(e.Status, policy.Healthy)
+	ref := policy.Ref{Kind: policy.KindEndpoint, Namespace: e.Namespace, Service: e.ServiceName, ID: e.ID}
+	return s.changeOne(ctx, policy.Edit{Ref: ref, To: &policy.Resource{Endpoint: &e}})
 }
 
 // DeleteEndpoint removes an endpoint; ErrNotFound when there is none.
 func (s *Store) DeleteEndpoint(ctx context.Context, namespace, service, id string) error {
-	name := policy.ServiceName{Namespace: namespace, Name: service}
-	return s.remove(ctx, fmt.Sprintf("remove endpoint %s of %s", id, name), s.keys.endpoint(name, id))
+	return s.changeOne(ctx, policy.Edit{Ref: policy.Ref{Kind: policy.KindEndpoint, Namespace: namespace, Service: service, ID: id}})
 }
 
-// remove deletes one key; ErrNotFound when it does not exist.
-func (s *Store) remove(ctx context.Context, what, key string) error {
-	if k, _, _ := s.keys.parse(key); k == unknownKey {
-		return fmt.Errorf("%s: %w", what, ErrNotFound) // a name or id that cannot be
-	}
-	return s.write(ctx, what, func(ctx context.Context) error {
-		err := s.transact(ctx, []clientv3.Cmp{exists(key)}, []clientv3.Op{clientv3.OpDelete(key)})
-		if err == errRace { //nolint:errorlint // never wrapped
-			return ErrNotFound
-		}
-		return err
-	})
+func (s *Store) changeOne(ctx context.Context, e policy.Edit) error {
+	_, err := s.Change(ctx, []policy.Edit{e}, false)
+	return err
 }
 
 // SetStatus sets whether an endpoint is healthy (policy.Healthy or Unhealthy).
@@ -91,7 +67,7 @@ func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName,
 		if err != nil {
 			return err
 		}
-		err = s.commit(ctx, []clientv3.Cmp{unchanged(key, have.revision)}, []clientv3.Op{op})
+		_, err = s.commit(ctx, []clientv3.Cmp{unchanged(key, have.Revision)}, []clientv3.Op{op})
 		if err == errRace { //nolint:errorlint // never wrapped
 			return s.catchUp(ctx, key)
 		}

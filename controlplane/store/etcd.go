@@ -30,6 +30,11 @@ const (
 	// next segment, and the database growing. etcd ends the process when its
 	// log cannot grow, so writes are refused before.
 	minFree = 3 * segmentBytes
+	// What one change of the mesh may hold: etcd's defaults, 128 operations and
+	// 1.5 MB, are less than a file of a few hundred rules. The price is that a
+	// transaction of ten thousand holds up the others for some 100 ms.
+	maxTxnOps       = 25_000
+	maxRequestBytes = 10 << 20 // the most that etcd recommends
 	// startTimeout bounds the wait for the embedded etcd: a long log is replayed
 	// at several 10 MB/s.
 	startTimeout = time.Minute
@@ -132,6 +137,7 @@ func (s *server) config(log *zap.Logger) *embed.Config {
 	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = []url.URL{self}, []url.URL{self}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.EnableGRPCGateway = false
+	cfg.MaxTxnOps, cfg.MaxRequestBytes = maxTxnOps, maxRequestBytes
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "30m"
 	cfg.BootstrapDefragThresholdMegabytes = 64
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(log).WithOptions(

@@ -255,6 +255,8 @@ func explain(err error) error {
 		// etcd 3.4 passes its own deadline on as "Unknown".
 		status.Code(err) == codes.Unknown && strings.Contains(err.Error(), context.DeadlineExceeded.Error()):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, rpctypes.ErrTooManyOps), errors.Is(err, rpctypes.ErrRequestTooLarge), status.Code(err) == codes.ResourceExhausted:
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
 	}
 	return err
 }

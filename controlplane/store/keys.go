@@ -14,6 +14,9 @@ import (
 //	mesh/security/<id>                                  policy.SecurityRule
 //	mesh/settings                                       policy.Settings
 //	mesh/proxies/<id>                                   proxyRecord
+//	history/log/<class>/<time>                          logRecord
+//	history/diff/<class>/<time>                         differences, compressed
+//	history/forgotten                                   the newest revision that was removed
 //	virtual-last                                        the last index given out
 //	secrets/<key>                                       raw bytes
 //	head                                                put by each write; its revision is that of the last one
@@ -27,6 +30,10 @@ type keys string
 func (k keys) mesh() string        { return string(k) + "mesh/" }
 func (k keys) settings() string    { return string(k) + "mesh/settings" }
 func (k keys) virtualLast() string { return string(k) + "virtual-last" }
+
+func (k keys) log(class string) string  { return string(k) + "history/log/" + class }
+func (k keys) diff(class string) string { return string(k) + "history/diff/" + class }
+func (k keys) forgotten() string        { return string(k) + "history/forgotten" }
 
 func (k keys) security(id string) string { return string(k) + "mesh/security/" + id }
 func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + id }

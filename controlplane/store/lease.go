@@ -108,6 +108,7 @@ func (s *Store) attach(ctx context.Context, l *Lease, p Proxy, endpoints []polic
 	record := proxyRecord{Namespace: p.Service.Namespace, Service: p.Service.Name, Addresses: p.Addresses, Version: p.Version, Control: p.Control}
 	keep := map[string]bool{}
 	var ops []clientv3.Op
+	var note []change
 	for _, e := range endpoints {
 		at := s.keys.endpoint(p.Service, e.ID)
 		op, err := put(at, endpointRecord{Endpoint: e, ProxyID: p.ID}, clientv3.WithLease(l.id))
@@ -119,6 +120,7 @@ func (s *Store) attach(ctx context.Context, l *Lease, p Proxy, endpoints []polic
 		}
 		keep[at] = true
 		ops = append(ops, op)
+		note = append(note, s.attached(p.Service, e.ID, &e)...)
 		record.Endpoints = append(record.Endpoints, e.ID)
 	}
 	op, err := put(key, record, clientv3.WithLease(l.id))
@@ -126,33 +128,72 @@ func (s *Store) attach(ctx context.Context, l *Lease, p Proxy, endpoints []polic
 		return err
 	}
 	ops = append(ops, op)
-	for _, at := range s.attachedBefore(p.ID, value) {
-		if !keep[at] {
+	before, ids := s.attachedBefore(p.ID, value)
+	for _, id := range ids {
+		if at := s.keys.endpoint(before, id); !keep[at] {
 			ops = append(ops, clientv3.OpDelete(at))
+			note = append(note, s.attached(before, id, nil)...)
 		}
 	}
-	conditions := []clientv3.Cmp{unchanged(key, revision)}
-	if len(endpoints) == 0 {
-		return s.commit(ctx, conditions, ops) // a proxy that offers nothing makes no service
-	}
-	return s.inService(ctx, p.Service, conditions, ops)
+	return s.commitAttach(ctx, p, []clientv3.Cmp{unchanged(key, revision)}, ops, note, len(endpoints) > 0)
 }
 
-// attachedBefore gives the keys of the endpoints of an earlier attachment that
+func (s *Store) commitAttach(ctx context.Context, p Proxy, conditions []clientv3.Cmp, ops []clientv3.Op, note []change, offers bool) error {
+	class := proxies
+	if slices.ContainsFunc(note, func(c change) bool { return c.Before != nil && !c.Leased }) {
+		class = operators // what one of them registered is replaced
+	}
+	more, err := s.noteOps(WithAuthor(ctx, policy.Author{Who: policy.ByProxy, Name: p.Service.String() + "/" + p.ID}), note, class)
+	if err != nil {
+		return err
+	}
+	var services []policy.ServiceName
+	if offers { // a proxy that offers nothing makes no service
+		services = append(services, p.Service)
+	}
+	if _, err := s.inServices(ctx, services, conditions, append(ops, more...)); err != nil {
+		return err
+	}
+	s.noted(ctx, more)
+	return nil
+}
+
+// attached notes what a proxy does to an endpoint: nothing, when it attaches
+// again as it was.
+func (s *Store) attached(name policy.ServiceName, id string, now *policy.Endpoint) []change {
+	ref := policy.Ref{Kind: policy.KindEndpoint, Namespace: name.Namespace, Service: name.Name, ID: id}
+	var before, after *policy.Resource
+	have, ok := s.storedEndpoint(name, id)
+	if ok {
+		before = &policy.Resource{Endpoint: &have.Endpoint.Endpoint}
+	}
+	if now != nil {
+		after = &policy.Resource{Endpoint: now}
+	}
+	c := change{Difference: policy.Compare(ref, before, after), Leased: have.lease != 0}
+	switch {
+	case c.Action == policy.Unchanged && (!ok || c.Leased):
+		return nil
+	case c.Action == policy.Unchanged: // but from now on it is the proxy's
+		c.Action = policy.Changed
+	}
+	return []change{c}
+}
+
+// attachedBefore gives the ids of the endpoints of an earlier attachment that
 // are still this proxy's.
-func (s *Store) attachedBefore(proxyID string, value []byte) []string {
+func (s *Store) attachedBefore(proxyID string, value []byte) (name policy.ServiceName, ids []string) {
 	var old proxyRecord
 	if len(value) == 0 || json.Unmarshal(value, &old) != nil {
-		return nil
+		return name, nil
 	}
-	name := policy.ServiceName{Namespace: old.Namespace, Name: old.Service}
-	var out []string
+	name = policy.ServiceName{Namespace: old.Namespace, Name: old.Service}
 	for _, id := range old.Endpoints {
 		if e, ok := s.storedEndpoint(name, id); ok && e.ProxyID == proxyID {
-			out = append(out, s.keys.endpoint(name, id))
+			ids = append(ids, id)
 		}
 	}
-	return out
+	return name, ids
 }
 
 // KeepAlive makes the lease last another TTL. ErrNotFound when it has ended:

@@ -14,13 +14,6 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-// endpointRecord is an endpoint as stored.
-type endpointRecord struct {
-	policy.Endpoint
-	ProxyID string `json:"proxy_id,omitempty"`
-	Meshed  bool   `json:"meshed,omitempty"`
-}
-
 // proxyRecord is a proxy as stored, with the ids of the endpoints it attached.
 type proxyRecord struct {
 	Namespace string       `json:"namespace"`
@@ -40,6 +33,7 @@ type model struct {
 	services map[policy.ServiceName]*serviceModel
 	security map[string]ordered[policy.SecurityRule]
 	settings policy.Settings
+	setRev   int64 // etcd's modification revision of the settings; 0 for the defaults
 	proxies  map[string]storedProxy
 
 	// What of the last State is still good.
@@ -57,8 +51,7 @@ type serviceModel struct {
 
 type storedEndpoint struct {
 	Endpoint
-	revision int64
-	lease    int64
+	lease int64
 }
 
 type storedProxy struct {
@@ -66,11 +59,11 @@ type storedProxy struct {
 	lease int64
 }
 
-// ordered is a rule with the revision at which it was created: rules are
-// evaluated in that order.
+// ordered is a rule with its place: rules are evaluated in that order.
 type ordered[T any] struct {
-	created int64
-	value   T
+	place
+	revision int64 // etcd's at its last change
+	value    T
 }
 
 func newModel(k keys, log *zap.Logger) *model {
@@ -114,23 +107,23 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 	case endpointKey:
 		var r endpointRecord
 		if r, err = decode[endpointRecord](kv); err == nil {
-			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed}
-			m.service(name).endpoints[id] = storedEndpoint{Endpoint: e, revision: kv.ModRevision, lease: kv.Lease}
+			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed, Revision: kv.ModRevision}
+			m.service(name).endpoints[id] = storedEndpoint{Endpoint: e, lease: kv.Lease}
 		}
 	case ruleKey:
-		var r policy.TrafficRule
-		if r, err = decode[policy.TrafficRule](kv); err == nil {
-			m.service(name).rules[id] = ordered[policy.TrafficRule]{kv.CreateRevision, r}
+		var r trafficRecord
+		if r, err = decode[trafficRecord](kv); err == nil {
+			m.service(name).rules[id] = ordered[policy.TrafficRule]{r.at(kv), kv.ModRevision, r.TrafficRule}
 		}
 	case securityKey:
-		var r policy.SecurityRule
-		if r, err = decode[policy.SecurityRule](kv); err == nil {
-			m.security[id] = ordered[policy.SecurityRule]{kv.CreateRevision, r}
+		var r securityRecord
+		if r, err = decode[securityRecord](kv); err == nil {
+			m.security[id] = ordered[policy.SecurityRule]{r.at(kv), kv.ModRevision, r.SecurityRule}
 		}
 	case settingsKey:
 		var set policy.Settings
 		if set, err = readSettings(kv.Value); err == nil {
-			m.settings = set
+			m.settings, m.setRev = set, kv.ModRevision
 		}
 	case proxyKey:
 		var r proxyRecord
@@ -162,7 +155,7 @@ func (m *model) remove(key string, revision int64) {
 	case securityKey:
 		delete(m.security, id)
 	case settingsKey:
-		m.settings = policy.DefaultSettings()
+		m.settings, m.setRev = policy.DefaultSettings(), 0
 	case proxyKey:
 		delete(m.proxies, id)
 	}
@@ -212,10 +205,10 @@ func (m *model) state(revision int64) (*State, Change) {
 		}
 	}
 	if c.Security {
-		m.last.Security = inOrder(m.security)
+		m.last.Security, m.last.SecurityRevisions = inOrder(m.security)
 	}
 	if c.Settings {
-		m.last.Settings = m.settings
+		m.last.Settings, m.last.SettingsRevision = m.settings, m.setRev
 	}
 	if c.Proxies {
 		m.last.Proxies = make(map[string]Proxy, len(m.proxies))
@@ -251,8 +244,8 @@ func (m *model) after(old *model, revision int64) {
 			m.service(name)
 		}
 	}
-	m.touched.Security = !reflect.DeepEqual(now.Security, old.last.Security)
-	m.touched.Settings = !reflect.DeepEqual(now.Settings, old.last.Settings)
+	m.touched.Security = !slices.Equal(now.SecurityRevisions, old.last.SecurityRevisions) || !reflect.DeepEqual(now.Security, old.last.Security)
+	m.touched.Settings = now.SettingsRevision != old.last.SettingsRevision || !reflect.DeepEqual(now.Settings, old.last.Settings)
 	m.touched.Proxies = !reflect.DeepEqual(now.Proxies, old.last.Proxies)
 }
 
@@ -261,7 +254,8 @@ func (s *serviceModel) build(name policy.ServiceName) *Service {
 	if s.empty() {
 		return nil
 	}
-	out := &Service{Name: name, VirtualIndex: s.virtual, Revision: s.revision, Rules: inOrder(s.rules)}
+	out := &Service{Name: name, VirtualIndex: s.virtual, Revision: s.revision}
+	out.Rules, out.RuleRevisions = inOrder(s.rules)
 	for _, id := range slices.Sorted(maps.Keys(s.endpoints)) {
 		out.Endpoints = append(out.Endpoints, s.endpoints[id].Endpoint)
 	}
@@ -270,15 +264,15 @@ func (s *serviceModel) build(name policy.ServiceName) *Service {
 
 func (s *serviceModel) empty() bool { return len(s.endpoints) == 0 && len(s.rules) == 0 }
 
-func inOrder[T any](rules map[string]ordered[T]) []T {
+func inOrder[T any](rules map[string]ordered[T]) (values []T, revisions []int64) {
 	ids := slices.SortedFunc(maps.Keys(rules), func(a, b string) int {
-		return cmp.Or(cmp.Compare(rules[a].created, rules[b].created), cmp.Compare(a, b))
+		return cmp.Or(rules[a].compare(rules[b].place), cmp.Compare(a, b))
 	})
-	out := make([]T, 0, len(ids))
+	values, revisions = make([]T, 0, len(ids)), make([]int64, 0, len(ids))
 	for _, id := range ids {
-		out = append(out, rules[id].value)
+		values, revisions = append(values, rules[id].value), append(revisions, rules[id].revision)
 	}
-	return out
+	return values, revisions
 }
 
 // readSettings lays stored settings over the defaults, so that a setting which

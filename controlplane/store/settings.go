@@ -2,9 +2,10 @@ package store
 
 import (
 	"context"
-	"fmt"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/weir-mesh/weir/policy"
 )
 
 // UpdateSettings lays a JSON object over the mesh's settings. What another
@@ -15,26 +16,7 @@ func (s *Store) UpdateSettings(ctx context.Context, patch []byte) error {
 	if _, err := s.State().Settings.Merge(patch); err != nil {
 		return err
 	}
-	key := s.keys.settings()
-	return s.write(ctx, "update settings", func(ctx context.Context) error {
-		value, revision, err := s.get(ctx, key)
-		if err != nil {
-			return err
-		}
-		have, err := readSettings(value)
-		if err != nil {
-			return fmt.Errorf("as stored: %w", err)
-		}
-		merged, err := have.Merge(patch)
-		if err != nil {
-			return err
-		}
-		op, err := put(key, merged)
-		if err != nil {
-			return err
-		}
-		return s.commit(ctx, []clientv3.Cmp{unchanged(key, revision)}, []clientv3.Op{op})
-	})
+	return s.changeOne(ctx, policy.Edit{Ref: policy.Ref{Kind: policy.KindConfig}, Patch: patch})
 }
 
 // GetOrCreate gives the secret kept under a key. When there is none it keeps

@@ -14,8 +14,12 @@ type State struct {
 	Revision int64
 	Services map[policy.ServiceName]*Service
 	Security []policy.SecurityRule // in order of creation
-	Settings policy.Settings
-	Proxies  map[string]Proxy // by id
+	// SecurityRevisions are etcd's at each rule's last change.
+	SecurityRevisions []int64
+	Settings          policy.Settings
+	// SettingsRevision is etcd's at their last change; 0 while they are the defaults.
+	SettingsRevision int64
+	Proxies          map[string]Proxy // by id
 }
 
 // Service is a service that has endpoints or rules.
@@ -26,7 +30,9 @@ type Service struct {
 	VirtualIndex int
 	Endpoints    []Endpoint           // by id
 	Rules        []policy.TrafficRule // in order of creation, which is that of evaluation
-	Revision     int64                // etcd's at the service's last change
+	// RuleRevisions are etcd's at each rule's last change.
+	RuleRevisions []int64
+	Revision      int64 // etcd's at the service's last change
 }
 
 // Endpoint is an endpoint as stored. LastSeen is as registered; Store.Endpoints
@@ -36,6 +42,8 @@ type Endpoint struct {
 	Leased  bool   // it goes when its proxy is silent for the lease's time
 	ProxyID string // the proxy that attached it; "" when registered otherwise
 	Meshed  bool   // a proxy was seen beside it (SetMeshed)
+	// Revision is etcd's at its last change, of its status too.
+	Revision int64
 }
 
 // Proxy is a proxy that is attached.
@@ -52,8 +60,11 @@ func (s *Store) State() *State { return s.current.Load() }
 
 // Endpoints gives a service's endpoints by id, with the newest LastSeen; none
 // for an unknown service.
-func (s *Store) Endpoints(name policy.ServiceName) []Endpoint {
-	svc := s.State().Services[name]
+func (s *Store) Endpoints(name policy.ServiceName) []Endpoint { return s.EndpointsIn(s.State(), name) }
+
+// EndpointsIn does the same for those that a service has in a state.
+func (s *Store) EndpointsIn(st *State, name policy.ServiceName) []Endpoint {
+	svc := st.Services[name]
 	if svc == nil {
 		return nil
 	}

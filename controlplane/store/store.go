@@ -24,14 +24,19 @@ import (
 // What callers branch on. Errors wrap these.
 var (
 	// ErrNotFound says that what is to be changed does not exist.
-	ErrNotFound = errors.New("not found")
+	ErrNotFound = policy.ErrNotFound
 	// ErrConflict says that what is to be added exists already.
-	ErrConflict = errors.New("exists already")
+	ErrConflict = policy.ErrExists
 	// ErrLocked says that another process uses the data directory.
 	ErrLocked = errors.New("the data directory is in use")
 	// ErrFull says that there is no room: on the disk, in etcd's quota, or among
 	// the virtual addresses. Nothing was stored.
 	ErrFull = errors.New("no room left")
+	// ErrTooLarge says that a change is more than etcd takes in one transaction.
+	// Nothing was stored.
+	ErrTooLarge = errors.New("too large for one transaction")
+	// ErrForgotten says that the history does not reach back so far.
+	ErrForgotten = errors.New("the history does not reach back so far")
 	// ErrUnavailable says that etcd did not answer in time: a cluster without a
 	// majority, or not reachable. Whether a write was stored is not known.
 	ErrUnavailable = errors.New("etcd does not answer")
@@ -61,8 +66,11 @@ type Config struct {
 	Log *zap.Logger
 	// NewID makes the ids of rules that come without one; random when nil.
 	NewID func() string
-	// Now is the clock; time.Now when nil.
+	// Now dates the changes; time.Now when nil.
 	Now func() time.Time
+	// History is how many changes of operators are remembered, 1000 when 0; of
+	// proxies, half as many more.
+	History int
 }
 
 func (c Config) withDefaults() Config {
@@ -71,6 +79,7 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
+	c.History = cmp.Or(c.History, 1000)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -93,7 +102,8 @@ type Store struct {
 
 	current atomic.Pointer[State]
 
-	allocMu sync.Mutex // held while a virtual address is given out
+	allocMu sync.Mutex   // held while a virtual address is given out
+	written atomic.Int64 // changes noted in the history by this process
 
 	mu        sync.Mutex // guards what follows
 	model     *model
@@ -174,6 +184,7 @@ func newClient(cfg Config) (*clientv3.Client, error) {
 	}
 	c := clientv3.Config{
 		Endpoints: cfg.Endpoints, Logger: quiet(cfg.Log), DialTimeout: requestTimeout, Username: user, Password: password,
+		MaxCallSendMsgSize: maxRequestBytes + 1<<20,
 		// A peer that vanished without a word is noticed after 15 s, and with a
 		// request under way after 5 s.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,

@@ -1,12 +1,16 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weir-mesh/weir/policy"
@@ -19,25 +23,25 @@ const maxRaces = 100
 // errRace is an attempt's "the world has moved, look again".
 var errRace = fmt.Errorf("%w: others write the same all the time", ErrUnavailable)
 
-// commit does the operations if the conditions hold, and waits until the State
-// holds them. What is acknowledged is on etcd's disk.
-func (s *Store) commit(ctx context.Context, conditions []clientv3.Cmp, ops []clientv3.Op) error {
+// commit does the operations if the conditions hold, waits until the State holds
+// them and gives their revision. What is acknowledged is on etcd's disk.
+func (s *Store) commit(ctx context.Context, conditions []clientv3.Cmp, ops []clientv3.Op) (int64, error) {
 	if err := s.server.space(); err != nil {
-		return err
+		return 0, err
 	}
 	return s.transact(ctx, conditions, ops)
 }
 
 // transact is commit on a disk of any fill: to remove something must be possible.
-func (s *Store) transact(ctx context.Context, conditions []clientv3.Cmp, ops []clientv3.Op) error {
+func (s *Store) transact(ctx context.Context, conditions []clientv3.Cmp, ops []clientv3.Op) (int64, error) {
 	resp, err := s.client.Txn(ctx).If(conditions...).Then(append(ops, clientv3.OpPut(s.keys.head(), ""))...).Commit()
 	if err != nil {
-		return explain(err)
+		return 0, explain(err)
 	}
 	if !resp.Succeeded {
-		return errRace
+		return 0, errRace
 	}
-	return s.await(ctx, resp.Header.Revision)
+	return resp.Header.Revision, s.await(ctx, resp.Header.Revision)
 }
 
 // Sync returns when the State holds every write that was acknowledged before
@@ -126,32 +130,76 @@ func put(key string, value any, opts ...clientv3.OpOption) (clientv3.Op, error) 
 	return clientv3.OpPut(key, string(b), opts...), nil
 }
 
-// inService commits operations below a service's prefix, and in the same
-// transaction gives the service its virtual address if it has none.
-func (s *Store) inService(ctx context.Context, name policy.ServiceName, conditions []clientv3.Cmp, ops []clientv3.Op) error {
-	if s.hasVirtual(name) {
-		err := s.commit(ctx, append(conditions, exists(s.keys.virtual(name))), ops)
-		if err == errRace { //nolint:errorlint // never wrapped
-			return s.recheckVirtual(ctx, name)
+// readsPerTxn is how many keys are read at once: etcd takes 128 operations in a
+// transaction unless it is told otherwise.
+const readsPerTxn = 100
+
+// getAll reads keys; those that do not exist are not in the answer. More than
+// readsPerTxn may be of different revisions, in a cluster.
+func (s *Store) getAll(ctx context.Context, keys []string) (map[string]*mvccpb.KeyValue, error) {
+	out := make(map[string]*mvccpb.KeyValue, len(keys))
+	most := readsPerTxn
+	if s.server != nil {
+		most = maxTxnOps
+	}
+	for part := range slices.Chunk(keys, most) {
+		ops := make([]clientv3.Op, len(part))
+		for i, key := range part {
+			ops[i] = clientv3.OpGet(key)
 		}
-		return err
+		resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return nil, explain(err)
+		}
+		for i, r := range resp.Responses {
+			if kvs := r.GetResponseRange().Kvs; len(kvs) > 0 {
+				out[part[i]] = kvs[0]
+			}
+		}
+	}
+	return out, nil
+}
+
+// inServices commits operations below the prefixes of services, and in the same
+// transaction gives those their virtual addresses that have none.
+func (s *Store) inServices(ctx context.Context, names []policy.ServiceName, conditions []clientv3.Cmp, ops []clientv3.Op) (int64, error) {
+	var fresh []policy.ServiceName
+	conditions = slices.Clip(conditions)
+	for _, name := range names {
+		if s.hasVirtual(name) {
+			conditions = append(conditions, exists(s.keys.virtual(name)))
+		} else {
+			fresh = append(fresh, name)
+		}
+	}
+	if len(fresh) == 0 {
+		revision, err := s.commit(ctx, conditions, ops)
+		if err == errRace { //nolint:errorlint // never wrapped
+			return 0, s.recheckVirtual(ctx, names)
+		}
+		return revision, err
 	}
 	// One at a time in this process: else n new services at once would make n²
 	// attempts. Other processes are told apart by the transaction.
 	s.allocMu.Lock()
 	defer s.allocMu.Unlock()
-	more, alloc, err := s.allocate(ctx, name)
+	slices.SortFunc(fresh, func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) })
+	more, alloc, err := s.allocate(ctx, fresh)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	return s.commit(ctx, append(conditions, more...), append(alloc, ops...))
 }
 
 // recheckVirtual says errRace, after reading everything again if a service has
 // lost its virtual address and this process does not know yet.
-func (s *Store) recheckVirtual(ctx context.Context, name policy.ServiceName) error {
-	_, revision, err := s.get(ctx, s.keys.virtual(name))
-	if err == nil && revision == 0 {
+func (s *Store) recheckVirtual(ctx context.Context, names []policy.ServiceName) error {
+	keys := make([]string, len(names))
+	for i, name := range names {
+		keys[i] = s.keys.virtual(name)
+	}
+	kvs, err := s.getAll(ctx, keys)
+	if err == nil && len(kvs) < len(keys) {
 		err = s.load(ctx)
 	}
 	if err != nil {
@@ -167,54 +215,75 @@ func (s *Store) hasVirtual(name policy.ServiceName) bool {
 	return svc != nil && svc.virtual != 0
 }
 
-// allocate gives the conditions and operations that give a service its virtual
-// address: the one after the last given out.
-func (s *Store) allocate(ctx context.Context, name policy.ServiceName) ([]clientv3.Cmp, []clientv3.Op, error) {
-	own := s.keys.virtual(name)
-	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(own), clientv3.OpGet(s.keys.virtualLast())).Commit()
-	if err != nil {
-		return nil, nil, explain(err)
+// allocate gives the conditions and operations that give services their virtual
+// addresses: those after the last given out, and when there are no more of
+// these, those of services that are gone.
+func (s *Store) allocate(ctx context.Context, names []policy.ServiceName) (conditions []clientv3.Cmp, ops []clientv3.Op, err error) {
+	keys := []string{s.keys.virtualLast()}
+	for _, name := range names {
+		keys = append(keys, s.keys.virtual(name))
 	}
-	if len(resp.Responses[0].GetResponseRange().Kvs) > 0 {
-		return []clientv3.Cmp{exists(own)}, nil, nil // another was faster
+	kvs, err := s.getAll(ctx, keys)
+	if err != nil {
+		return nil, nil, err
 	}
 	last, revision := 0, int64(0)
-	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
-		revision = kvs[0].ModRevision
-		if last, err = strconv.Atoi(string(kvs[0].Value)); err != nil {
+	if kv := kvs[s.keys.virtualLast()]; kv != nil {
+		revision = kv.ModRevision
+		if last, err = strconv.Atoi(string(kv.Value)); err != nil {
 			return nil, nil, fmt.Errorf("key %s: %w", s.keys.virtualLast(), err)
 		}
 	}
-	if last >= policy.MaxVirtual {
-		return s.inherit(name)
-	}
-	next := strconv.Itoa(last + 1)
-	return []clientv3.Cmp{absent(own), unchanged(s.keys.virtualLast(), revision)},
-		[]clientv3.Op{clientv3.OpPut(own, next), clientv3.OpPut(s.keys.virtualLast(), next)}, nil
-}
-
-// inherit takes the address of the service that is gone for longest. It is used
-// only when every address was given out once: who still holds an old answer of
-// the DNS would else reach the wrong service.
-func (s *Store) inherit(name policy.ServiceName) ([]clientv3.Cmp, []clientv3.Op, error) {
-	s.mu.Lock()
-	var oldest policy.ServiceName
-	var from *serviceModel
-	for n, svc := range s.model.services {
-		if svc.empty() && svc.virtual != 0 && (from == nil || svc.revision < from.revision) {
-			oldest, from = n, svc
+	first, heirs := last, []policy.ServiceName{}
+	for _, name := range names {
+		switch own := s.keys.virtual(name); {
+		case kvs[own] != nil: // another was faster
+			conditions = append(conditions, exists(own))
+		case last < policy.MaxVirtual:
+			last++
+			conditions = append(conditions, absent(own))
+			ops = append(ops, clientv3.OpPut(own, strconv.Itoa(last)))
+		default:
+			heirs = append(heirs, name)
 		}
 	}
-	var index int
-	var revision int64
-	if from != nil {
-		index, revision = from.virtual, from.virtualRev
+	if last > first {
+		conditions = append(conditions, unchanged(s.keys.virtualLast(), revision))
+		ops = append(ops, clientv3.OpPut(s.keys.virtualLast(), strconv.Itoa(last)))
+	}
+	if len(heirs) == 0 {
+		return conditions, ops, nil
+	}
+	more, inherited, err := s.inherit(heirs)
+	return append(conditions, more...), append(ops, inherited...), err
+}
+
+// inherit takes the addresses of the services that are gone for longest. It is
+// used only when every address was given out once: who still holds an old
+// answer of the DNS would else reach the wrong service.
+func (s *Store) inherit(names []policy.ServiceName) (conditions []clientv3.Cmp, ops []clientv3.Op, err error) {
+	type gone struct {
+		name policy.ServiceName
+		serviceModel
+	}
+	var free []gone
+	s.mu.Lock()
+	for n, svc := range s.model.services {
+		if svc.empty() && svc.virtual != 0 && !slices.Contains(names, n) {
+			free = append(free, gone{n, *svc})
+		}
 	}
 	s.mu.Unlock()
-	if from == nil {
+	if len(free) < len(names) {
 		return nil, nil, fmt.Errorf("%w: all %d virtual addresses are given to services that exist", ErrFull, policy.MaxVirtual)
 	}
-	was := s.keys.virtual(oldest)
-	return []clientv3.Cmp{absent(s.keys.virtual(name)), unchanged(was, revision), noneUnder(s.keys.endpoints(oldest)), noneUnder(s.keys.rules(oldest))},
-		[]clientv3.Op{clientv3.OpDelete(was), clientv3.OpPut(s.keys.virtual(name), strconv.Itoa(index))}, nil
+	slices.SortFunc(free, func(a, b gone) int { return cmp.Compare(a.revision, b.revision) })
+	for i, name := range names {
+		from := free[i]
+		was := s.keys.virtual(from.name)
+		conditions = append(conditions, absent(s.keys.virtual(name)), unchanged(was, from.virtualRev),
+			noneUnder(s.keys.endpoints(from.name)), noneUnder(s.keys.rules(from.name)))
+		ops = append(ops, clientv3.OpDelete(was), clientv3.OpPut(s.keys.virtual(name), strconv.Itoa(from.virtual)))
+	}
+	return conditions, ops, nil
 }

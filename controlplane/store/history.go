@@ -1,0 +1,306 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// The history has two classes, each with a bound of its own: were there one,
+// proxies that come and go would push out what operators did.
+const (
+	operators = "operators"
+	proxies   = "proxies"
+)
+
+const (
+	// historyBytes bounds the compressed values of a class. The newest change is
+	// kept whatever its size.
+	historyBytes = 64 << 20
+	// pruneEvery is how many changes of this process lie between two looks at
+	// the bounds: the history exceeds them by so many, times the processes.
+	pruneEvery = 32
+)
+
+// change is a difference with what a rollback needs besides.
+type change struct {
+	policy.Difference
+	Place  place // of what was before
+	Leased bool  // what was before was a proxy's, which brings it back itself
+}
+
+// storedChange is a change as stored. It does not embed, since Difference reads
+// its JSON itself.
+type storedChange struct {
+	Difference policy.Difference `json:"difference"`
+	Place      place             `json:"place"`
+	Leased     bool              `json:"leased,omitempty"`
+}
+
+// logRecord is what a list of the history shows of one change. Its revision is
+// the key's own.
+type logRecord struct {
+	policy.Revision
+	Bytes int `json:"bytes"` // of its differences as stored
+}
+
+type authorKey struct{}
+
+// WithAuthor says who makes the changes that are made with the context. Without
+// it, it is the operator.
+func WithAuthor(ctx context.Context, a policy.Author) context.Context {
+	return context.WithValue(ctx, authorKey{}, a)
+}
+
+func author(ctx context.Context) policy.Author {
+	a, ok := ctx.Value(authorKey{}).(policy.Author)
+	if !ok {
+		a.Who = policy.ByAdmin
+	}
+	return a
+}
+
+// noteOps gives the operations that note changes in the history. They belong
+// into the transaction that makes the changes.
+func (s *Store) noteOps(ctx context.Context, changes []change, class string) ([]clientv3.Op, error) {
+	if len(changes) == 0 {
+		return nil, nil
+	}
+	now := s.cfg.Now()
+	rev := policy.Revision{Time: float64(now.UnixMilli()) / 1000, Author: author(ctx)}
+	list := make([]storedChange, len(changes))
+	for i, c := range changes {
+		rev.Changes = append(rev.Changes, c.Difference)
+		list[i] = storedChange{c.Difference, c.Place, c.Leased}
+	}
+	packed, err := pack(list)
+	if err != nil {
+		return nil, fmt.Errorf("history: %w", err)
+	}
+	// The revision, which is the order, is not known yet. The time is near it,
+	// and the rest tells processes apart.
+	name := fmt.Sprintf("/%016x-%s", now.UnixNano(), s.cfg.NewID())
+	op, err := put(s.keys.log(class)+name, logRecord{rev.Summary(), len(packed)})
+	return []clientv3.Op{op, clientv3.OpPut(s.keys.diff(class)+name, string(packed))}, err
+}
+
+func pack(v any) ([]byte, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	if err := json.NewEncoder(z).Encode(v); err != nil {
+		return nil, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+func unpack(b []byte) (out []storedChange, err error) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(z) // ours: at most what one transaction took
+	if err == nil {
+		err = json.Unmarshal(text, &out)
+	}
+	return out, err
+}
+
+// noted looks at the history's bounds now and then, after a change that was
+// stored. What goes wrong with that is not the change's fault, and is tried
+// again after some more.
+func (s *Store) noted(ctx context.Context, ops []clientv3.Op) {
+	if len(ops) == 0 || s.written.Add(1)%pruneEvery != 0 && len(ops[len(ops)-1].ValueBytes()) < historyBytes/pruneEvery {
+		return
+	}
+	err := errors.Join(s.prune(ctx, operators, s.cfg.History), s.prune(ctx, proxies, s.cfg.History/2))
+	if err != nil && !errors.Is(err, errRace) { // another prunes
+		s.cfg.Log.Warn("the history is longer than it is to be", zap.Error(err))
+	}
+}
+
+// prune removes the oldest changes of a class beyond its bounds.
+func (s *Store) prune(ctx context.Context, class string, keep int) error {
+	resp, err := s.client.Get(ctx, s.keys.log(class)+"/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
+	if err != nil {
+		return explain(err)
+	}
+	total, from := 0, len(resp.Kvs)
+	for i, kv := range resp.Kvs {
+		var r logRecord
+		_ = json.Unmarshal(kv.Value, &r) // one that cannot be read has no bytes
+		if total += r.Bytes; i > 0 && (i >= keep || total > historyBytes) {
+			from = i
+			break
+		}
+	}
+	if from == len(resp.Kvs) {
+		return nil
+	}
+	newest := resp.Kvs[from].ModRevision
+	for part := range slices.Chunk(resp.Kvs[from:], readsPerTxn/2) {
+		var ops []clientv3.Op
+		for _, kv := range part {
+			key := string(kv.Key)
+			ops = append(ops, clientv3.OpDelete(key), clientv3.OpDelete(strings.Replace(key, s.keys.log(class), s.keys.diff(class), 1)))
+		}
+		if err := s.forget(ctx, class, newest, ops); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget removes changes and notes how far back the history reaches from then
+// on. What proxies did is not needed to go back.
+func (s *Store) forget(ctx context.Context, class string, newest int64, ops []clientv3.Op) error {
+	if class != operators {
+		_, err := s.client.Txn(ctx).Then(ops...).Commit()
+		return explain(err)
+	}
+	value, revision, err := s.get(ctx, s.keys.forgotten())
+	if err != nil {
+		return err
+	}
+	have, _ := strconv.ParseInt(string(value), 10, 64)
+	ops = append(ops, clientv3.OpPut(s.keys.forgotten(), strconv.FormatInt(max(have, newest), 10)))
+	resp, err := s.client.Txn(ctx).If(unchanged(s.keys.forgotten(), revision)).Then(ops...).Commit()
+	if err == nil && !resp.Succeeded {
+		return errRace
+	}
+	return explain(err)
+}
+
+// History lists the newest changes before a revision, the newest first and at
+// most limit of them, without values; before 0 is all. What was done to the
+// endpoints of proxies is among them, that they expired or became healthy is not.
+func (s *Store) History(ctx context.Context, before int64, limit int) ([]policy.Revision, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	out := []policy.Revision{}
+	for _, class := range []string{operators, proxies} {
+		opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend), clientv3.WithLimit(int64(limit))}
+		if before > 0 {
+			opts = append(opts, clientv3.WithMaxModRev(before-1))
+		}
+		resp, err := s.client.Get(ctx, s.keys.log(class)+"/", opts...)
+		if err != nil {
+			return nil, fmt.Errorf("history: %w", explain(err))
+		}
+		for _, kv := range resp.Kvs {
+			var r logRecord
+			if err := json.Unmarshal(kv.Value, &r); err != nil {
+				return nil, fmt.Errorf("history: revision %d: %w", kv.ModRevision, err)
+			}
+			r.Revision.Revision = kv.ModRevision
+			out = append(out, r.Revision)
+		}
+	}
+	slices.SortFunc(out, func(a, b policy.Revision) int { return cmp.Compare(b.Revision, a.Revision) })
+	return out[:min(limit, len(out))], nil
+}
+
+// Revision gives one change with its values. ErrNotFound when there is none of
+// that revision, ErrForgotten when there may have been.
+func (s *Store) Revision(ctx context.Context, revision int64) (policy.Revision, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	fail := func(err error) (policy.Revision, error) {
+		return policy.Revision{}, fmt.Errorf("history: revision %d: %w", revision, err)
+	}
+	for _, class := range []string{operators, proxies} {
+		resp, err := s.client.Get(ctx, s.keys.log(class)+"/", clientv3.WithPrefix(), clientv3.WithMinModRev(revision), clientv3.WithMaxModRev(revision))
+		if err != nil {
+			return fail(explain(err))
+		}
+		if len(resp.Kvs) == 0 {
+			continue
+		}
+		var r logRecord
+		if err := json.Unmarshal(resp.Kvs[0].Value, &r); err != nil {
+			return fail(err)
+		}
+		list, err := s.differences(ctx, class, resp.Kvs)
+		if err != nil {
+			return fail(err)
+		}
+		r.Revision.Revision, r.Changes = revision, nil
+		for _, c := range list {
+			r.Changes = append(r.Changes, c.Difference)
+		}
+		return r.Revision, nil
+	}
+	if err := s.reaches(ctx, revision); err != nil {
+		return fail(err)
+	}
+	return fail(fmt.Errorf("no change has it: %w", ErrNotFound))
+}
+
+// reaches gives ErrForgotten when the history does not reach back to a revision.
+func (s *Store) reaches(ctx context.Context, revision int64) error {
+	value, _, err := s.get(ctx, s.keys.forgotten())
+	if err != nil {
+		return err
+	}
+	if forgotten, _ := strconv.ParseInt(string(value), 10, 64); revision <= forgotten {
+		return fmt.Errorf("%w: it begins after revision %d", ErrForgotten, forgotten)
+	}
+	return nil
+}
+
+// since reads the changes of operators after a revision, in order. ErrForgotten
+// when there were others.
+func (s *Store) since(ctx context.Context, revision int64) ([]change, error) {
+	resp, err := s.client.Get(ctx, s.keys.log(operators)+"/", clientv3.WithPrefix(), clientv3.WithMinModRev(revision+1),
+		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortAscend))
+	if err != nil {
+		return nil, explain(err)
+	}
+	out, err := s.differences(ctx, operators, resp.Kvs)
+	if err != nil {
+		return nil, err
+	}
+	return out, s.reaches(ctx, revision+1) // now, since some may have been removed meanwhile
+}
+
+// differences reads what belongs to records of the log, in their order.
+func (s *Store) differences(ctx context.Context, class string, records []*mvccpb.KeyValue) ([]change, error) {
+	keys := make([]string, len(records))
+	for i, kv := range records {
+		keys[i] = strings.Replace(string(kv.Key), s.keys.log(class), s.keys.diff(class), 1)
+	}
+	kvs, err := s.getAll(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	var out []change
+	for i, key := range keys {
+		if kvs[key] == nil {
+			return nil, fmt.Errorf("%w: revision %d was removed just now", ErrForgotten, records[i].ModRevision)
+		}
+		list, err := unpack(kvs[key].Value)
+		if err != nil {
+			return nil, fmt.Errorf("history: revision %d: %w", records[i].ModRevision, err)
+		}
+		for _, c := range list {
+			out = append(out, change{c.Difference, c.Place, c.Leased})
+		}
+	}
+	return out, nil
+}
