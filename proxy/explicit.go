@@ -17,15 +17,16 @@ import (
 // itself (seed B's sidecar): with X-Target-Service to that service, without it
 // to the local app.
 type explicit struct {
-	p   *Proxy
-	in  *inbound
-	out *outboundConn
+	requests h1.Conn
+	p        *Proxy
+	in       *inbound
+	out      *outboundConn
 }
 
 // serveDirect serves a connection that came to the proxy's own port: in
 // explicit mode, unless it is not known whether it was redirected here.
 func (p *Proxy) serveDirect(lc *listen.Conn) {
-	if err := lc.OriginalDstErr; err != nil && !p.cfg.NotRedirected(err) {
+	if err := lc.OriginalDstErr(); err != nil && !p.cfg.NotRedirected(err) {
 		p.log.Warn("the original destination of a connection is not known", zap.Stringer("peer", lc.Peer()), zap.Error(err))
 		_ = lc.Reset()
 		return
@@ -36,8 +37,8 @@ func (p *Proxy) serveDirect(lc *listen.Conn) {
 // serveExplicit serves a connection that was not redirected. Only programs
 // beside the proxy may name a target: anybody else would borrow its identity.
 func (p *Proxy) serveExplicit(lc *listen.Conn) {
-	cfg := detect.Config{Deadline: lc.Loop().Now().Add(p.cfg.HandshakeTime), Enough: lc.Listener.Draining}
-	detect.Peek(lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
+	cfg := detect.Config{Deadline: lc.Loop().Now().Add(p.cfg.HandshakeTime), Enough: lc.Listener().Draining}
+	detect.Peek(&lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
 		if err != nil || found.Kind != detect.HTTP1 {
 			_ = lc.Reset()
 			return
@@ -47,11 +48,15 @@ func (p *Proxy) serveExplicit(lc *listen.Conn) {
 		e.in = &inbound{p: p, lc: lc, trusted: local, caller: policy.Caller{Addr: lc.Peer().Addr()}}
 		e.in.dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), p.servicePort())
 		p.conns.explicit.Opened()
-		p.h1.Serve(lc.Conn, peeked, lc.Listener.Draining, e.serve, e.ended)
+		p.h1.Begin(&e.requests, &lc.Conn, peeked, e)
 	})
 }
 
-func (e *explicit) ended(err error) {
+// Draining is asked between requests.
+func (e *explicit) Draining() bool { return e.out.Draining() }
+
+// Ended counts the end and relays after an upgrade.
+func (e *explicit) Ended(err error) {
 	m := e.p.conns.explicit
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
@@ -59,7 +64,7 @@ func (e *explicit) ended(err error) {
 		if up == nil {
 			up = e.in.upgraded
 		}
-		up.relay(e.out.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+		up.relay(func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
 	case err != nil:
 		m.Closed("failed", 0, 0)
 	default:
@@ -67,10 +72,11 @@ func (e *explicit) ended(err error) {
 	}
 }
 
-func (e *explicit) serve(x *h1.Exchange) {
+// Handle carries one request to where it says.
+func (e *explicit) Handle(x *h1.Exchange) {
 	target, ok := x.Req.Get("X-Target-Service")
 	if !ok {
-		e.in.serveRequest(x)
+		e.in.Handle(x)
 		return
 	}
 	if !e.in.trusted {
@@ -90,7 +96,7 @@ func (e *explicit) serve(x *h1.Exchange) {
 		_ = answer(x, noEndpoints, "")
 		return
 	}
-	e.out.serve(x)
+	e.out.Handle(x)
 }
 
 // servicePort is the app's port: the first that was declared with the proxy or

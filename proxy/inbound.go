@@ -22,11 +22,11 @@ import (
 // mesh's own TLS is ended and tells who calls, anything else is plaintext (the
 // app's own TLS included, which is never touched); then policy, then the app.
 func (p *Proxy) serveInbound(lc *listen.Conn) {
-	if !lc.Redirected {
+	if !lc.Redirected() {
 		p.serveDirect(lc)
 		return
 	}
-	in := &inbound{p: p, lc: lc, dst: lc.OriginalDst, caller: policy.Caller{Addr: lc.Peer().Addr()}}
+	in := &inbound{p: p, lc: lc, dst: lc.OriginalDst(), caller: policy.Caller{Addr: lc.Peer().Addr()}}
 	in.protocol, in.declared = p.appProtocol(in.dst.Port())
 	in.listen(func(first *firstBytes, err error) {
 		switch {
@@ -36,13 +36,14 @@ func (p *Proxy) serveInbound(lc *listen.Conn) {
 		case first.found.Hello != nil && first.found.Hello.Mesh:
 			in.serveMesh(first)
 		default:
-			in.servePlain(lc.Conn, first)
+			in.servePlain(&lc.Conn, first)
 		}
 	})
 }
 
 // inbound is one connection to the app.
 type inbound struct {
+	requests h1.Conn
 	p        *Proxy
 	lc       *listen.Conn
 	dst      netip.AddrPort // where the caller was going
@@ -61,14 +62,14 @@ func (i *inbound) listen(then func(*firstBytes, error)) {
 	if clientFirst(i.protocol) || !g.TakesPlaintext() || !g.Authorize(i.caller, "").Allow {
 		dial = nil
 	}
-	i.p.listenBoth(i.lc.Conn, i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime), dial, then)
+	i.p.listenBoth(&i.lc.Conn, i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime), dial, then)
 }
 
 func (i *inbound) dial() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
 
 // serveMesh ends the mesh's TLS and serves what is inside.
 func (i *inbound) serveMesh(first *firstBytes) {
-	tc := secure.Server(i.lc.Conn, first.peeked, i.p.server())
+	tc := secure.Server(&i.lc.Conn, first.peeked, i.p.server())
 	err := tc.Handshake(i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime))
 	if err == nil {
 		i.caller.Name, err = i.p.id.Peer(tc.ConnectionState())
@@ -154,7 +155,7 @@ func (i *inbound) serveOpaque(first *firstBytes) {
 		return
 	}
 	var live *liveConn
-	session := relay.Start(l, first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
+	session := relay.Start(first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
 		i.p.live.remove(live)
 		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
 		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), res.Reason.String(), started, res)
@@ -181,16 +182,19 @@ func (i *inbound) deny(word string) {
 // serveHTTP runs the HTTP engine and, after an upgrade, the relay.
 func (i *inbound) serveHTTP(c loop.Stream, peeked []byte) {
 	i.p.conns.inboundHTTP.Opened()
-	i.p.h1.Serve(c, peeked, i.lc.Listener.Draining, i.serveRequest, i.ended)
+	i.p.h1.Begin(&i.requests, c, peeked, i)
 }
 
-// ended is told how a connection of requests ended.
-func (i *inbound) ended(err error) {
+// Draining is asked between requests.
+func (i *inbound) Draining() bool { return i.lc.Listener().Draining() }
+
+// Ended is told how a connection of requests ended.
+func (i *inbound) Ended(err error) {
 	m := i.p.conns.inboundHTTP
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
 		var live *liveConn
-		session := i.upgraded.relay(i.lc.Loop(), func(res relay.Result) {
+		session := i.upgraded.relay(func(res relay.Result) {
 			i.p.live.remove(live)
 			m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
 		})

@@ -31,8 +31,8 @@ type inboundRequests struct {
 
 var inboundPool = sync.Pool{New: func() any { return &inboundRequests{text: make([]byte, 0, 128)} }}
 
-// serveRequest is the handler of the connection's requests.
-func (i *inbound) serveRequest(x *h1.Exchange) {
+// Handle is the handler of the connection's requests.
+func (i *inbound) Handle(x *h1.Exchange) {
 	r := inboundPool.Get().(*inboundRequests)
 	r.in, r.l = i, i.lc.Loop()
 	r.serve(x)
@@ -126,7 +126,7 @@ func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
 
 // forward sends the request to the app.
 func (r *inboundRequests) forward(x *h1.Exchange) int {
-	pool := r.in.p.apps[r.in.lc.Shard].get(r.in.dst)
+	pool := r.in.p.apps[r.in.lc.Shard()].get(r.in.dst)
 	for range maxStale {
 		up := pool.Get(r.l.Now())
 		if up == nil {

@@ -25,13 +25,13 @@ import (
 // was it going, which service is that, what does it speak, then by request or
 // by connection to an endpoint.
 func (p *Proxy) serveOutbound(lc *listen.Conn) {
-	if !lc.Redirected {
+	if !lc.Redirected() {
 		p.serveDirect(lc)
 		return
 	}
 	name, known := p.serviceAt(lc)
-	if !known && policy.IsVirtual(lc.OriginalDst.Addr()) {
-		p.log.Debug("no service has this virtual address", zap.Stringer("destination", lc.OriginalDst))
+	if !known && policy.IsVirtual(lc.OriginalDst().Addr()) {
+		p.log.Debug("no service has this virtual address", zap.Stringer("destination", lc.OriginalDst()))
 		_ = lc.Reset()
 		return
 	}
@@ -49,9 +49,9 @@ func (p *Proxy) serveOutbound(lc *listen.Conn) {
 // serviceAt finds the service at the address that a connection was going to,
 // asking the control plane on first use.
 func (p *Proxy) serviceAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
-	name, known, answered := p.feed.LookAt(lc.OriginalDst)
+	name, known, answered := p.feed.LookAt(lc.OriginalDst())
 	if !answered {
-		lc.Loop().Block(func() { name, known = p.feed.ServiceAt(p.hard, lc.OriginalDst) })
+		lc.Loop().Block(func() { name, known = p.feed.ServiceAt(p.hard, lc.OriginalDst()) })
 	}
 	return name, known
 }
@@ -59,14 +59,14 @@ func (p *Proxy) serviceAt(lc *listen.Conn) (name policy.ServiceName, known bool)
 // serveService carries a connection to a service of the mesh, by request where
 // it speaks HTTP/1.1 and by connection otherwise.
 func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
-	protocol := d.protocolFor(lc.OriginalDst.Port())
+	protocol := d.protocolFor(lc.OriginalDst().Port())
 	if !clientFirst(protocol) {
-		p.relayOutbound(lc.Conn, nil, lc, d)
+		p.relayOutbound(&lc.Conn, nil, lc, d)
 		return
 	}
-	cfg := detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: lc.Listener.Draining}
-	detect.Peek(lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
-		if len(peeked) == 0 && lc.Listener.Draining() {
+	cfg := detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: lc.Listener().Draining}
+	detect.Peek(&lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
+		if len(peeked) == 0 && lc.Listener().Draining() {
 			_ = lc.Close() // nothing was detected: it was woken to end
 			return
 		}
@@ -75,9 +75,9 @@ func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 		case err != nil || len(peeked) == 0:
 			_ = lc.Close()
 		case byRequest(protocol, true, found):
-			p.serveRequests(lc.Conn, peeked, &outboundConn{p: p, lc: lc, dest: d})
+			p.serveRequests(&lc.Conn, peeked, lc, d)
 		default:
-			p.relayOutbound(lc.Conn, peeked, lc, d)
+			p.relayOutbound(&lc.Conn, peeked, lc, d)
 		}
 	})
 }
@@ -87,20 +87,21 @@ const idleLimit = 5 * time.Minute
 
 // serveRequests runs the HTTP engine on a connection and, after an upgrade,
 // the relay.
-func (p *Proxy) serveRequests(c loop.Stream, peeked []byte, o *outboundConn) {
+func (p *Proxy) serveRequests(c loop.Stream, peeked []byte, lc *listen.Conn, d *destination) {
 	p.conns.outboundHTTP.Opened()
-	p.h1.Serve(c, peeked, o.lc.Listener.Draining, o.serve, o.ended)
+	o := &outboundConn{p: p, lc: lc, dest: d}
+	p.h1.Begin(&o.requests, c, peeked, o)
 }
 
-// ended is told how a connection of requests ended.
-func (c *outboundConn) ended(err error) {
+// Ended is told how a connection of requests ended.
+func (c *outboundConn) Ended(err error) {
 	m := c.p.conns.outboundHTTP
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
-		c.upgraded.relay(c.lc.Loop(), func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+		c.upgraded.relay(func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
 	case err != nil:
 		m.Closed("failed", 0, 0)
-		c.p.log.Debug("outbound connection", zap.Stringer("destination", c.lc.OriginalDst), zap.Error(err))
+		c.p.log.Debug("outbound connection", zap.Stringer("destination", c.lc.OriginalDst()), zap.Error(err))
 	default:
 		m.Closed("eof", 0, 0)
 	}
@@ -109,8 +110,8 @@ func (c *outboundConn) ended(err error) {
 // upgrade is a pair of connections that stopped to speak HTTP.
 type upgrade struct{ client, upstream h1.Handed }
 
-func (u *upgrade) relay(l *loop.Loop, done func(relay.Result)) *relay.Session {
-	return relay.Start(l, u.client.Conn, u.upstream.Conn, relay.Config{
+func (u *upgrade) relay(done func(relay.Result)) *relay.Session {
+	return relay.Start(u.client.Conn, u.upstream.Conn, relay.Config{
 		FromClient: u.client.Unread, FromUpstream: u.upstream.Unread, HalfClosedTimeout: halfClosed,
 	}, done)
 }
@@ -123,10 +124,10 @@ const halfClosed = 10 * time.Minute
 // for all of it.
 func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn, d *destination) {
 	l := lc.Loop()
-	started := l.Now()
+	started, age := l.Now(), l.Age()
 	m := p.conns.outboundTCP
 	m.Opened()
-	e, ticket, up, err := p.connect(l, d, lc.OriginalDst.Port(), started)
+	e, ticket, up, err := p.connect(l, d, lc.OriginalDst().Port(), started)
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Info("no upstream", zap.Stringer("service", d.svc.Name), zap.Error(err))
@@ -135,11 +136,33 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 		return
 	}
 	p.succeeded(e, ticket, l.Now())
-	relay.Start(l, client, up, relay.Config{FromClient: bytes.Clone(peeked), HalfClosedTimeout: halfClosed}, func(res relay.Result) {
-		e.stats.Cancel()
-		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-		p.logConn(telemetry.Outbound, lc, d.label, e.at, res.Reason.String(), started, res)
-	})
+	r := &outboundRelay{p: p, lc: lc, dest: d, endpoint: e, started: age}
+	r.session.Begin(client, up, relay.Config{FromClient: bytes.Clone(peeked), HalfClosedTimeout: halfClosed}, r)
+}
+
+// outboundRelay is a connection of the app whose bytes are not looked at. It is all
+// that is kept of one, beside its two sockets.
+type outboundRelay struct {
+	session  relay.Session
+	p        *Proxy
+	lc       *listen.Conn
+	dest     *destination  // nil where it passes untouched
+	endpoint *endpoint     // the same
+	started  time.Duration // the loop's age
+}
+
+// Relayed counts and logs the end.
+func (r *outboundRelay) Relayed(res relay.Result) {
+	m, to, at := r.p.conns.passThrough, "", ""
+	if r.dest != nil {
+		r.endpoint.stats.Cancel()
+		m, to, at = r.p.conns.outboundTCP, r.dest.label, r.endpoint.at
+	} else {
+		to = r.lc.OriginalDst().String()
+		at = to
+	}
+	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
+	r.p.logConn(telemetry.Outbound, r.lc, to, at, res.Reason.String(), r.lc.Loop().At(r.started), res)
 }
 
 var (
@@ -276,15 +299,15 @@ func (p *Proxy) serveUnknown(lc *listen.Conn) {
 	if !deny {
 		dial = func() (*loop.Conn, error) {
 			d := p.meshDialer
-			if p.local[lc.OriginalDst.Addr()] {
+			if p.local[lc.OriginalDst().Addr()] {
 				d = p.appDialer // the app calls itself: not for the inbound rules
 			}
-			return l.Dial(d, lc.OriginalDst, l.Now().Add(p.cfg.ConnectLimit))
+			return l.Dial(d, lc.OriginalDst(), l.Now().Add(p.cfg.ConnectLimit))
 		}
 	}
-	p.listenBoth(lc.Conn, l.Now().Add(p.cfg.HandshakeTime), dial, func(first *firstBytes, err error) {
+	p.listenBoth(&lc.Conn, l.Now().Add(p.cfg.HandshakeTime), dial, func(first *firstBytes, err error) {
 		if err != nil {
-			p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst), zap.Error(err))
+			p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst()), zap.Error(err))
 			_ = lc.Reset()
 			return
 		}
@@ -297,7 +320,7 @@ func (p *Proxy) serveUnknownHeard(lc *listen.Conn, first *firstBytes, deny bool)
 	if d := p.serviceNamed(lc.Loop(), first); d != nil {
 		first.dropUpstream()
 		if first.found.Kind == detect.HTTP1 {
-			p.serveRequests(first.client, first.peeked, &outboundConn{p: p, lc: lc, dest: d})
+			p.serveRequests(first.client, first.peeked, lc, d)
 			return
 		}
 		p.relayOutbound(first.client, first.peeked, lc, d)
@@ -306,7 +329,7 @@ func (p *Proxy) serveUnknownHeard(lc *listen.Conn, first *firstBytes, deny bool)
 	if deny {
 		p.conns.egressDenied.Opened()
 		p.conns.egressDenied.Closed("denied", 0, 0)
-		p.log.Info("egress denied", zap.Stringer("destination", lc.OriginalDst))
+		p.log.Info("egress denied", zap.Stringer("destination", lc.OriginalDst()))
 		_ = lc.Reset()
 		return
 	}
@@ -314,21 +337,19 @@ func (p *Proxy) serveUnknownHeard(lc *listen.Conn, first *firstBytes, deny bool)
 }
 
 func (p *Proxy) passThrough(lc *listen.Conn, first *firstBytes) {
-	started := lc.Loop().Now()
 	m := p.conns.passThrough
 	m.Opened()
+	started := lc.Loop().Age() // taking the upstream may wait
 	peeked := bytes.Clone(first.peeked)
 	up, err := first.takeUpstream()
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
-		p.log.Debug("pass through", zap.Stringer("destination", lc.OriginalDst), zap.Error(err))
+		p.log.Debug("pass through", zap.Stringer("destination", lc.OriginalDst()), zap.Error(err))
 		_ = lc.Reset()
 		return
 	}
-	relay.Start(lc.Loop(), first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
-		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-		p.logConn(telemetry.Outbound, lc, lc.OriginalDst.String(), lc.OriginalDst.String(), res.Reason.String(), started, res)
-	})
+	r := &outboundRelay{p: p, lc: lc, started: started}
+	r.session.Begin(first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, r)
 }
 
 // serviceNamed finds the service that a connection's first bytes name.

@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,25 +72,40 @@ func newPathOut(t testing.TB) *path {
 	go func() { defer close(ended); l.Run() }()
 	t.Cleanup(func() { l.Close(); <-ended })
 	o := &path{t: t, p: p, l: l}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
+	lc := redirected(t, l)
 	o.on(func() {
-		c, err := l.Dial(loop.Dialer{}, ln.Addr().(*net.TCPAddr).AddrPort(), time.Time{})
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		lc := &listen.Conn{Conn: c, Listener: &listen.Listener{}, OriginalDst: netip.MustParseAddrPort("240.240.0.1:1")}
 		o.conn = &outboundConn{p: p, lc: lc, dest: p.dests.Load().byName[users]}
-		o.serve = o.conn.serve
-		o.client = &script{Conn: c, says: []byte(pathRequest)}
-		o.up = &script{Conn: c, says: []byte(pathAnswer)}
+		o.serve = o.conn.Handle
+		o.client = &script{Conn: &lc.Conn, says: []byte(pathRequest)}
+		o.up = &script{Conn: &lc.Conn, says: []byte(pathAnswer)}
 		p.dests.Load().byName[users].choose("", 0).endpoints[0].pools[0].Put(l.Now(), h1.NewUpstream(o.up))
 	})
 	return o
+}
+
+// redirected is a connection on the loop that was going to a virtual address.
+func redirected(t testing.TB, l *loop.Loop) *listen.Conn {
+	ln, err := listen.New(listen.Config{Addrs: []string{"127.0.0.1:0"}, OriginalDst: func(syscall.Conn) (netip.AddrPort, error) {
+		return netip.MustParseAddrPort("240.240.0.1:1"), nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	accepted, ended := make(chan *listen.Conn, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := ln.Run(ctx, []*loop.Loop{l}, func(lc *listen.Conn) { accepted <- lc }); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+	c, err := net.Dial("tcp", ln.Addrs()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return <-accepted
 }
 
 func (o *path) on(f func()) {
@@ -124,7 +141,7 @@ func newPathIn(t testing.TB) *path {
 	}
 	i := &inbound{p: o.p, lc: o.conn.lc, dst: netip.MustParseAddrPort("127.0.0.1:8080"), caller: policy.Caller{Name: users, Verified: true}}
 	o.on(func() { o.p.apps[0].get(i.dst).Put(o.l.Now(), h1.NewUpstream(o.up)) })
-	o.serve = i.serveRequest
+	o.serve = i.Handle
 	return o
 }
 

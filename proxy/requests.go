@@ -22,13 +22,17 @@ import (
 
 // outboundConn is one connection of the app that carries requests.
 type outboundConn struct {
+	requests h1.Conn
 	p        *Proxy
 	lc       *listen.Conn
 	dest     *destination // the service that was dialled
 	seen     *destinations
-	touched  time.Time // when the service's use was last told to the feed
-	upgraded *upgrade  // nil unless there was one
+	touched  time.Duration // the loop's age when the service's use was last told to the feed
+	upgraded *upgrade      // nil unless there was one
 }
+
+// Draining is asked between requests.
+func (c *outboundConn) Draining() bool { return c.lc.Listener().Draining() }
 
 // outbound carries one request. It is reused from request to request so that a
 // request allocates nothing, and held by no connection that is idle.
@@ -56,8 +60,8 @@ var outbounds = sync.Pool{New: func() any {
 	return o
 }}
 
-// serve is the handler of the connection's requests.
-func (c *outboundConn) serve(x *h1.Exchange) {
+// Handle carries one request of the connection.
+func (c *outboundConn) Handle(x *h1.Exchange) {
 	o := outbounds.Get().(*outbound)
 	o.outboundConn, o.l = c, c.lc.Loop()
 	o.serve(x)
@@ -89,11 +93,11 @@ func (o *outbound) begin(x *h1.Exchange) {
 // refresh takes the service's resource of now, which may have changed since the
 // last request. That it is in use need not be told more than once a second.
 func (o *outbound) refresh() {
-	if all := o.p.dests.Load(); all != o.seen || o.began.Sub(o.touched) > time.Second {
+	if all := o.p.dests.Load(); all != o.seen || o.l.Age()-o.touched > time.Second {
 		if d := o.p.destination(o.l, o.dest.svc.Name); d != nil {
 			o.dest = d
 		}
-		o.seen, o.touched = all, o.began
+		o.seen, o.touched = all, o.l.Age()
 	}
 }
 
@@ -147,7 +151,7 @@ func (o *outbound) limit(x *h1.Exchange) int {
 // forward tries endpoints until one answers, the tries are used up or there is
 // no time left.
 func (o *outbound) forward(x *h1.Exchange) int {
-	pk := o.service.choose(o.route.Subset, o.lc.OriginalDst.Port())
+	pk := o.service.choose(o.route.Subset, o.lc.OriginalDst().Port())
 	if pk == nil {
 		o.service.metrics.RoutingFailed()
 		return o.reply(x, noEndpoints)
@@ -209,7 +213,7 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 }
 
 // pool is where the request's loop keeps connections to an endpoint.
-func (o *outbound) pool(e *endpoint) *h1.Pool { return e.pools[o.lc.Shard] }
+func (o *outbound) pool(e *endpoint) *h1.Pool { return e.pools[o.lc.Shard()] }
 
 // attempt is one try at one endpoint.
 type attempt struct {

@@ -41,7 +41,7 @@ func start(t testing.TB) *rig {
 	r := &rig{Loop: l, accepted: make(chan *loop.Conn, 1)}
 	fd := r.listen(t)
 	r.do(func() {
-		_, err = l.Accept(fd, func(fd int, peer netip.AddrPort) { r.accepted <- l.Adopt(fd, peer) },
+		_, err = l.Accept(fd, func(fd int, _ netip.AddrPort) { r.accepted <- l.Adopt(fd) },
 			func(err error) time.Duration { t.Error(err); return time.Second })
 	})
 	if err != nil {

@@ -27,13 +27,12 @@ var firstReads = sync.Pool{New: func() any { return new([firstRead]byte) }}
 
 // peek is a detection under way.
 type peek struct {
-	s      loop.Stream
-	cfg    Config
-	then   func(Result, []byte, error)
-	buf    []byte // nil while nothing came
-	n      int
-	res    Result // of the bytes so far
-	resume func() // next, bound once; nil until something has to be waited for
+	s    loop.Stream
+	cfg  Config
+	then func(Result, []byte, error)
+	buf  []byte // nil while nothing came
+	n    int
+	res  Result // of the bytes so far
 }
 
 // Peek reads the first bytes of s until they tell the protocol, and calls then
@@ -55,12 +54,11 @@ func Peek(s loop.Stream, cfg Config, then func(Result, []byte, error)) {
 		return
 	}
 	kept := p
-	kept.resume = kept.next
 	kept.wait()
 }
 
-// next goes on when the stream was woken.
-func (p *peek) next() {
+// Run goes on when the stream was woken.
+func (p *peek) Run() {
 	if done, err := p.read(); done {
 		p.end(err)
 		return
@@ -70,7 +68,7 @@ func (p *peek) next() {
 
 func (p *peek) wait() {
 	_ = p.s.SetReadDeadline(p.cfg.Deadline) // fails on a closed connection only, as the next read will
-	p.s.Park(p.resume)
+	p.s.Park(p)
 }
 
 func (p *peek) end(err error) {

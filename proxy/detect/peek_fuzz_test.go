@@ -36,7 +36,7 @@ type pieces struct {
 }
 
 func (s *pieces) SetReadDeadline(t time.Time) error { s.deadline = t; return nil }
-func (s *pieces) Park(f func())                     { s.parked = f }
+func (s *pieces) Park(t loop.Task)                  { s.parked = t.Run }
 
 func (s *pieces) TryRead(b []byte) (int, error) {
 	if err := s.nothing(); err != nil {

@@ -21,6 +21,7 @@ type stock struct {
 	loop         *loop.Loop
 	small, large shelf[[]byte]
 	exchanges    shelf[*Exchange]
+	sessions     shelf[*session]
 	names        names
 	trimming     bool
 }
@@ -100,7 +101,7 @@ func (s *stock) give(b []byte) {
 }
 
 func (s *stock) trim() {
-	left := s.small.trim() + s.large.trim() + s.exchanges.trim()
+	left := s.small.trim() + s.large.trim() + s.exchanges.trim() + s.sessions.trim()
 	if s.trimming = left > 0 && !s.loop.Closing(); s.trimming {
 		s.loop.AfterFunc(trimEvery, s.trim)
 	}

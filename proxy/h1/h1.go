@@ -120,25 +120,29 @@ type Server struct{ cfg Config }
 // NewServer makes a Server.
 func NewServer(cfg Config) *Server { return &Server{cfg.withDefaults()} }
 
-// Serve reads requests from c and calls h for each in turn. It must be called by
-// a task of c's loop, serves what is there and returns: from then on it begins
-// tasks of its own. peeked is what was read from c before, at most 64 KiB; it is
-// copied. Once draining says true the exchange at hand is finished, answered with
-// "Connection: close", and the connection ends; an idle one does when it is woken
-// (loop.Conn.Wake).
-//
-// At the end, after c was closed, ended is called, once and perhaps before Serve
-// returns: with nil when the connection ended between two requests, with an
-// *Error when it was cut, and with ErrUpgraded, c not being closed then.
+// Serve is Begin of a Conn of its own, with functions as User.
 func (sv *Server) Serve(c loop.Stream, peeked []byte, draining func() bool, h Handler, ended func(error)) {
+	sv.Begin(new(Conn), c, peeked, &funcs{h, draining, ended})
+}
+
+// Begin reads requests from s and has u handle each in turn. c is what is kept of
+// it: most often part of u. It must be called by a task of s's loop, serves what
+// is there and returns: from then on it begins tasks of its own. peeked is what was
+// read from s before, at most 64 KiB; it is copied. Once u is Draining the exchange
+// at hand is finished, answered with "Connection: close", and the connection ends;
+// an idle one does when it is woken (loop.Conn.Wake).
+//
+// At the end, after s was closed, u is told that it Ended, once and perhaps before
+// Begin returns: with nil when the connection ended between two requests, with an
+// *Error when it was cut, and with ErrUpgraded, s not being closed then.
+func (sv *Server) Begin(c *Conn, s loop.Stream, peeked []byte, u User) {
+	*c = Conn{server: sv, conn: s, user: u}
 	if len(peeked) > largeBuffer {
-		_ = c.Close()
-		ended(&Error{Side: SideLocal, Step: ReadRequest, Err: errPeeked})
+		_ = s.Close()
+		u.Ended(&Error{Side: SideLocal, Step: ReadRequest, Err: errPeeked})
 		return
 	}
-	s := &session{cfg: &sv.cfg, draining: draining, handler: h, ended: ended}
-	s.init(c, smallBuffer)
-	s.run = s.serve
-	s.preload(peeked)
-	s.serve()
+	session := c.session()
+	session.preload(peeked)
+	session.serve()
 }

@@ -67,8 +67,8 @@ func startProxy(t testing.TB, upstream string, change func(*proxy)) *proxy {
 	}
 	unix.SetNonblock(fd, true)
 	on(p.l, func() {
-		_, err = p.l.Accept(fd, func(fd int, peer netip.AddrPort) {
-			c := p.l.Adopt(fd, peer)
+		_, err = p.l.Accept(fd, func(fd int, _ netip.AddrPort) {
+			c := p.l.Adopt(fd)
 			c.Go(func() { p.serve(c) })
 		}, func(error) time.Duration { return time.Millisecond })
 	})

@@ -13,18 +13,65 @@ import (
 // watchEvery is how often a wait for a silent upstream looks after the client.
 const watchEvery = 5 * time.Second
 
-// session is one client connection. Between requests it has no task: it is what
-// the connection was parked with.
+// Conn is a client connection of a Server, as it is kept between requests: without
+// task, buffer or session. The zero Conn waits for Server.Begin.
+type Conn struct {
+	server *Server
+	conn   loop.Stream
+	user   User
+	idle   time.Duration // the loop's age at which it has been idle for too long; 0 while it is not idle
+}
+
+// User is whose connection it is.
+type User interface {
+	Handle(*Exchange) // as Handler
+	Draining() bool   // the connection is to end after the exchange at hand
+	Ended(error)      // see Server.Begin
+}
+
+// funcs is a User of functions.
+type funcs struct {
+	handler  Handler
+	draining func() bool
+	ended    func(error)
+}
+
+func (f *funcs) Handle(x *Exchange) { f.handler(x) }
+func (f *funcs) Draining() bool     { return f.draining() }
+func (f *funcs) Ended(err error)    { f.ended(err) }
+
+// session is a client connection that is being served. Those of one loop are used
+// again and again: there are as many as connections that are busy.
 type session struct {
 	wire
-	cfg       *Config
-	draining  func() bool
-	handler   Handler
-	ended     func(error)
-	run       func() // serve, bound once
-	idleUntil time.Time
-	skipped   bool // an empty line before the request that is read
+	c       *Conn
+	cfg     *Config
+	skipped bool // an empty line before the request that is read
 }
+
+func (c *Conn) session() *session {
+	st := stockOf(c.conn.Socket().Loop())
+	s, ok := st.sessions.take()
+	if !ok {
+		s = new(session)
+	}
+	s.c, s.cfg, s.skipped = c, &c.server.cfg, false
+	s.init(c.conn, smallBuffer, st)
+	return s
+}
+
+func (s *session) free() {
+	st := s.stock
+	s.wire, s.c, s.cfg = wire{}, nil, nil
+	st.sessions.give(s, maxSmall)
+}
+
+// resumed is a Conn as the task that goes on serving it.
+type resumed Conn
+
+func (r *resumed) Run() { (*Conn)(r).session().serve() }
+
+func (s *session) draining() bool { return s.c.user.Draining() }
 
 // serve serves the requests that are there, then parks the connection.
 func (s *session) serve() {
@@ -55,7 +102,9 @@ func (s *session) end(err error) {
 	}
 	s.r = s.w
 	s.release()
-	s.ended(err)
+	user := s.c.user
+	s.free()
+	user.Ended(err)
 }
 
 var errPeeked = errors.New("more was peeked than a buffer holds")
@@ -89,7 +138,7 @@ func (s *session) awaitRequest() (parked bool, err error) {
 		err := s.tryFill()
 		if err == nil {
 			if s.skipEmptyLine(); s.r != s.w {
-				s.idleUntil = time.Time{}
+				s.c.idle = 0
 				return false, nil
 			}
 			s.release()
@@ -98,17 +147,27 @@ func (s *session) awaitRequest() (parked bool, err error) {
 		if err != loop.ErrWouldBlock {
 			return false, err
 		}
-		now := s.cfg.now(s)
-		if s.idleUntil.IsZero() {
-			s.idleUntil = now.Add(s.cfg.IdleTimeout)
-			_ = s.conn.SetReadDeadline(s.idleUntil) // fails on a closed connection only, as parking will
-		}
-		if s.draining() || !now.Before(s.idleUntil) {
+		if s.idledOut() || s.draining() {
 			return false, errIdle
 		}
-		s.conn.Park(s.run)
+		c := s.c
+		s.free()
+		c.conn.Park((*resumed)(c))
 		return true, nil
 	}
+}
+
+// idledOut tells whether the connection has been idle for too long, and sees at the
+// beginning of that time that its end is noticed.
+func (s *session) idledOut() bool {
+	now := s.cfg.now(s)
+	began := s.conn.Socket().Loop().At(0)
+	if s.c.idle == 0 {
+		until := now.Add(s.cfg.IdleTimeout)
+		s.c.idle = until.Sub(began)
+		_ = s.conn.SetReadDeadline(until) // fails on a closed connection only, as parking will
+	}
+	return now.Sub(began) >= s.c.idle
 }
 
 // serveOne reads one request, has it handled and reports whether another may follow.
@@ -120,7 +179,7 @@ func (s *session) serveOne() (again bool, err error) {
 		x.refuse(err)
 		return false, err
 	}
-	s.handler(x)
+	s.c.user.Handle(x)
 	return x.finish()
 }
 

@@ -21,7 +21,7 @@ type Upstream struct {
 // NewUpstream wraps c, which has been dialled and, for TLS, has shaken hands.
 func NewUpstream(c loop.Stream) *Upstream {
 	u := &Upstream{ok: true, idleSince: c.Socket().Loop().Now()}
-	u.init(c, largeBuffer)
+	u.init(c, largeBuffer, stockOf(c.Socket().Loop()))
 	return u
 }
 

@@ -21,8 +21,8 @@ type wire struct {
 	r, w int    // unread bytes are buf[r:w]
 }
 
-func (w *wire) init(conn loop.Stream, size int) {
-	*w = wire{conn: conn, size: size, stock: stockOf(conn.Socket().Loop())}
+func (w *wire) init(conn loop.Stream, size int, of *stock) {
+	*w = wire{conn: conn, size: size, stock: of}
 	w.bare, _ = conn.(*loop.Conn)
 }
 

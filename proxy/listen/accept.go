@@ -89,7 +89,8 @@ func (s *shard) accepted(inherits bool, fd int, peer netip.AddrPort) {
 }
 
 func (s *shard) adopt(inherits bool, fd int, peer netip.AddrPort) {
-	c := &Conn{Conn: s.loop.Adopt(fd, peer), Listener: s.l, Shard: s.index}
+	c := &Conn{shard: s, peer: placeOf(peer)}
+	s.loop.AdoptInto(&c.Conn, fd)
 	c.SetOwner(s)
 	if !inherits {
 		// An error means that the connection is gone, as its handler will see.
@@ -101,11 +102,16 @@ func (s *shard) adopt(inherits bool, fd int, peer netip.AddrPort) {
 		_ = c.Reset()
 		return
 	}
-	c.Go(func() { s.serve(c) })
+	c.Begin((*newcomer)(c))
 }
 
-// serve runs the handler for one connection.
-func (s *shard) serve(c *Conn) {
+// newcomer is a connection as the task that serves it.
+type newcomer Conn
+
+// Run runs the handler for one connection.
+func (n *newcomer) Run() {
+	c := (*Conn)(n)
+	s := c.shard
 	defer func() {
 		if v := recover(); v != nil {
 			s.l.panicked(c, v, debug.Stack())
@@ -121,7 +127,7 @@ func (s *shard) serve(c *Conn) {
 func (l *Listener) panicked(c *Conn, value any, stack []byte) {
 	l.panics.Add(1)
 	l.log.Error("a handler panicked; its connection is closed", zap.Stringer("peer", c.Peer()),
-		zap.Stringer("original destination", c.OriginalDst), zap.Any("panic", value), zap.ByteString("stack", stack))
+		zap.Stringer("original destination", c.OriginalDst()), zap.Any("panic", value), zap.ByteString("stack", stack))
 }
 
 // Closed implements loop.Owner: a connection of the shard was closed.

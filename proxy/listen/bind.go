@@ -163,3 +163,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 	}
 	return unmapped(tcp.AddrPort())
 }
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}

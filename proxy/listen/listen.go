@@ -86,6 +86,7 @@ type shard struct {
 	handle    func(*Conn)
 	acceptors []*loop.Acceptor
 	pause     time.Duration // after a failed accept; 0: the last one went well
+	asked     asked         // used for one connection after another
 }
 
 // New binds all addresses or none. The error names the address, and says so

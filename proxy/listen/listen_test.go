@@ -79,6 +79,13 @@ func TestAddressesThatCannotBeBound(t *testing.T) {
 	}
 }
 
+// heard is what a handler is told of where a connection was going.
+type heard struct {
+	dst        netip.AddrPort
+	redirected bool
+	err        error
+}
+
 func TestOriginalDestination(t *testing.T) {
 	none := errors.New("no entry in conntrack")
 	service := netip.MustParseAddrPort("240.240.0.7:80")
@@ -86,34 +93,38 @@ func TestOriginalDestination(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		answer func(syscall.Conn) (netip.AddrPort, error)
-		want   func(local netip.AddrPort) Conn
+		want   func(local netip.AddrPort) heard
 	}{
-		{"nothing is redirected", nil, func(l netip.AddrPort) Conn { return Conn{OriginalDst: l} }},
+		{"nothing is redirected", nil, func(l netip.AddrPort) heard { return heard{dst: l} }},
 		{"redirected", func(syscall.Conn) (netip.AddrPort, error) { return service, nil },
-			func(netip.AddrPort) Conn { return Conn{OriginalDst: service, Redirected: true} }},
+			func(netip.AddrPort) heard { return heard{dst: service, redirected: true} }},
 		{"in mapped form", func(syscall.Conn) (netip.AddrPort, error) { return mapped, nil },
-			func(netip.AddrPort) Conn { return Conn{OriginalDst: service, Redirected: true} }},
+			func(netip.AddrPort) heard { return heard{dst: service, redirected: true} }},
 		{"sent to the listener itself", func(c syscall.Conn) (netip.AddrPort, error) {
 			return c.(interface{ Local() netip.AddrPort }).Local(), nil
-		}, func(l netip.AddrPort) Conn { return Conn{OriginalDst: l} }},
+		}, func(l netip.AddrPort) heard { return heard{dst: l} }},
 		{"not known", func(syscall.Conn) (netip.AddrPort, error) { return netip.AddrPort{}, none },
-			func(l netip.AddrPort) Conn { return Conn{OriginalDst: l, OriginalDstErr: none} }},
+			func(l netip.AddrPort) heard { return heard{dst: l, err: none} }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := make(chan Conn, 1)
-			var at netip.AddrPort
+			got := make(chan heard, 1)
+			var at, peer netip.AddrPort
 			// One socket for both families: there IPv4 comes in mapped form.
 			r := run(t, bindTo(t, Config{Addrs: []string{":0"}, OriginalDst: tc.answer}),
-				func(c *Conn) { at = c.Local(); got <- *c; c.Close() })
+				func(c *Conn) {
+					at = c.Local()
+					h := heard{c.OriginalDst(), c.Redirected(), c.OriginalDstErr()}
+					c.Close()
+					peer = c.Peer()
+					got <- h
+				})
 			local := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), r.Addrs()[0].Port())
 			client := dial(t, local)
-			c := recv(t, got, "the handler")
-			want := tc.want(local)
-			if c.OriginalDst != want.OriginalDst || c.Redirected != want.Redirected || c.OriginalDstErr != want.OriginalDstErr {
-				t.Errorf("got %v, %v, %v", c.OriginalDst, c.Redirected, c.OriginalDstErr)
+			if got, want := recv(t, got, "the handler"), tc.want(local); got != want {
+				t.Errorf("got %v, want %v", got, want)
 			}
-			if at != local || c.Peer() != client.LocalAddr().(*net.TCPAddr).AddrPort() {
-				t.Errorf("from %v to %v", c.Peer(), at)
+			if at != local || peer != client.LocalAddr().(*net.TCPAddr).AddrPort() {
+				t.Errorf("from %v to %v", peer, at)
 			}
 		})
 	}
@@ -180,7 +191,7 @@ func TestDrainWaitsForTheHandlers(t *testing.T) {
 	entered, draining := make(chan struct{}), make(chan struct{})
 	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
 		c.Loop().Block(func() { entered <- struct{}{}; <-draining })
-		if !c.Listener.Draining() || c.Closed() {
+		if !c.Listener().Draining() || c.Closed() {
 			t.Error("the handler cannot tell, or was cut at the start of the drain")
 		}
 		io.WriteString(c, "bye")
@@ -208,12 +219,12 @@ func TestADrainBeginsWhatIsParked(t *testing.T) {
 	parked := make(chan struct{}, 1)
 	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
 		c.Read(make([]byte, 10))
-		c.Park(func() {
-			if !c.Listener.Draining() {
+		c.Park(loop.Func(func() {
+			if !c.Listener().Draining() {
 				t.Error("begun for no reason")
 			}
 			c.Close()
-		})
+		}))
 		parked <- struct{}{}
 	})
 	c := dial(t, r.Addrs()[0])
@@ -258,7 +269,7 @@ func TestAfterTheDeadlineConnectionsAreCut(t *testing.T) {
 // stayParked does nothing about whatever happens.
 func stayParked(c *Conn) {
 	if _, err := c.TryRead(make([]byte, 1)); !c.Closed() && err == loop.ErrWouldBlock {
-		c.Park(func() { stayParked(c) })
+		c.Park(loop.Func(func() { stayParked(c) }))
 	}
 }
 
@@ -283,7 +294,7 @@ func TestLoopsShareTheConnections(t *testing.T) {
 	shards := map[int]int{}
 	r := runOn(t, 3, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}}), func(c *Conn) {
 		mu.Lock()
-		shards[c.Shard]++
+		shards[c.Shard()]++
 		mu.Unlock()
 		io.WriteString(c, "hello")
 		io.Copy(io.Discard, c)

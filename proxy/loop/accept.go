@@ -12,7 +12,7 @@ import (
 type Acceptor struct {
 	l        *Loop
 	fd       int
-	watching *Conn // the socket's entry on the loop
+	watching Conn // the socket's entry on the loop
 	accepted func(fd int, peer netip.AddrPort)
 	failed   func(error) (retry time.Duration)
 	paused   bool
@@ -28,8 +28,8 @@ type Acceptor struct {
 // failed is told of an accept that failed and says when to try again.
 func (l *Loop) Accept(fd int, accepted func(fd int, peer netip.AddrPort), failed func(error) time.Duration) (*Acceptor, error) {
 	a := &Acceptor{l: l, fd: fd, accepted: accepted, failed: failed}
-	a.watching = l.newConn(fd)
-	a.watching.listening = a
+	l.newConn(&a.watching, fd)
+	a.watching.owner = a
 	if err := a.watch(); err != nil {
 		l.conns[fd] = nil
 		return nil, err
@@ -38,11 +38,16 @@ func (l *Loop) Accept(fd int, accepted func(fd int, peer netip.AddrPort), failed
 }
 
 // Adopt makes an accepted, non-blocking socket a connection of the loop.
-func (l *Loop) Adopt(fd int, peer netip.AddrPort) *Conn {
-	c := l.newConn(fd)
-	c.remote = peer
-	c.readable = true // it may be: who connects most often speaks at once
+func (l *Loop) Adopt(fd int) *Conn {
+	c := new(Conn)
+	l.AdoptInto(c, fd)
 	return c
+}
+
+// AdoptInto is Adopt for a Conn that is part of something larger.
+func (l *Loop) AdoptInto(c *Conn, fd int) {
+	l.newConn(c, fd)
+	c.set(readable) // it may be: who connects most often speaks at once
 }
 
 // watch is exclusive: a newcomer wakes one loop, not all.

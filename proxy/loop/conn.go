@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,27 +14,36 @@ import (
 // Conn is a TCP connection on a loop, and a net.Conn for the loop's tasks: Read
 // and Write wait by letting other tasks run. One task may read while another
 // writes. Closing it, or setting a deadline, wakes who waits.
+//
+// There are two for each connection that is relayed, most of them idle: what only
+// some need, or only for a while, is elsewhere (see waits).
 type Conn struct {
 	l          *Loop
-	fd         int
+	fd         int32
 	generation int32
-
-	watched  bool // is in the epoll set
-	readable bool // there may be bytes, or an end, to read
-	ended    bool // FIN or an error came: it stays readable
-	hung     bool // both directions ended, or an error came
-	room     bool // the kernel said that it can be written to
-	closed   bool
-
-	reader, writer  *task // who waits
-	readBy, writeBy time.Duration
-	idle            func() // what to do when a parked connection has something to say
-	timer           timer
-	remote          netip.AddrPort
-	listening       *Acceptor // the entry of a listening socket
-	owner           Owner
-	keep            *net.KeepAliveConfig // to be set if the connection lasts
+	timer      int32 // its place among the deadlines, plus one; 0: it has none
+	state      state
+	keep       uint8  // which keep-alive is to be set if the connection lasts, plus one
+	waits      *waits // nil: nobody waits and there is no deadline
+	idle       Task   // to be begun when a parked connection has something to say
+	owner      any    // an Owner, or the *Acceptor of a listening socket
 }
+
+// state is what is known of a connection.
+type state uint8
+
+const (
+	watched  state = 1 << iota // is in the epoll set
+	readable                   // there may be bytes, or an end, to read
+	ended                      // FIN or an error came: it stays readable
+	hung                       // both directions ended, or an error came
+	room                       // the kernel said that it can be written to
+	closed
+)
+
+func (c *Conn) is(s state) bool { return c.state&s != 0 }
+func (c *Conn) set(s state)     { c.state |= s }
+func (c *Conn) unset(s state)   { c.state &^= s }
 
 // Owner is told, on the loop, that its connection was closed.
 type Owner interface{ Closed(*Conn) }
@@ -44,22 +52,26 @@ type Owner interface{ Closed(*Conn) }
 func (c *Conn) SetOwner(o Owner) { c.owner = o }
 
 // Owner is who SetOwner named, or nil.
-func (c *Conn) Owner() Owner { return c.owner }
-
-// noDeadline is later than any.
-const noDeadline = time.Duration(1<<63 - 1)
+func (c *Conn) Owner() Owner {
+	o, _ := c.owner.(Owner)
+	return o
+}
 
 // newConn takes over a connected, non-blocking socket.
-func (l *Loop) newConn(fd int) *Conn {
-	c := &Conn{l: l, fd: fd, readBy: noDeadline, writeBy: noDeadline}
-	c.timer.conn = c
+func (l *Loop) newConn(c *Conn, fd int) {
 	l.generation++
-	c.generation = l.generation
-	for fd >= len(l.conns) {
-		l.conns = append(l.conns, make([]*Conn, max(64, len(l.conns)))...)
+	*c = Conn{l: l, fd: int32(fd), generation: l.generation}
+	if fd >= len(l.conns) { // a quarter more each time: at most so much is held in vain
+		l.conns = append(make([]*Conn, 0, fd+fd/4+64), l.conns...)
+		l.conns = l.conns[:cap(l.conns)]
 	}
 	l.conns[fd] = c
-	return c
+}
+
+// listening is the Acceptor whose socket this is, nil for a connection.
+func (c *Conn) listening() *Acceptor {
+	a, _ := c.owner.(*Acceptor)
+	return a
 }
 
 // Loop is where the connection lives.
@@ -67,24 +79,24 @@ func (c *Conn) Loop() *Loop { return c.l }
 
 // note takes down what the kernel says.
 func (c *Conn) note(events uint32) {
-	if c.listening != nil {
-		c.listening.accept()
+	if a := c.listening(); a != nil {
+		a.accept()
 		return
 	}
 	const end = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 	if events&(unix.EPOLLIN|end) != 0 {
-		c.readable = true
-		c.ended = c.ended || events&end != 0
-		c.hung = c.hung || events&(unix.EPOLLHUP|unix.EPOLLERR) != 0
-		if c.reader != nil {
-			c.l.wake(c.reader)
-		} else if c.idle != nil {
-			c.unpark()
+		c.set(readable)
+		if events&end != 0 {
+			c.set(ended)
 		}
+		if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			c.set(hung)
+		}
+		c.Wake()
 	}
-	if c.writer != nil && events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		c.room = true
-		c.l.wake(c.writer)
+	if w := c.waits; w != nil && w.writer != nil && events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.set(room)
+		c.l.wake(w.writer)
 	}
 }
 
@@ -92,17 +104,17 @@ func (c *Conn) note(events uint32) {
 // connection that never waits is never in it. Edge-triggered: each arrival tells
 // itself, so what is known is out of date only in saying too much.
 func (c *Conn) watch() error {
-	if c.watched {
+	if c.is(watched) {
 		return nil
 	}
 	ev := unix.EpollEvent{
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
-		Fd:     int32(c.fd), Pad: c.generation,
+		Fd:     c.fd, Pad: c.generation,
 	}
-	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, c.fd, &ev); err != 0 {
+	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
-	c.watched = true
+	c.set(watched)
 	return nil
 }
 
@@ -124,62 +136,40 @@ func (c *Conn) Read(b []byte) (int, error) {
 // nothing.
 func (c *Conn) TryRead(b []byte) (int, error) {
 	switch {
-	case c.closed:
+	case c.is(closed):
 		return 0, net.ErrClosed
 	case len(b) == 0:
 		return 0, nil
-	case !c.readable:
+	case !c.is(readable):
 		return 0, ErrWouldBlock
 	}
-	n, err := ignoringEINTR(c.fd, b, rawRead)
+	n, err := ignoringEINTR(int(c.fd), b, rawRead)
 	switch {
 	case err == unix.EAGAIN:
-		c.readable = false
+		c.unset(readable)
 		return 0, ErrWouldBlock
 	case err != 0:
 		return 0, c.failed("read", err)
 	case n == 0:
 		return 0, io.EOF
 	}
-	if n < len(b) && !c.ended {
-		c.readable = false
+	if n < len(b) && !c.is(ended) {
+		c.unset(readable)
 	}
 	return n, nil
 }
 
 // Readable reports whether there may be bytes, an end or an error to read. It
 // makes no system call.
-func (c *Conn) Readable() bool { return c.readable || c.closed }
-
-// WaitRead waits until there is something to read, without a buffer to read it
-// to. It fails at the read deadline and when the connection is closed.
-func (c *Conn) WaitRead() error {
-	for {
-		switch {
-		case c.closed:
-			return net.ErrClosed
-		case c.readBy <= c.l.since(c.l.now):
-			return os.ErrDeadlineExceeded
-		case c.readable:
-			return nil
-		}
-		if err := c.watch(); err != nil {
-			return err
-		}
-		c.arm(c.readBy)
-		c.reader = c.l.current
-		c.l.pause()
-		c.reader = nil
-	}
-}
+func (c *Conn) Readable() bool { return c.is(readable | closed) }
 
 // Write writes all of b, waiting for room where there is none.
 func (c *Conn) Write(b []byte) (int, error) {
 	for done := 0; ; {
-		if c.closed {
+		if c.is(closed) {
 			return done, net.ErrClosed
 		}
-		n, err := ignoringEINTR(c.fd, b[done:], rawWrite)
+		n, err := ignoringEINTR(int(c.fd), b[done:], rawWrite)
 		if n > 0 {
 			done += n
 		}
@@ -197,153 +187,68 @@ func (c *Conn) Write(b []byte) (int, error) {
 
 // TryWrite writes what there is room for; n may be 0.
 func (c *Conn) TryWrite(b []byte) (n int, err error) {
-	if c.closed {
+	if c.is(closed) {
 		return 0, net.ErrClosed
 	}
-	n, errno := ignoringEINTR(c.fd, b, rawWrite)
+	n, errno := ignoringEINTR(int(c.fd), b, rawWrite)
 	if errno != 0 && errno != unix.EAGAIN {
 		return 0, c.failed("write", errno)
 	}
 	return max(n, 0), nil
 }
 
-// WaitWrite waits until the kernel says that there is room, after a write or a
-// splice that found none.
-func (c *Conn) WaitWrite() error {
-	if c.closed {
-		return net.ErrClosed
-	}
-	if err := c.watch(); err != nil {
-		return err
-	}
-	for c.room = false; ; {
-		switch {
-		case c.closed:
-			return net.ErrClosed
-		case c.room:
-			return nil
-		case c.writeBy <= c.l.since(c.l.now):
-			return os.ErrDeadlineExceeded
-		}
-		c.arm(c.writeBy)
-		c.writer = c.l.current
-		c.l.pause()
-		c.writer = nil
-	}
-}
+// Task is what Park begins.
+type Task interface{ Run() }
 
-// Park has f begun as a task once there is something to read, the read deadline
+// Func is a function as a Task.
+type Func func()
+
+// Run implements Task.
+func (f Func) Run() { f() }
+
+// Park has t begun as a task once there is something to read, the read deadline
 // passes, or the connection is closed. Until then the connection costs nothing
 // but itself.
-func (c *Conn) Park(f func()) {
-	c.idle = f
-	if c.closed || c.readable || c.watch() != nil || c.readBy <= c.l.since(c.l.now) {
+func (c *Conn) Park(t Task) {
+	c.idle = t
+	if c.is(closed|readable) || c.watch() != nil || c.late() {
 		c.unpark()
-		return
+	} else if w := c.waits; w != nil {
+		c.arm(w.readBy)
 	}
-	c.arm(c.readBy)
 }
 
 // Parked reports whether the connection waits for what Park said.
 func (c *Conn) Parked() bool { return c.idle != nil }
 
 func (c *Conn) unpark() {
-	f := c.idle
+	t := c.idle
 	c.idle = nil
-	c.Go(f)
+	c.Begin(t)
 }
 
-// Go begins a task that works on the connection: if it panics the connection is
-// reset.
-func (c *Conn) Go(f func()) { c.l.begin(f).conn = c }
+// Begin begins a task that works on the connection: if it panics the connection
+// is reset.
+func (c *Conn) Begin(t Task) { c.l.begin(t).conn = c }
+
+// Go is Begin of a function.
+func (c *Conn) Go(f func()) { c.Begin(Func(f)) }
 
 // Wake wakes whoever waits to read, or begins the task of a parked connection.
 func (c *Conn) Wake() {
 	if c.idle != nil {
 		c.unpark()
-	} else if c.reader != nil {
-		c.l.wake(c.reader)
+	} else if w := c.waits; w != nil && w.reader != nil {
+		c.l.wake(w.reader)
 	}
-}
-
-// arm sees that the deadline is noticed.
-func (c *Conn) arm(by time.Duration) {
-	if by != noDeadline && (c.timer.index == 0 || by < c.timer.due) {
-		c.l.timers.set(&c.timer, by)
-	}
-}
-
-// expire is the timer's: some deadline may have passed, or have been moved.
-func (c *Conn) expire() {
-	now := c.l.since(c.l.now)
-	if by := c.readBy; c.reader != nil || c.idle != nil {
-		if by > now {
-			c.arm(by)
-		} else {
-			c.Wake()
-		}
-	}
-	if by := c.writeBy; c.writer != nil {
-		if by > now {
-			c.arm(by)
-		} else {
-			c.l.wake(c.writer)
-		}
-	}
-}
-
-// SetReadDeadline implements net.Conn. Zero is none; one that has passed wakes
-// who waits.
-func (c *Conn) SetReadDeadline(t time.Time) error {
-	if c.closed {
-		return net.ErrClosed
-	}
-	if c.readBy = c.deadline(t); c.reader != nil || c.idle != nil {
-		if c.readBy <= c.l.since(c.l.now) {
-			c.Wake()
-		} else {
-			c.arm(c.readBy)
-		}
-	}
-	return nil
-}
-
-// SetWriteDeadline implements net.Conn.
-func (c *Conn) SetWriteDeadline(t time.Time) error {
-	if c.closed {
-		return net.ErrClosed
-	}
-	if c.writeBy = c.deadline(t); c.writer != nil {
-		if c.writeBy <= c.l.since(c.l.now) {
-			c.l.wake(c.writer)
-		} else {
-			c.arm(c.writeBy)
-		}
-	}
-	return nil
-}
-
-// SetDeadline implements net.Conn.
-func (c *Conn) SetDeadline(t time.Time) error {
-	if err := c.SetReadDeadline(t); err != nil {
-		return err
-	}
-	return c.SetWriteDeadline(t)
-}
-
-func (c *Conn) deadline(t time.Time) time.Duration {
-	if t.IsZero() {
-		return noDeadline
-	}
-	return c.l.since(t)
 }
 
 // CloseWrite sends FIN.
 func (c *Conn) CloseWrite() error {
-	if c.closed {
+	if c.is(closed) {
 		return net.ErrClosed
 	}
-	if err := rawShutdown(c.fd, unix.SHUT_WR); err != 0 {
+	if err := rawShutdown(int(c.fd), unix.SHUT_WR); err != 0 {
 		return os.NewSyscallError("shutdown", err)
 	}
 	return nil
@@ -351,19 +256,23 @@ func (c *Conn) CloseWrite() error {
 
 // Close closes the connection. Bytes that were not read make it a reset.
 func (c *Conn) Close() error {
-	if c.closed {
+	if c.is(closed) {
 		return net.ErrClosed
 	}
-	c.closed = true
+	c.set(closed)
 	c.l.conns[c.fd] = nil
-	c.l.timers.drop(&c.timer)
-	err := rawClose(c.fd) // which takes it out of the epoll set
-	if c.writer != nil {
-		c.l.wake(c.writer)
+	c.l.deadlines.drop(c)
+	err := rawClose(int(c.fd)) // which takes it out of the epoll set
+	if w := c.waits; w != nil {
+		w.readBy, w.writeBy = noDeadline, noDeadline
+		if w.writer != nil {
+			c.l.wake(w.writer)
+		}
 	}
 	c.Wake()
-	if c.owner != nil {
-		c.owner.Closed(c)
+	c.rest()
+	if o := c.Owner(); o != nil {
+		o.Closed(c)
 	}
 	if err != 0 {
 		return os.NewSyscallError("close", err)
@@ -373,31 +282,31 @@ func (c *Conn) Close() error {
 
 // Reset closes the connection so that its peer sees a reset, not an end.
 func (c *Conn) Reset() error {
-	if !c.closed {
-		_ = unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	if !c.is(closed) {
+		_ = unix.SetsockoptLinger(int(c.fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	return c.Close()
 }
 
 // Closed reports whether Close or Reset was called.
-func (c *Conn) Closed() bool { return c.closed }
+func (c *Conn) Closed() bool { return c.is(closed) }
 
 // FD is the descriptor, for what only a system call can do; the connection
 // keeps it. It is -1 once closed.
 func (c *Conn) FD() int {
-	if c.closed {
+	if c.is(closed) {
 		return -1
 	}
-	return c.fd
+	return int(c.fd)
 }
 
 // Hung reports whether both directions are known to have ended, as after a reset.
-func (c *Conn) Hung() bool { return c.hung }
+func (c *Conn) Hung() bool { return c.is(hung) }
 
 // SyscallConn gives access to the descriptor as net.TCPConn does, for options;
 // its Read and Write are not there.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	if c.closed {
+	if c.is(closed) {
 		return nil, net.ErrClosed
 	}
 	return Raw(c.fd), nil
@@ -416,29 +325,39 @@ func (r Raw) Read(func(uintptr) bool) error { return errors.ErrUnsupported }
 func (r Raw) Write(func(uintptr) bool) error { return errors.ErrUnsupported }
 
 // Drained takes down that a read by other means than Read found nothing.
-func (c *Conn) Drained() { c.readable = false }
+func (c *Conn) Drained() { c.unset(readable) }
 
 // LocalAddr implements net.Conn.
 func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Local()) }
 
-// Local is LocalAddr. The kernel is asked: to keep it would cost each connection
-// 32 bytes.
+// Local is LocalAddr. The kernel is asked, here and in Remote: to keep either
+// would cost each connection 32 bytes.
 func (c *Conn) Local() netip.AddrPort {
 	var sa sockaddr
-	if c.closed || rawLocal(c.fd, &sa) != 0 {
+	if c.is(closed) || rawLocal(int(c.fd), &sa) != 0 {
 		return netip.AddrPort{}
 	}
 	return sa.addrPort()
 }
 
 // RemoteAddr implements net.Conn.
-func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.Remote()) }
 
-// Remote is RemoteAddr.
-func (c *Conn) Remote() netip.AddrPort { return c.remote }
+// Remote is RemoteAddr: nothing once the connection was closed or reset.
+func (c *Conn) Remote() netip.AddrPort {
+	var sa sockaddr
+	if c.is(closed) || rawRemote(int(c.fd), &sa) != 0 {
+		return netip.AddrPort{}
+	}
+	return sa.addrPort()
+}
 
 func (c *Conn) failed(op string, err syscall.Errno) error {
-	return &net.OpError{Op: op, Net: "tcp", Addr: net.TCPAddrFromAddrPort(c.remote), Err: os.NewSyscallError(op, err)}
+	e := &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(op, err)}
+	if to := c.Remote(); to.IsValid() {
+		e.Addr = net.TCPAddrFromAddrPort(to)
+	}
+	return e
 }
 
 func zoneOf(id uint32) string {

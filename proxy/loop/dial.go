@@ -1,9 +1,11 @@
 package loop
 
 import (
+	"math"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,32 +57,33 @@ func (l *Loop) dial(d Dialer, to netip.AddrPort, deadline time.Time) (*Conn, err
 		_ = rawClose(fd)
 		return nil, os.NewSyscallError("connect", errno)
 	}
-	c := l.newConn(fd)
-	c.remote = to
+	c := new(Conn)
+	l.newConn(c, fd)
 	if errno == unix.EINPROGRESS {
 		if err := c.connected(deadline); err != nil {
 			_ = c.Close()
 			return nil, err
 		}
 	}
-	if c.keep = d.KeepAlive; c.keep != nil {
-		l.keepLater()
+	if d.KeepAlive != nil {
+		c.keepLater(d.KeepAlive)
 	}
 	return c, nil
 }
 
 // connected waits for the handshake's end.
 func (c *Conn) connected(deadline time.Time) error {
-	c.writeBy = c.deadline(deadline)
-	err := c.WaitWrite()
-	if err != nil {
+	if err := c.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	c.writeBy = noDeadline
-	if !c.ended { // an error or a hang-up would have said so
+	if err := c.WaitWrite(); err != nil {
+		return err
+	}
+	_ = c.SetWriteDeadline(time.Time{}) // not closed: WaitWrite would have said so
+	if !c.is(ended) {                   // an error or a hang-up would have said so
 		return nil
 	}
-	code, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	code, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
@@ -94,6 +97,20 @@ func (c *Conn) connected(deadline time.Time) error {
 // gets its keep-alive: four calls that most connections never need.
 const keepAfter = 10 * time.Second
 
+// keepLater notes which keep-alive c is to get. Programs have one or two.
+func (c *Conn) keepLater(k *net.KeepAliveConfig) {
+	i := slices.Index(c.l.keeps, k)
+	if i < 0 {
+		if i = len(c.l.keeps); i == math.MaxUint8 {
+			setKeepAlive(int(c.fd), k) // no number is left
+			return
+		}
+		c.l.keeps = append(c.l.keeps, k)
+	}
+	c.keep = uint8(i + 1)
+	c.l.keepLater()
+}
+
 func (l *Loop) keepLater() {
 	if l.keeping {
 		return
@@ -105,12 +122,12 @@ func (l *Loop) keepLater() {
 		left := false
 		l.Each(func(c *Conn) {
 			switch {
-			case c.keep == nil:
+			case c.keep == 0:
 			case c.generation-newer > 0:
 				left = true
 			default:
-				setKeepAlive(c.fd, c.keep)
-				c.keep = nil
+				setKeepAlive(int(c.fd), l.keeps[c.keep-1])
+				c.keep = 0
 			}
 		})
 		newer = l.generation

@@ -21,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -49,9 +50,12 @@ type Loop struct {
 	now        time.Time
 	epoch      time.Time // deadlines are counted from here
 	conns      []*Conn   // by descriptor
+	spare      []*waits  // that no connection needs
 	generation int32     // tells a descriptor's new owner from events of its old one
 	events     [128]unix.EpollEvent
-	timers     timers
+	deadlines  heap[*Conn]
+	timers     heap[*timer]
+	keeps      []*net.KeepAliveConfig // what Conn.keep stands for
 
 	current *task   // the one that runs
 	ready   []*task // to be resumed, in order
@@ -100,7 +104,7 @@ func (l *Loop) Run() {
 		l.turn++
 		l.poll()
 		l.now = time.Now()
-		l.timers.fire(l.since(l.now))
+		l.fire(l.since(l.now))
 		if l.pending.Load() {
 			l.takePosted()
 		}
@@ -135,8 +139,8 @@ func (l *Loop) Close() {
 		for _, c := range l.conns {
 			switch {
 			case c == nil:
-			case c.listening != nil:
-				c.listening.Close()
+			case c.listening() != nil:
+				c.listening().Close()
 			default:
 				_ = c.Reset()
 			}
@@ -147,7 +151,7 @@ func (l *Loop) Close() {
 // Each calls f for every connection.
 func (l *Loop) Each(f func(*Conn)) {
 	for _, c := range l.conns {
-		if c != nil && c.listening == nil {
+		if c != nil && c.listening() == nil {
 			f(c)
 		}
 	}
@@ -186,7 +190,24 @@ func (l *Loop) takePosted() {
 // Now is the time at which the task that runs was resumed.
 func (l *Loop) Now() time.Time { return l.now }
 
+// Age is Now as the time since the loop was made: a third of a time.Time, for what
+// is kept for each connection.
+func (l *Loop) Age() time.Duration { return l.since(l.now) }
+
+// At is the time at which the loop was so old.
+func (l *Loop) At(age time.Duration) time.Time { return l.epoch.Add(age) }
+
 func (l *Loop) since(t time.Time) time.Duration { return t.Sub(l.epoch) }
+
+// fire runs what is due at now.
+func (l *Loop) fire(now time.Duration) {
+	for t, ok := l.timers.take(now); ok; t, ok = l.timers.take(now) {
+		t.run()
+	}
+	for c, ok := l.deadlines.take(now); ok; c, ok = l.deadlines.take(now) {
+		c.expire()
+	}
+}
 
 // poll waits for events and takes them down, all before any task runs: what a
 // task sees of another connection is then as new as can be.
@@ -194,7 +215,7 @@ func (l *Loop) poll() {
 	wait := -1
 	if len(l.ready) > l.resumed || l.pending.Load() {
 		wait = 0
-	} else if due, ok := l.timers.next(); ok {
+	} else if due := min(l.timers.next(), l.deadlines.next()); due != noDeadline {
 		wait = int(max(0, (due-l.since(l.now)+time.Millisecond-1)/time.Millisecond))
 		wait = min(wait, 1<<30)
 	}
@@ -241,7 +262,7 @@ func (l *Loop) runReady() {
 // task is a coroutine: of one function after another.
 type task struct {
 	l     *Loop
-	f     func()
+	f     Task
 	next  func() (struct{}, bool)
 	yield func(struct{}) bool
 	stop  func()
@@ -250,9 +271,9 @@ type task struct {
 }
 
 // Go begins a task. It runs when the caller, if that is a task, waits or ends.
-func (l *Loop) Go(f func()) { l.begin(f) }
+func (l *Loop) Go(f func()) { l.begin(Func(f)) }
 
-func (l *Loop) begin(f func()) *task {
+func (l *Loop) begin(f Task) *task {
 	t := l.take()
 	t.f = f
 	l.live++
@@ -298,7 +319,7 @@ func (t *task) run() {
 			}
 		}()
 	}
-	t.f()
+	t.f.Run()
 }
 
 func (l *Loop) resume(t *task) {

@@ -227,7 +227,7 @@ func TestAParkedConnectionIsBegunByBytesByItsDeadlineAndByClose(t *testing.T) {
 			c, peer := pair(t, l)
 			begun := make(chan struct{})
 			do(t, l, func() {
-				c.Park(func() { close(begun) })
+				c.Park(Func(func() { close(begun) }))
 				if !c.Parked() {
 					t.Error("it did not stay parked")
 				}
@@ -246,7 +246,7 @@ func TestParkingWhatIsReadableBeginsAtOnce(t *testing.T) {
 	begun := make(chan struct{})
 	do(t, l, func() {
 		c.Read(make([]byte, 1)) // filled: there may be more
-		c.Park(func() { close(begun) })
+		c.Park(Func(func() { close(begun) }))
 	})
 	<-begun
 }
@@ -342,9 +342,9 @@ func TestManyConnectionsAcceptedAndEchoed(t *testing.T) {
 	open := 0
 	do(t, l, func() {
 		_, err := l.Accept(fd, func(fd int, peer netip.AddrPort) {
-			c := l.Adopt(fd, peer)
+			c := l.Adopt(fd)
 			open++
-			c.Park(func() { echo(c, &open) })
+			c.Park(Func(func() { echo(c, &open) }))
 		}, func(error) time.Duration { return time.Millisecond })
 		if err != nil {
 			t.Error(err)
@@ -380,7 +380,7 @@ func echo(c *Conn, open *int) {
 	for {
 		n, err := c.TryRead(b)
 		if err == ErrWouldBlock {
-			c.Park(func() { echo(c, open) })
+			c.Park(Func(func() { echo(c, open) }))
 			return
 		}
 		if err != nil {

@@ -13,9 +13,9 @@ type Stream interface {
 	Readable() bool
 	// WaitRead waits until Readable, without a buffer.
 	WaitRead() error
-	// Park has f begun as a task once the stream is readable, its read deadline
+	// Park has t begun as a task once the stream is readable, its read deadline
 	// passes or it is closed.
-	Park(f func())
+	Park(t Task)
 	// CloseWrite ends what is sent.
 	CloseWrite() error
 	// Reset closes so that the peer sees a cut, not an end.

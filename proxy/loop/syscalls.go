@@ -91,6 +91,12 @@ func rawLocal(fd int, sa *sockaddr) syscall.Errno {
 	return err
 }
 
+func rawRemote(fd int, sa *sockaddr) syscall.Errno {
+	sa.len = unix.SizeofSockaddrInet6
+	_, _, err := unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa.raw)), uintptr(unsafe.Pointer(&sa.len)))
+	return err
+}
+
 // addrPort is the address; an IPv4 address is never in its mapped IPv6 form.
 func (s *sockaddr) addrPort() netip.AddrPort {
 	port := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(make([]byte, 0, 2), s.raw.Port))

@@ -2,93 +2,101 @@ package loop
 
 import "time"
 
-// timer tells its connection, or calls run, once its time has come.
+// timer calls run once its time has come.
 type timer struct {
-	due   time.Duration
-	index int // in timers, plus one; 0 when it is not set
-	conn  *Conn
+	place int32 // in the heap, plus one; 0 when it is not set
 	run   func()
 }
 
-// timers is a heap by due. A connection keeps one timer however often its
-// deadline moves: it is set anew only for an earlier time, and looks at the
-// deadline of now when it fires. So a busy connection touches the heap once in a
-// while, not once per read.
-type timers struct{ heap []*timer }
+func (t *timer) placed() *int32 { return &t.place }
+func (c *Conn) placed() *int32  { return &c.timer }
 
-func (ts *timers) next() (due time.Duration, ok bool) {
-	if len(ts.heap) == 0 {
-		return 0, false
-	}
-	return ts.heap[0].due, true
+// entry is what a heap holds of one that waits for a time.
+type entry[T any] struct {
+	at  time.Duration
+	who T
 }
 
-// fire runs what is due at now.
-func (ts *timers) fire(now time.Duration) {
-	for len(ts.heap) > 0 && ts.heap[0].due <= now {
-		t := ts.heap[0]
-		if ts.drop(t); t.conn != nil {
-			t.conn.expire()
-		} else {
-			t.run()
-		}
+// heap gives those first that are due first. Each knows its place in it.
+type heap[T interface{ placed() *int32 }] struct{ all []entry[T] }
+
+func (h *heap[T]) next() time.Duration {
+	if len(h.all) == 0 {
+		return noDeadline
 	}
+	return h.all[0].at
 }
 
-// set puts t at due, wherever it was before.
-func (ts *timers) set(t *timer, due time.Duration) {
-	t.due = due
-	if t.index == 0 {
-		ts.heap = append(ts.heap, t)
-		t.index = len(ts.heap)
+// take takes the first out that is due at now.
+func (h *heap[T]) take(now time.Duration) (who T, ok bool) {
+	if len(h.all) == 0 || h.all[0].at > now {
+		return who, false
 	}
-	ts.down(ts.up(t.index - 1))
+	who = h.all[0].who
+	h.drop(who)
+	return who, true
 }
 
-// drop takes t out, if it is in.
-func (ts *timers) drop(t *timer) {
-	if t.index == 0 {
+// due is the time at which who is in the heap; it must be there.
+func (h *heap[T]) due(who T) time.Duration { return h.all[*who.placed()-1].at }
+
+// set puts who at a time, wherever it was before.
+func (h *heap[T]) set(who T, at time.Duration) {
+	place := who.placed()
+	if *place == 0 {
+		h.all = append(h.all, entry[T]{who: who})
+		*place = int32(len(h.all))
+	}
+	i := int(*place) - 1
+	h.all[i].at = at
+	h.down(h.up(i))
+}
+
+// drop takes who out, if it is in.
+func (h *heap[T]) drop(who T) {
+	place := who.placed()
+	if *place == 0 {
 		return
 	}
-	i, last := t.index-1, len(ts.heap)-1
-	ts.swap(i, last)
-	ts.heap[last], ts.heap = nil, ts.heap[:last]
-	t.index = 0
+	i, last := int(*place)-1, len(h.all)-1
+	h.swap(i, last)
+	h.all[last] = entry[T]{}
+	h.all = h.all[:last]
+	*place = 0
 	if i < last {
-		ts.down(ts.up(i))
+		h.down(h.up(i))
 	}
 }
 
-func (ts *timers) swap(i, j int) {
-	h := ts.heap
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i+1, j+1
+func (h *heap[T]) swap(i, j int) {
+	h.all[i], h.all[j] = h.all[j], h.all[i]
+	*h.all[i].who.placed(), *h.all[j].who.placed() = int32(i+1), int32(j+1)
 }
 
-func (ts *timers) up(i int) int {
+func (h *heap[T]) up(i int) int {
 	for i > 0 {
 		parent := (i - 1) / 2
-		if ts.heap[parent].due <= ts.heap[i].due {
+		if h.all[parent].at <= h.all[i].at {
 			break
 		}
-		ts.swap(i, parent)
+		h.swap(i, parent)
 		i = parent
 	}
 	return i
 }
 
-func (ts *timers) down(i int) {
+func (h *heap[T]) down(i int) {
 	for {
 		least := i
-		for child := 2*i + 1; child <= 2*i+2 && child < len(ts.heap); child++ {
-			if ts.heap[child].due < ts.heap[least].due {
+		for child := 2*i + 1; child <= 2*i+2 && child < len(h.all); child++ {
+			if h.all[child].at < h.all[least].at {
 				least = child
 			}
 		}
 		if least == i {
 			return
 		}
-		ts.swap(i, least)
+		h.swap(i, least)
 		i = least
 	}
 }

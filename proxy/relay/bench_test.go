@@ -47,7 +47,7 @@ func benchScene(b *testing.B, l *loop.Loop, wrap func(*loop.Conn) loop.Stream) (
 	b.Helper()
 	client, app := pair(b, l)
 	upstream, server := pair(b, l)
-	do(b, l, func() { Start(l, wrap(client), wrap(upstream), Config{}, func(Result) {}) })
+	do(b, l, func() { Start(wrap(client), wrap(upstream), Config{}, func(Result) {}) })
 	return app, server
 }
 

@@ -25,43 +25,60 @@ const (
 	turnMoves = 16
 )
 
-// flow is one direction.
+// flow is one direction of a session.
 type flow struct {
-	s     *Session
-	again func()   // run, bound once: a method value at each Park is an allocation at each
-	first []byte   // to be written before anything is read
-	moved int64    // bytes handed on
-	side  Side     // where the bytes come from
-	bare  bool     // both ends are sockets with nothing around them
-	bulk  bulkness // whether to splice
+	s    *Session
+	side Side // where the bytes come from
 }
 
-func (f *flow) init(s *Session, side Side, first []byte) {
-	f.s, f.side, f.first = s, side, first
-	f.again = f.run
-	_, bareClient := s.ends[Client].(*loop.Conn)
-	_, bareUpstream := s.ends[Upstream].(*loop.Conn)
-	f.bare = bareClient && bareUpstream
-	f.bulk.refused = !f.bare
+// flowing is what is kept of a flow.
+type flowing struct {
+	moved int64     // bytes handed on
+	bulk  *bulkness // nil while no read was large
 }
 
-func (f *flow) source() loop.Stream { return f.s.ends[f.side&1] }
-func (f *flow) sink() loop.Stream   { return f.s.ends[f.side&1^1] }
+// A session is parked with as the task of either flow: a method value, or a flow
+// with a pointer to its session, would be memory for each.
+type (
+	fromClient   Session
+	fromUpstream Session
+)
+
+func (s *fromClient) Run()   { (*Session)(s).from(Client).run() }
+func (s *fromUpstream) Run() { (*Session)(s).from(Upstream).run() }
+
+func (f flow) task() loop.Task {
+	if f.side == Client {
+		return (*fromClient)(f.s)
+	}
+	return (*fromUpstream)(f.s)
+}
+
+func (f flow) source() loop.Stream { return f.s.ends[f.side&1] }
+func (f flow) sink() loop.Stream   { return f.s.ends[f.side&1^1] }
+func (f flow) state() *flowing     { return &f.s.flows[f.side&1] }
+
+// bare tells whether both ends are sockets with nothing around them.
+func (f flow) bare() bool {
+	_, client := f.s.ends[Client].(*loop.Conn)
+	_, upstream := f.s.ends[Upstream].(*loop.Conn)
+	return client && upstream
+}
 
 // start begins the task, now or when there is something to move.
-func (f *flow) start() {
-	if len(f.first) > 0 {
-		f.s.l.Go(f.again)
+func (f flow) start() {
+	if x := f.s.extra; x != nil && len(x.first[f.side]) > 0 {
+		f.source().Socket().Begin(f.task())
 	} else {
-		f.source().Park(f.again)
+		f.source().Park(f.task())
 	}
 }
 
 // run is the task: it moves what there is, and is gone.
-func (f *flow) run() {
+func (f flow) run() {
 	switch err := f.move().(type) {
 	case nil:
-		f.source().Park(f.again)
+		f.source().Park(f.task())
 	case *Error:
 		f.s.ended(f.side, err)
 	default: // io.EOF
@@ -71,11 +88,10 @@ func (f *flow) run() {
 
 // move hands on until the source has nothing (nil), has ended (io.EOF), or
 // something fails (*Error).
-func (f *flow) move() error {
-	if err := f.write(f.first); err != nil {
+func (f flow) move() error {
+	if err := f.writeFirst(); err != nil {
 		return err
 	}
-	f.first = nil
 	for moves, bytes := 0, 0; ; {
 		n, err := f.step()
 		if err == loop.ErrWouldBlock {
@@ -90,43 +106,58 @@ func (f *flow) move() error {
 		moves++
 		if bytes += n; moves >= turnMoves || bytes >= turnBytes {
 			moves, bytes = 0, 0
-			f.s.l.Yield()
+			f.s.loop().Yield()
 		}
 	}
 }
 
-func (f *flow) step() (int, error) {
-	if f.bulk.splicing {
+// writeFirst hands on what was read before the relay began.
+func (f flow) writeFirst() error {
+	x := f.s.extra
+	if x == nil {
+		return nil
+	}
+	err := f.write(x.first[f.side])
+	if x.first[f.side] = nil; x.progress == nil && x.first[f.side.other()] == nil {
+		f.s.extra = nil
+	}
+	return err
+}
+
+func (f flow) step() (int, error) {
+	if b := f.state().bulk; b != nil && b.splicing {
 		return f.splice()
 	}
 	return f.copy()
 }
 
 // copy hands on one bufferful.
-func (f *flow) copy() (int, error) {
-	pool := &wrappedBuffers
-	if f.bare {
+func (f flow) copy() (int, error) {
+	pool, bare := &wrappedBuffers, f.bare()
+	if bare {
 		pool = &bareBuffers
 	}
 	buf := pool.Get().(*[]byte)
-	n, err := f.read(*buf)
+	n, err := f.read(*buf, bare)
 	if failed := f.write((*buf)[:n]); failed != nil {
 		err = failed
 	}
 	pool.Put(buf)
-	f.bulk.sawRead(n)
+	if bare {
+		f.state().sawRead(n)
+	}
 	return n, err
 }
 
 // read reads what is there: io.EOF, loop.ErrWouldBlock or an *Error come with
 // the bytes before them.
-func (f *flow) read(b []byte) (n int, err error) {
+func (f flow) read(b []byte, bare bool) (n int, err error) {
 	for {
 		var more int
 		more, err = f.source().TryRead(b[n:])
 		n += more
 		// A TLS layer gives a record at a time; a socket all it has.
-		if err != nil || f.bare || len(b)-n < recordRoom || !f.source().Readable() {
+		if err != nil || bare || len(b)-n < recordRoom || !f.source().Readable() {
 			break
 		}
 	}
@@ -146,7 +177,7 @@ func (f *flow) read(b []byte) (n int, err error) {
 
 // write hands b on, waiting for room: a flow holds one buffer and no more. The
 // error is nil or an *Error.
-func (f *flow) write(b []byte) error {
+func (f flow) write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -158,22 +189,24 @@ func (f *flow) write(b []byte) error {
 	return nil
 }
 
-func (f *flow) count(n int) {
+func (f flow) count(n int) {
 	if n <= 0 {
 		return
 	}
-	f.moved += int64(n)
-	f.s.watch.last = f.s.l.Now()
-	if f.s.progress != nil {
-		f.s.progress(f.side, n)
+	f.state().moved += int64(n)
+	if w := f.s.watch; w != nil {
+		w.last = f.s.loop().Now()
+	}
+	if x := f.s.extra; x != nil && x.progress != nil {
+		x.progress(f.side, n)
 	}
 }
 
-func (f *flow) readError(err error) error {
+func (f flow) readError(err error) error {
 	return &Error{Side: f.side, Op: "read", Err: err}
 }
 
-func (f *flow) writeError(err error) error {
+func (f flow) writeError(err error) error {
 	return &Error{Side: f.side.other(), Op: "write", Err: err}
 }
 

@@ -98,7 +98,7 @@ func startWith(t testing.TB, l *loop.Loop, app, server *net.TCPConn, client, ups
 	t.Helper()
 	s := &scene{l: l, app: app, server: server, done: make(chan Result, 2)}
 	do(t, l, func() {
-		s.session = Start(l, client, upstream, cfg, func(r Result) {
+		s.session = Start(client, upstream, cfg, func(r Result) {
 			if !client.Socket().Closed() || !upstream.Socket().Closed() {
 				t.Error("done was called with a connection open")
 			}
@@ -248,8 +248,6 @@ func waitForReset(t testing.TB, l *loop.Loop, c *loop.Conn) {
 		return ""
 	})
 }
-
-var netipNone netip.AddrPort
 
 // blockWriter writes to a peer until nothing has moved for a while.
 func blockWriter(t testing.TB, w io.Writer) {

@@ -31,7 +31,7 @@ func TestWhatStaysBelowTheMarkIsFetched(t *testing.T) {
 			t.Errorf("the mark is %d", got)
 		}
 		peer.Write([]byte("tail"))
-		c.Park(func() { close(begun) })
+		c.Park(loop.Func(func() { close(begun) }))
 	})
 	<-begun
 	do(t, l, func() {
@@ -64,7 +64,7 @@ func TestAPauseWithNothingBelowTheMarkIsNotHeldAgainstIt(t *testing.T) {
 	c, _ := pair(t, l)
 	m := mark{steady: markAfter}
 	begun := make(chan struct{})
-	do(t, l, func() { m.drained(c); c.Park(func() { close(begun) }) })
+	do(t, l, func() { m.drained(c); c.Park(loop.Func(func() { close(begun) })) })
 	<-begun
 	do(t, l, func() {
 		m.woken(c)
@@ -85,7 +85,7 @@ func TestAnEndBelowTheMarkIsSeen(t *testing.T) {
 		if err := unix.SetsockoptInt(c.FD(), unix.SOL_SOCKET, unix.SO_RCVLOWAT, markBytes); err != nil {
 			t.Error(err)
 		}
-		c.Park(func() { close(begun) })
+		c.Park(loop.Func(func() { close(begun) }))
 	})
 	send(t, peer, "tail")
 	peer.CloseWrite()

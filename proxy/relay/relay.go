@@ -2,7 +2,7 @@
 // It does not dial, choose endpoints or decide policy.
 //
 // Each direction is a task only while there is something to move. A relay in
-// which nothing is said holds about 280 bytes, and 80 more where a timeout was
+// which nothing is said holds about 120 bytes, and 150 more where IdleTimeout was
 // asked for: no stack, no buffer, no pipe.
 package relay
 
@@ -41,21 +41,35 @@ type Config struct {
 }
 
 // Session is one relay: two connections, two flows, one outcome. It belongs to
-// the loop of its connections.
+// the loop of its connections. The zero Session waits for Begin.
 type Session struct {
-	l        *loop.Loop
-	ends     [2]loop.Stream // by Side
-	flows    [2]flow
-	progress func(Side, int)
-	done     func(Result)
-	watch    watch
+	ends  [2]loop.Stream // by Side
+	flows [2]flowing     // by Side: from where
+	done  Done
+	half  time.Duration // HalfClosedTimeout
+	watch *watch        // nil while silence is not bounded
+	extra *extra        // nil where nothing was asked for that it holds
 
 	err      *Error
 	reason   Reason
 	settled  bool    // reason and err stand
 	finished [2]bool // by Side: it was told that no more will come
-	flowing  uint8   // flows that have not ended
+	left     uint8   // flows that have not ended
 }
+
+// extra is what most relays have not, or only at first.
+type extra struct {
+	first    [2][]byte // by Side: to be written before anything is read
+	progress func(Side, int)
+}
+
+// Done is told of a relay's end.
+type Done interface{ Relayed(Result) }
+
+// doneFunc is a function as a Done.
+type doneFunc func(Result)
+
+func (f doneFunc) Relayed(r Result) { f(r) }
 
 const (
 	// After a side has failed, what is still on its way to the other one is
@@ -69,30 +83,40 @@ const (
 	flushPoll = 5 * time.Millisecond
 )
 
-// Start begins to relay between client and upstream, until both have said that
-// they are done, one fails, silence lasts too long, or Abort. It is called on l,
-// in a task or not, and returns at once. done is called once, in a task of l,
-// when both connections are closed and nothing is left. Deadlines set on them
-// before are cleared, and nobody else may read, write or park them meanwhile.
+// Start is Begin of a Session of its own, with a function as Done.
+func Start(client, upstream loop.Stream, cfg Config, done func(Result)) *Session {
+	s := new(Session)
+	s.Begin(client, upstream, cfg, doneFunc(done))
+	return s
+}
+
+// Begin begins to relay between client and upstream, until both have said that
+// they are done, one fails, silence lasts too long, or Abort. It is called on
+// their loop, in a task or not, and returns at once. done is told once, in a task
+// of the loop, when both connections are closed and nothing is left. Deadlines set
+// on them before are cleared, and nobody else may read, write or park them
+// meanwhile.
 //
 // The end of one direction is passed on with CloseWrite. Every other end, that
 // of the loop included, is passed on with Reset, so that neither side takes a
 // cut stream for a whole one. Two bare *loop.Conn are spliced by the kernel
 // while a flow is large.
-func Start(l *loop.Loop, client, upstream loop.Stream, cfg Config, done func(Result)) *Session {
-	s := &Session{l: l, ends: [2]loop.Stream{client, upstream}, progress: cfg.Progress, done: done, flowing: 2}
-	s.watch = watch{last: l.Now(), half: cfg.HalfClosedTimeout}
+func (s *Session) Begin(client, upstream loop.Stream, cfg Config, done Done) {
+	*s = Session{ends: [2]loop.Stream{client, upstream}, done: done, half: cfg.HalfClosedTimeout, left: 2}
+	if len(cfg.FromClient) > 0 || len(cfg.FromUpstream) > 0 || cfg.Progress != nil {
+		s.extra = &extra{[2][]byte{cfg.FromClient, cfg.FromUpstream}, cfg.Progress}
+	}
 	for _, end := range s.ends {
 		_ = end.SetDeadline(time.Time{}) // one that cannot is about to fail anyway
 	}
-	s.flows[Client].init(s, Client, cfg.FromClient)
-	s.flows[Upstream].init(s, Upstream, cfg.FromUpstream)
 	s.limit(cfg.IdleTimeout)
-	for i := range s.flows {
-		s.flows[i].start()
-	}
-	return s
+	s.from(Client).start()
+	s.from(Upstream).start()
 }
+
+func (s *Session) from(side Side) flow { return flow{s, side} }
+
+func (s *Session) loop() *loop.Loop { return s.ends[Client].Socket().Loop() }
 
 // Abort cuts both connections with a reset; done is told why unless the outcome
 // was settled before. It is called on the loop, in a task or not, and does
@@ -131,7 +155,7 @@ func (s *Session) ended(from Side, failed *Error) {
 		s.fail(failed)
 		s.hurry()
 	}
-	if s.flowing--; s.flowing == 0 {
+	if s.left--; s.left == 0 {
 		s.finish()
 	}
 }
@@ -142,7 +166,7 @@ func (s *Session) passEndOn(to Side) {
 	if s.settled {
 		return
 	}
-	if s.finished[to] = true; s.flowing == 1 && s.ends[to].Socket() == s.ends[to] {
+	if s.finished[to] = true; s.left == 1 && s.ends[to].Socket() == s.ends[to] {
 		return // both have ended: closing, which is next, sends the end too
 	}
 	if err := ignoreGone(s.ends[to].CloseWrite()); err != nil {
@@ -150,8 +174,8 @@ func (s *Session) passEndOn(to Side) {
 		s.hurry()
 		return
 	}
-	if s.flowing == 2 && s.watch.half > 0 {
-		s.limit(s.watch.half)
+	if s.left == 2 && s.half > 0 {
+		s.limit(s.half)
 	}
 }
 
@@ -168,7 +192,7 @@ func ignoreGone(err error) error {
 func (s *Session) fail(err *Error) {
 	switch {
 	case s.settled:
-	case s.l.Closing() && errors.Is(err, net.ErrClosed):
+	case s.loop().Closing() && errors.Is(err, net.ErrClosed):
 		s.settled, s.reason = true, Cancelled // nobody's fault: the loop closed them
 	default:
 		s.settled, s.reason, s.err = true, Failed, err
@@ -178,11 +202,12 @@ func (s *Session) fail(err *Error) {
 // flush waits until the peer's kernel has what was written to side, within
 // flushTime and flushMost.
 func (s *Session) flush(side Side) {
-	began := s.l.Now()
+	l := s.loop()
+	began := l.Now()
 	last := began
 	for left := s.unsent(side); left > 0; {
-		s.l.Sleep(flushPoll)
-		now, still := s.l.Now(), s.unsent(side)
+		l.Sleep(flushPoll)
+		now, still := l.Now(), s.unsent(side)
 		if still < left {
 			left, last = still, now
 		}
@@ -205,7 +230,7 @@ func (s *Session) finish() {
 		}
 		s.cut()
 	}
-	s.done(Result{
+	s.done.Relayed(Result{
 		ToUpstream: s.flows[Client].moved,
 		ToClient:   s.flows[Upstream].moved,
 		Reason:     s.reason,

@@ -243,7 +243,7 @@ func TestAbortAtOnce(t *testing.T) {
 	upstream, server := pair(t, l)
 	ended := make(chan Result, 1)
 	l.Post(func() { // outside any task
-		Start(l, client, upstream, Config{FromClient: []byte("x")}, func(r Result) { ended <- r }).Abort(Cancelled)
+		Start(client, upstream, Config{FromClient: []byte("x")}, func(r Result) { ended <- r }).Abort(Cancelled)
 	})
 	if r := <-ended; r.Reason != Cancelled || r.Err != nil {
 		t.Errorf("got %+v", r)
@@ -286,7 +286,7 @@ func TestRunWaitsInItsTask(t *testing.T) {
 	client, app := pair(t, l)
 	upstream, server := pair(t, l)
 	ended := make(chan Result, 1)
-	l.Post(func() { Start(l, client, upstream, Config{}, func(r Result) { ended <- r }) })
+	l.Post(func() { Start(client, upstream, Config{}, func(r Result) { ended <- r }) })
 	send(t, app, "ping")
 	expect(t, server, "ping")
 	app.Close()

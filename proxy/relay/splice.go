@@ -26,15 +26,21 @@ const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
 
 // bulkness is how a flow decides between copying and splicing.
 type bulkness struct {
-	refused  bool // by the kernel, or an end is not a socket
+	refused  bool // by the kernel
 	splicing bool
 	inARow   uint8 // large reads while copying, small fills while splicing
 	mark     mark
 }
 
-// sawRead decides whether to go on copying.
-func (b *bulkness) sawRead(n int) {
-	switch {
+// sawRead decides whether to go on copying. Most flows never see a large read.
+func (f *flowing) sawRead(n int) {
+	if f.bulk == nil {
+		if n < bulkRead {
+			return
+		}
+		f.bulk = new(bulkness)
+	}
+	switch b := f.bulk; {
 	case n < bulkRead || b.refused:
 		b.inARow = 0
 	case b.inARow+1 < bulkReads:
@@ -60,22 +66,22 @@ func (b *bulkness) sawFill(n int) {
 // splice moves one pipeful from socket to socket inside the kernel. The pipe is
 // taken once bytes are there and given back once they are handed on: one held by
 // every connection is four descriptors for each that is idle.
-func (f *flow) splice() (int, error) {
-	from := f.source().Socket()
+func (f flow) splice() (int, error) {
+	from, bulk := f.source().Socket(), f.state().bulk
 	if from.Closed() {
 		return 0, f.readError(net.ErrClosed)
 	}
 	p, err := pipes.get()
 	if err != nil { // most often no descriptor is left: copying works without
-		f.bulk.mark.lower(from)
-		f.bulk.splicing = false
+		bulk.mark.lower(from)
+		bulk.splicing = false
 		return f.copy()
 	}
-	f.bulk.mark.woken(from)
+	bulk.mark.woken(from)
 	n, errno := spliceOnce(from.FD(), p.w, p.size)
 	if errno == 0 && n > 0 {
-		if f.bulk.sawFill(n); !f.bulk.splicing {
-			f.bulk.mark.lower(from)
+		if bulk.sawFill(n); !bulk.splicing {
+			bulk.mark.lower(from)
 		}
 		return n, f.drain(p, n)
 	}
@@ -85,11 +91,11 @@ func (f *flow) splice() (int, error) {
 		return 0, io.EOF
 	case unix.EAGAIN: // the pipe is empty, so it is the source that has nothing
 		from.Drained()
-		f.bulk.mark.drained(from)
+		bulk.mark.drained(from)
 		return 0, loop.ErrWouldBlock
 	case unix.EINVAL, unix.ENOSYS, unix.EPERM: // not this kernel, or a seccomp filter
-		f.bulk.mark.lower(from)
-		f.bulk.splicing, f.bulk.refused = false, true
+		bulk.mark.lower(from)
+		bulk.splicing, bulk.refused = false, true
 		return f.copy()
 	}
 	return 0, f.readError(os.NewSyscallError("splice", errno))
@@ -97,7 +103,7 @@ func (f *flow) splice() (int, error) {
 
 // drain moves the n bytes in p to the other end and gives the pipe back. While
 // that end does not take them the pipe is what bounds memory.
-func (f *flow) drain(p *pipe, n int) error {
+func (f flow) drain(p *pipe, n int) error {
 	to := f.sink().Socket()
 	for n > 0 {
 		done, errno := spliceOnce(p.r, to.FD(), n)

@@ -38,7 +38,7 @@ func TestSilenceCountsFromTheLastByte(t *testing.T) {
 func TestNoTimeoutMeansNoTimer(t *testing.T) {
 	s := start(t, Config{})
 	do(t, s.l, func() {
-		if s.session.watch.cancel != nil {
+		if s.session.watch != nil {
 			t.Error("a timer is set")
 		}
 		s.session.Abort(Cancelled)

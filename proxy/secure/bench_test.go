@@ -75,7 +75,7 @@ func against(b *testing.B, mode string, n int, f func(b *testing.B, c duplex)) {
 		}
 		l := start(b)
 		do(b, l, func() {
-			c := Server(l.Adopt(fd, p.RemoteAddr().(*net.TCPAddr).AddrPort()), nil, serverConfig)
+			c := Server(l.Adopt(fd), nil, serverConfig)
 			if err := c.Handshake(time.Time{}); err != nil {
 				b.Error(err)
 				return

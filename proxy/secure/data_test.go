@@ -245,14 +245,14 @@ func TestAParkedConnectionIsBegunByBytes(t *testing.T) {
 	s, peer := meet(t, l)
 	begun := make(chan string, 1)
 	do(t, l, func() {
-		s.Park(func() {
+		s.Park(loop.Func(func() {
 			b := make([]byte, 10)
 			n, err := s.TryRead(b)
 			if err != nil {
 				t.Error(err)
 			}
 			begun <- string(b[:n])
-		})
+		}))
 		if !s.Socket().Parked() {
 			t.Error("it did not stay parked")
 		}
@@ -278,10 +278,10 @@ func TestParkingWhatIsReadableBeginsAtOnce(t *testing.T) {
 			n, _ := s.TryRead(b)
 			begun <- string(b[:n])
 			if n == 2 && string(b) != "ef" {
-				s.Park(read)
+				s.Park(loop.Func(read))
 			}
 		}
-		s.Park(read)
+		s.Park(loop.Func(read))
 	})
 	for _, want := range []string{"ab", "cd", "ef"} {
 		if got := <-begun; got != want {

@@ -48,7 +48,7 @@ func TestACutIsNoEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, peer, late := meetLate(t, l)
-			do(t, l, func() { s.Park(func() {}) }) // so that the end is seen as an event, too
+			do(t, l, func() { s.Park(loop.Func(func() {})) }) // so that the end is seen as an event, too
 			c.cut(peer, late)
 			do(t, l, func() {
 				var err error
@@ -193,7 +193,7 @@ func TestASocketThatOthersClosedIsNotReadOn(t *testing.T) {
 	s, _ := meet(t, l)
 	begun := make(chan error)
 	do(t, l, func() {
-		s.Park(func() { _, err := s.TryRead(make([]byte, 1)); begun <- err })
+		s.Park(loop.Func(func() { _, err := s.TryRead(make([]byte, 1)); begun <- err }))
 		s.Socket().Close()
 	})
 	if err := <-begun; !errors.Is(err, net.ErrClosed) {

@@ -111,7 +111,7 @@ func onLoop(t testing.TB, l *loop.Loop, ours, theirs *tls.Config) (server, clien
 	fd, addr := listening(t)
 	accepted := make(chan *loop.Conn, 1)
 	do(t, l, func() {
-		a, err := l.Accept(fd, func(fd int, peer netip.AddrPort) { accepted <- l.Adopt(fd, peer) }, func(error) time.Duration { return time.Second })
+		a, err := l.Accept(fd, func(fd int, _ netip.AddrPort) { accepted <- l.Adopt(fd) }, func(error) time.Duration { return time.Second })
 		if err != nil {
 			t.Error(err)
 			return

@@ -83,13 +83,13 @@ func (c *Conn) WaitRead() error {
 	return c.sock.WaitRead()
 }
 
-// Park has f begun as a task once the connection is readable, its read deadline
+// Park has t begun as a task once the connection is readable, its read deadline
 // passes or it is closed. Parts of a record, and records without plaintext,
 // begin it too: TryRead then finds nothing.
-func (c *Conn) Park(f func()) {
+func (c *Conn) Park(t loop.Task) {
 	if c.Readable() {
-		c.sock.Go(f)
+		c.sock.Begin(t)
 		return
 	}
-	c.sock.Park(f)
+	c.sock.Park(t)
 }
