@@ -11,7 +11,7 @@ PACKAGES    ?= ./...
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install what the demo needs and is missing (as root; else say what to install)
@@ -59,6 +59,18 @@ bench: bench-build ## the proxy beside HAProxy, nginx and Envoy; writes docs/PER
 .PHONY: bench-quick
 bench-quick: bench-build ## the same in three minutes; writes nothing
 	$(BIN)/bench -quick
+
+.PHONY: bench-control-build
+bench-control-build: deps build
+	CGO_ENABLED=0 $(GO) build -o $(BIN)/bench-control ./bench/control
+
+.PHONY: bench-control
+bench-control: bench-control-build ## the control plane at scale; writes docs/CONTROL-PLANE-SCALE.md (as root, eight minutes)
+	$(BIN)/bench-control -doc docs/CONTROL-PLANE-SCALE.md
+
+.PHONY: bench-control-quick
+bench-control-quick: bench-control-build ## a tenth of it in two minutes; writes nothing
+	$(BIN)/bench-control -quick
 
 .PHONY: golden
 golden: ## write the golden files anew

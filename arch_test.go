@@ -51,7 +51,8 @@ var mayImport = map[string][]string{
 	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
 	"cmd/weir-init":  {"redirect"},
 
-	"bench": {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
+	"bench":         {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
+	"bench/control": {"controlplane/api", "policy", "proxy/feed", "test/meshlab"},
 
 	"test/netlab":  {},
 	"test/meshlab": {"controlplane/api", "policy", "test/netlab"},

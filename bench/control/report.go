@@ -1,0 +1,198 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// figure is something measured. Fewer is better everywhere but where goal says
+// otherwise.
+type figure struct {
+	name  string
+	what  string // for the table
+	goal  string // "" where there is none
+	wrong bool   // a value above 0 is an error, not only slow
+}
+
+// figures are all there are, in the order of the report.
+var figures = []figure{
+	{name: "propagation_p50_ms", what: "a change reaches the last of a service's followers, from the call of the API, median", goal: ""},
+	{name: "propagation_p99_ms", what: "the same, 99th percentile", goal: "200"},
+	{name: "propagation_hub_p50_ms", what: "a change of the service that all proxies follow reaches the last of them, median", goal: ""},
+	{name: "propagation_hub_p99_ms", what: "the same, 99th percentile", goal: "200"},
+	{name: "propagation_few_p50_ms", what: "as propagation, before the services were added that nobody follows, median"},
+	{name: "propagation_few_p99_ms", what: "the same, 99th percentile"},
+	{name: "control_rss_idle_mib", what: "memory of the control plane, nothing stored"},
+	{name: "control_rss_few_mib", what: "with the services that are followed"},
+	{name: "control_rss_proxies_mib", what: "and with the proxies"},
+	{name: "control_rss_all_mib", what: "and with all services"},
+	{name: "control_rss_kib_per_proxy", what: "of that, for each proxy"},
+	{name: "control_rss_restarted_mib", what: "after the restart at the end"},
+	{name: "bytes_per_change", what: "sent to all followers of a change, TLS included"},
+	{name: "updates_per_change", what: "resources sent for a change"},
+	{name: "change_cpu_us_few", what: "CPU of the control plane for a change, API and etcd included, few services"},
+	{name: "change_cpu_us_all", what: "the same with all services"},
+	{name: "change_cpu_ratio", what: "all to few", goal: "1.3"},
+	{name: "fanout_cpu_us_per_proxy", what: "CPU for a change of the service that all follow, for each of them"},
+	{name: "idle_cpu_percent", what: "CPU when nothing changes: leases are kept alive"},
+	{name: "load_seconds", what: "registering the services that nobody follows through the API"},
+	{name: "load_endpoints_per_s", what: "endpoints of these in a second"},
+	{name: "certificates_per_s", what: "certificates issued in a second"},
+	{name: "connect_seconds", what: "all proxies come at once, each with an endpoint on a lease, until all hold all they follow"},
+	{name: "proxy_rss_few_mib", what: "memory of a weir-proxy that uses ten services, in a mesh of no more"},
+	{name: "proxy_rss_all_mib", what: "the same in the whole mesh"},
+	{name: "proxy_rss_ratio", what: "whole to small mesh", goal: "1.1"},
+	{name: "burst_seconds", what: "the burst"},
+	{name: "burst_settle_ms", what: "after its last change, until every proxy holds what the API lists (about 0.5 s of it to ask)"},
+	{name: "burst_cpu_us_per_change", what: "CPU for each change of the burst"},
+	{name: "burst_updates", what: "resources sent in the burst"},
+	{name: "burst_updates_possible", what: "had each change been sent to each follower"},
+	{name: "burst_coalesced", what: "the part of these that was not sent, as a later state was"},
+	{name: "burst_lost", what: "services of proxies that differ from the API's in the end", goal: "0", wrong: true},
+	{name: "restart_api_seconds", what: "from kill -9 until the API answers again"},
+	{name: "restart_seconds", what: "from kill -9 until all proxies are attached and follow"},
+	{name: "restart_bytes_per_proxy", what: "sent to a proxy meanwhile, TLS handshakes included"},
+	{name: "restart_updates", what: "resources sent that differ from what the proxy had"},
+	{name: "restart_services_lost", what: "services that a proxy lost meanwhile", goal: "0", wrong: true},
+}
+
+// report collects what was measured.
+type report struct {
+	size   *size
+	began  time.Time
+	values map[string]float64
+	commit string
+}
+
+func newReport(bin string, z *size) *report {
+	r := &report{size: z, began: time.Now(), values: map[string]float64{}}
+	if out, err := exec.Command(filepath.Join(bin, "weir"), "version").Output(); err == nil {
+		r.commit, _, _ = strings.Cut(strings.TrimSpace(string(out)), "\n")
+	}
+	return r
+}
+
+func (r *report) set(name string, v float64) { r.values[name] = v }
+
+func (r *report) times(name string, took []time.Duration) {
+	sorted := inOrder(took)
+	for p, label := range map[float64]string{0.5: "_p50_ms", 0.99: "_p99_ms"} {
+		r.set(name+label, percentile(sorted, p).Seconds()*1000)
+	}
+}
+
+// compare works out what follows from two figures.
+func (r *report) compare() {
+	v := r.values
+	v["propagation_p50_ms"], v["propagation_p99_ms"] = v["propagation_all_p50_ms"], v["propagation_all_p99_ms"]
+	v["bytes_per_change"], v["updates_per_change"] = v["bytes_per_change_all"], v["updates_per_change_all"]
+	v["idle_cpu_percent"] = v["idle_cpu_percent_all"]
+	v["change_cpu_ratio"] = v["change_cpu_us_all"] / v["change_cpu_us_few"]
+	v["control_rss_kib_per_proxy"] = (v["control_rss_proxies_mib"] - v["control_rss_few_mib"]) * 1024 / float64(r.size.proxies)
+	if r.size.real > 0 {
+		v["proxy_rss_ratio"] = v["proxy_rss_all_mib"] / v["proxy_rss_few_mib"]
+	}
+}
+
+// lines are the last word: one for each figure.
+func (r *report) lines() string {
+	var b strings.Builder
+	for _, f := range figures {
+		if v, ok := r.values[f.name]; ok {
+			fmt.Fprintf(&b, "measure=%s value=%s goal=%s\n", f.name, number(v), orDash(f.goal))
+		}
+	}
+	return b.String()
+}
+
+// failures is an error when something was lost.
+func (r *report) failures() error {
+	for _, f := range figures {
+		if v := r.values[f.name]; f.wrong && v != 0 {
+			return fmt.Errorf("%s is %s: %s", f.name, number(v), f.what)
+		}
+	}
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// number keeps three digits that mean something.
+func number(v float64) string {
+	switch {
+	case v == float64(int64(v)) || v >= 100 || v <= -100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10 || v <= -10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+
+// markdown is the table, and what it was measured on.
+func (r *report) markdown(o *options) string {
+	var b strings.Builder
+	command := "make bench-control"
+	if o.quick {
+		command = "bin/bench-control -quick"
+	}
+	fmt.Fprintf(&b, "%s, %.0f s: `%s`, %s\n\n", r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Seconds(), command, r.commit)
+	fmt.Fprintf(&b, "%d CPUs (%s), Linux %s, built with %s.\n\n", runtime.NumCPU(), cpuModel(), kernel(), runtime.Version())
+	fmt.Fprintf(&b, "%d services, of which %d are followed; %d endpoints each; %d proxies, each of which follows %d.\n\n",
+		r.size.all, r.size.few, r.size.endpoints, r.size.proxies, r.size.follows)
+	b.WriteString("| measure | value | goal | what |\n|---|---|---|---|\n")
+	for _, f := range figures {
+		if v, ok := r.values[f.name]; ok {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.name, number(v), orDash(f.goal), f.what)
+		}
+	}
+	return b.String()
+}
+
+func cpuModel() string {
+	text, _ := os.ReadFile("/proc/cpuinfo") // "" then: it is for people
+	for line := range strings.Lines(string(text)) {
+		if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(v)
+		}
+	}
+	return "CPU not known"
+}
+
+func kernel() string {
+	text, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return strings.TrimSpace(string(text))
+}
+
+// The lines of the document between which the tables stand.
+const (
+	tablesBegin = "<!-- bench-control: from here to the end mark written by make bench-control -->"
+	tablesEnd   = "<!-- bench-control: end -->"
+)
+
+// replaceTables puts tables between the marks of a document, and leaves the rest
+// as its authors wrote it.
+func replaceTables(path, tables string) error {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	head, rest, ok := bytes.Cut(old, []byte(tablesBegin))
+	_, tail, ended := bytes.Cut(rest, []byte(tablesEnd))
+	if !ok || !ended {
+		return fmt.Errorf("%s: the marks %q and %q are not there", path, tablesBegin, tablesEnd)
+	}
+	return os.WriteFile(path, slices.Concat(head, []byte(tablesBegin+"\n\n"+tables+"\n"+tablesEnd), tail), 0o644)
+}
