@@ -82,8 +82,8 @@ func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, 
 // Services implements api.Registry.
 func (p *plane) Services() []api.ServiceSummary {
 	st := p.store.State()
-	out := make([]api.ServiceSummary, 0, len(st.Services))
-	for name, s := range st.Services {
+	out := make([]api.ServiceSummary, 0, st.Services.Len())
+	for name, s := range st.Services.All() {
 		sum := api.ServiceSummary{Namespace: name.Namespace, ServiceName: name.Name, Endpoints: len(s.Endpoints), TrafficRules: len(s.Rules)}
 		if v4, v6, err := policy.VirtualAddrs(s.VirtualIndex); err == nil {
 			sum.VirtualIPv4, sum.VirtualIPv6 = v4.String(), v6.String()
@@ -113,7 +113,7 @@ func (p *plane) DeleteTrafficRule(ctx context.Context, name policy.ServiceName, 
 
 // TrafficRules implements api.TrafficRules.
 func (p *plane) TrafficRules(name policy.ServiceName) []policy.TrafficRule {
-	if s := p.store.State().Services[name]; s != nil {
+	if s := p.store.State().Services.Get(name); s != nil {
 		return s.Rules
 	}
 	return nil

@@ -34,7 +34,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
 	}
 	services := map[policy.ServiceName]struct{}{}
-	for name := range st.Services {
+	for name := range st.Services.All() {
 		services[name] = struct{}{}
 	}
 	v.apply(store.Change{State: st, Services: services, Security: true, Settings: true, Proxies: true})
@@ -53,8 +53,8 @@ func (v *view) apply(c store.Change) publish.Change {
 	moved := map[netip.Addr]struct{}{}
 	for name := range c.Services {
 		touched[name] = struct{}{}
-		v.indexLocked(old.Services[name], -1, lookups, moved)
-		v.indexLocked(c.State.Services[name], +1, lookups, moved)
+		v.indexLocked(old.Services.Get(name), -1, lookups, moved)
+		v.indexLocked(c.State.Services.Get(name), +1, lookups, moved)
 	}
 	for a := range moved { // only now: an address that was taken out may be in again
 		v.settleLocked(a)
@@ -200,7 +200,7 @@ func (v *view) Mesh() policy.Mesh {
 func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	s := v.state.Services[name]
+	s := v.state.Services.Get(name)
 	if s == nil {
 		return nil, false
 	}
@@ -258,7 +258,7 @@ func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
 // addresses its proxies are beside, in order.
 func (v *view) addressesLocked(name policy.ServiceName) []netip.Addr {
 	set := map[netip.Addr]struct{}{}
-	if s := v.state.Services[name]; s != nil {
+	if s := v.state.Services.Get(name); s != nil {
 		for i := range s.Endpoints {
 			set[s.Endpoints[i].Addr().Addr()] = struct{}{}
 		}
@@ -293,7 +293,7 @@ func (v *view) targets() []policy.Target {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []policy.Target
-	for _, s := range v.state.Services {
+	for _, s := range v.state.Services.All() {
 		for i := range s.Endpoints {
 			out = append(out, v.targetLocked(&s.Endpoints[i]))
 		}
@@ -307,7 +307,7 @@ func (v *view) unmarked() []policy.Target {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []policy.Target
-	for _, s := range v.state.Services {
+	for _, s := range v.state.Services.All() {
 		for i := range s.Endpoints {
 			if e := &s.Endpoints[i]; !e.Leased && !e.Meshed && v.besides[e.Addr().Addr()] > 0 {
 				out = append(out, v.targetLocked(e))

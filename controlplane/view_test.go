@@ -20,7 +20,7 @@ type steps struct {
 }
 
 func newSteps() *steps {
-	s := &steps{st: store.State{Settings: policy.DefaultSettings(), Services: map[policy.ServiceName]*store.Service{}}}
+	s := &steps{st: store.State{Settings: policy.DefaultSettings()}}
 	first := s.st
 	s.v = newView(&first, "weir.local", func() []byte { return []byte("pem") })
 	return s
@@ -34,10 +34,6 @@ func (s *steps) apply(c store.Change) publish.Change {
 }
 
 func (s *steps) service(name policy.ServiceName, index int, addrs ...string) publish.Change {
-	services := map[policy.ServiceName]*store.Service{}
-	for k, v := range s.st.Services {
-		services[k] = v
-	}
 	svc := &store.Service{Name: name, VirtualIndex: index}
 	for i, a := range addrs {
 		at := netip.MustParseAddrPort(a)
@@ -45,11 +41,16 @@ func (s *steps) service(name policy.ServiceName, index int, addrs ...string) pub
 		e.ID, e.Namespace, e.ServiceName, e.IP, e.Port = fmt.Sprint("e", i), name.Namespace, name.Name, at.Addr().String(), int(at.Port())
 		svc.Endpoints = append(svc.Endpoints, store.Endpoint{Endpoint: e})
 	}
-	services[name] = svc
-	if index == 0 {
-		delete(services, name)
+	var services []*store.Service
+	for other, v := range s.st.Services.All() {
+		if other != name {
+			services = append(services, v)
+		}
 	}
-	s.st.Services = services
+	if index != 0 {
+		services = append(services, svc)
+	}
+	s.st.Services = store.ServicesOf(services...)
 	return s.apply(store.Change{Services: map[policy.ServiceName]struct{}{name: {}}})
 }
 

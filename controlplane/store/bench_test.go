@@ -7,8 +7,7 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-// What a registration costs its caller: fsync, apply, watch, State. With many
-// services the map of them is copied.
+// What a registration costs its caller: fsync, apply, watch, State.
 func BenchmarkPutEndpoint(b *testing.B) {
 	for _, services := range []int{1, 1000} {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {

@@ -23,14 +23,14 @@ func TestTwoStoresSeeEachOther(t *testing.T) {
 	b := open(t, func(c *Config) { c.Prefix = strings.Trim(a.cfg.Prefix, "/") }) // the same, however it is spelled
 	stranger := open(t)
 	must(t, a.PutEndpoint(t.Context(), endpoint("cart", "a")))
-	st := until(t, b, "the endpoint is known", func(st *State) bool { return st.Services[shop("cart")] != nil })
-	if st.Services[shop("cart")].VirtualIndex != 1 {
-		t.Errorf("the service is %+v", st.Services[shop("cart")])
+	st := until(t, b, "the endpoint is known", func(st *State) bool { return st.Services.Get(shop("cart")) != nil })
+	if st.Services.Get(shop("cart")).VirtualIndex != 1 {
+		t.Errorf("the service is %+v", st.Services.Get(shop("cart")))
 	}
 	must(t, b.UpdateSettings(t.Context(), []byte(`{"egress":"deny"}`)))
 	must(t, b.DeleteEndpoint(t.Context(), "shop", "cart", "a"))
-	until(t, a, "the endpoint is gone", func(st *State) bool { return len(st.Services) == 0 && st.Settings.Egress == "deny" })
-	if st := stranger.State(); len(st.Services) != 0 || st.Settings.Egress != "allow" {
+	until(t, a, "the endpoint is gone", func(st *State) bool { return st.Services.Len() == 0 && st.Settings.Egress == "deny" })
+	if st := stranger.State(); st.Services.Len() != 0 || st.Settings.Egress != "allow" {
 		t.Errorf("another mesh on the same cluster has %+v", st)
 	}
 }

@@ -38,7 +38,7 @@ func TestWhatWasAcknowledgedSurvivesKill(t *testing.T) {
 	s := run(t, Config{DataDir: dir})
 	have := map[string]bool{}
 	virtual := map[int]policy.ServiceName{}
-	for name, svc := range s.State().Services {
+	for name, svc := range s.State().Services.All() {
 		if other, taken := virtual[svc.VirtualIndex]; taken {
 			t.Errorf("%s and %s have the same virtual address", name, other)
 		}
@@ -68,13 +68,13 @@ func TestADirectoryCanBeUsedAgainAfterClose(t *testing.T) {
 	for i := range 2 {
 		s, err := Open(t.Context(), Config{DataDir: dir})
 		must(t, err)
-		if n := len(s.State().Services); n != i {
+		if n := s.State().Services.Len(); n != i {
 			t.Errorf("start %d finds %d services", i, n)
 		}
 		// Before Run, a write reads back by itself.
 		must(t, s.PutEndpoint(t.Context(), endpoint("a", "e")))
 		must(t, s.PutEndpoint(t.Context(), endpoint("b", "e")))
-		if n := len(s.State().Services); n != 2 {
+		if n := s.State().Services.Len(); n != 2 {
 			t.Errorf("%d services are known after writing two", n)
 		}
 		must(t, s.DeleteEndpoint(t.Context(), "shop", "b", "e"))

@@ -71,7 +71,7 @@ func newModel(k keys, log *zap.Logger) *model {
 		keys: k, log: log, services: map[policy.ServiceName]*serviceModel{},
 		security: map[string]ordered[policy.SecurityRule]{}, settings: policy.DefaultSettings(),
 		proxies: map[string]storedProxy{},
-		last:    State{Services: map[policy.ServiceName]*Service{}, Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings(), Proxies: map[string]Proxy{}},
+		last:    State{Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings(), Proxies: map[string]Proxy{}},
 	}
 }
 
@@ -195,14 +195,15 @@ func (m *model) state(revision int64) (*State, Change) {
 	m.touched = Change{}
 	m.last.Revision = revision
 	if len(c.Services) > 0 {
-		m.last.Services = maps.Clone(m.last.Services)
-	}
-	for name := range c.Services {
-		if svc := m.services[name].build(name); svc != nil {
-			m.last.Services[name] = svc
-		} else {
-			delete(m.last.Services, name)
+		e := m.last.Services.edit()
+		for name := range c.Services {
+			if svc := m.services[name].build(name); svc != nil {
+				e.put(svc)
+			} else {
+				e.remove(name)
+			}
 		}
+		m.last.Services = e.Services
 	}
 	if c.Security {
 		m.last.Security, m.last.SecurityRevisions = inOrder(m.security)
@@ -226,8 +227,8 @@ func (m *model) after(old *model, revision int64) {
 	now, _ := m.state(revision)
 	m.last = old.last
 	m.touched = Change{Services: map[policy.ServiceName]struct{}{}}
-	for name, svc := range now.Services {
-		was := old.last.Services[name]
+	for name, svc := range now.Services.All() {
+		was := old.last.Services.Get(name)
 		if was != nil {
 			svc.Revision = was.Revision // what follows compares the rest
 		}
@@ -238,8 +239,8 @@ func (m *model) after(old *model, revision int64) {
 			m.services[name].revision = revision
 		}
 	}
-	for name := range old.last.Services {
-		if now.Services[name] == nil {
+	for name := range old.last.Services.All() {
+		if now.Services.Get(name) == nil {
 			m.touched.Services[name] = struct{}{}
 			m.service(name)
 		}

@@ -12,7 +12,7 @@ import (
 type State struct {
 	// Revision is etcd's at the last change; 0 when nothing was ever stored.
 	Revision int64
-	Services map[policy.ServiceName]*Service
+	Services Services
 	Security []policy.SecurityRule // in order of creation
 	// SecurityRevisions are etcd's at each rule's last change.
 	SecurityRevisions []int64
@@ -64,7 +64,7 @@ func (s *Store) Endpoints(name policy.ServiceName) []Endpoint { return s.Endpoin
 
 // EndpointsIn does the same for those that a service has in a state.
 func (s *Store) EndpointsIn(st *State, name policy.ServiceName) []Endpoint {
-	svc := st.Services[name]
+	svc := st.Services.Get(name)
 	if svc == nil {
 		return nil
 	}
@@ -94,7 +94,7 @@ func (s *Store) Seen(namespace, service, id string, unix float64) {
 }
 
 func (st *State) endpoint(name policy.ServiceName, id string) (*Endpoint, bool) {
-	svc := st.Services[name]
+	svc := st.Services.Get(name)
 	if svc == nil {
 		return nil, false
 	}

@@ -74,8 +74,8 @@ func churn(t *testing.T, s *Store, g int) {
 func plain(t *testing.T, st *State) string {
 	t.Helper()
 	var out strings.Builder
-	for _, name := range slices.SortedFunc(maps.Keys(st.Services), func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) }) {
-		svc := *st.Services[name]
+	for _, name := range slices.SortedFunc(maps.Keys(maps.Collect(st.Services.All())), func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) }) {
+		svc := *st.Services.Get(name)
 		svc.Revision = 0 // a key that went leaves none behind
 		b, err := json.Marshal(svc)
 		must(t, err)

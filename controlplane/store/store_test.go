@@ -18,21 +18,21 @@ func TestAServiceComesAndGoesAndKeepsItsAddress(t *testing.T) {
 	must(t, s.PutEndpoint(ctx, endpoint("first", "e")))
 	must(t, s.PutEndpoint(ctx, endpoint("cart", "b")))
 	must(t, s.PutEndpoint(ctx, endpoint("cart", "a")))
-	svc := s.State().Services[shop("cart")]
+	svc := s.State().Services.Get(shop("cart"))
 	if svc == nil || svc.VirtualIndex != 2 || len(svc.Endpoints) != 2 || svc.Endpoints[0].ID != "a" || svc.Endpoints[0].Leased {
 		t.Fatalf("the service is %+v", svc)
 	}
 	must(t, s.DeleteEndpoint(ctx, "shop", "cart", "a"))
 	must(t, s.DeleteEndpoint(ctx, "shop", "cart", "b"))
-	if svc := s.State().Services[shop("cart")]; svc != nil {
+	if svc := s.State().Services.Get(shop("cart")); svc != nil {
 		t.Fatalf("a service without endpoints and rules is %+v", svc)
 	}
 	must(t, s.PutEndpoint(ctx, endpoint("other", "e")))
 	must(t, s.PutEndpoint(ctx, endpoint("cart", "a")))
-	if svc := s.State().Services[shop("cart")]; svc.VirtualIndex != 2 {
+	if svc := s.State().Services.Get(shop("cart")); svc.VirtualIndex != 2 {
 		t.Errorf("the service came back as %d", svc.VirtualIndex)
 	}
-	if svc := s.State().Services[shop("other")]; svc.VirtualIndex != 3 {
+	if svc := s.State().Services.Get(shop("other")); svc.VirtualIndex != 3 {
 		t.Errorf("the next service is %d", svc.VirtualIndex)
 	}
 }
@@ -55,7 +55,7 @@ func TestWhatIsNotThereIsNotFound(t *testing.T) {
 			t.Errorf("%s: the error is %v", what, err)
 		}
 	}
-	if n := len(s.State().Services); n != 0 {
+	if n := s.State().Services.Len(); n != 0 {
 		t.Errorf("there are %d services", n)
 	}
 }
@@ -77,7 +77,7 @@ func TestWhatIsNotValidIsNotStored(t *testing.T) {
 	if _, err := s.AddTrafficRule(ctx, policy.ServiceName{Namespace: "A", Name: "b"}, policy.DefaultTrafficRule()); err == nil {
 		t.Error("a rule of a service with a bad name was taken")
 	}
-	if st := s.State(); len(st.Services)+len(st.Security)+len(st.Proxies) != 0 {
+	if st := s.State(); st.Services.Len()+len(st.Security)+len(st.Proxies) != 0 {
 		t.Errorf("the state is %+v", st)
 	}
 }
@@ -95,7 +95,7 @@ func TestRulesKeepTheOrderOfTheirCreation(t *testing.T) {
 	}
 	ids := func() string {
 		var out []string
-		for _, r := range s.State().Services[shop("cart")].Rules {
+		for _, r := range s.State().Services.Get(shop("cart")).Rules {
 			out = append(out, r.ID)
 		}
 		return strings.Join(out, " ")
@@ -114,7 +114,7 @@ func TestRulesKeepTheOrderOfTheirCreation(t *testing.T) {
 	if _, err := s.PutTrafficRule(ctx, shop("cart"), r); err != nil {
 		t.Error(err)
 	}
-	if rules := s.State().Services[shop("cart")].Rules; ids() != "z m a" || rules[1].Weight != 7 {
+	if rules := s.State().Services.Get(shop("cart")).Rules; ids() != "z m a" || rules[1].Weight != 7 {
 		t.Errorf("after a replacement the rules are %+v", rules)
 	}
 	must(t, s.DeleteTrafficRule(ctx, shop("cart"), "z"))
@@ -122,13 +122,13 @@ func TestRulesKeepTheOrderOfTheirCreation(t *testing.T) {
 	if got := ids(); got != "m a z" {
 		t.Errorf("the order is %s", got)
 	}
-	if v := s.State().Services[shop("cart")].VirtualIndex; v != 1 {
+	if v := s.State().Services.Get(shop("cart")).VirtualIndex; v != 1 {
 		t.Errorf("a service of rules alone has the virtual address %d", v)
 	}
 	for _, id := range []string{"m", "a", "z"} {
 		must(t, s.DeleteTrafficRule(ctx, shop("cart"), id))
 	}
-	if n := len(s.State().Services); n != 0 {
+	if n := s.State().Services.Len(); n != 0 {
 		t.Errorf("%d services are left", n)
 	}
 }
@@ -169,7 +169,7 @@ func TestStatusIsWrittenOnlyWhenItChanges(t *testing.T) {
 	if e := s.Endpoints(shop("cart")); e[0].Status != policy.Unhealthy {
 		t.Errorf("the status is %s", e[0].Status)
 	}
-	if before.Services[shop("cart")].Endpoints[0].Status != policy.Healthy {
+	if before.Services.Get(shop("cart")).Endpoints[0].Status != policy.Healthy {
 		t.Error("an old state was changed")
 	}
 	if err := s.SetStatus(ctx, "shop", "cart", "a", "ill"); err == nil {
@@ -193,8 +193,8 @@ func TestStatusOfAnEndpointThatIsRemovedMeanwhile(t *testing.T) {
 		must(t, s.DeleteEndpoint(ctx, "shop", "cart", id))
 		wg.Wait()
 	}
-	until(t, other, "all are gone", func(st *State) bool { return len(st.Services) == 0 })
-	if n := len(s.State().Services); n != 0 {
+	until(t, other, "all are gone", func(st *State) bool { return st.Services.Len() == 0 })
+	if n := s.State().Services.Len(); n != 0 {
 		t.Error("an endpoint came back")
 	}
 }
@@ -240,9 +240,9 @@ func TestConcurrentRegistrationsGetDifferentAddresses(t *testing.T) {
 	}
 	wg.Wait()
 	for _, s := range []*Store{a, b} {
-		st := until(t, s, "all are known", func(st *State) bool { return len(st.Services) == n })
+		st := until(t, s, "all are known", func(st *State) bool { return st.Services.Len() == n })
 		seen := map[int]bool{}
-		for _, svc := range st.Services {
+		for _, svc := range st.Services.All() {
 			if svc.VirtualIndex < 1 || svc.VirtualIndex > n || seen[svc.VirtualIndex] {
 				t.Errorf("%s has the virtual address %d", svc.Name, svc.VirtualIndex)
 			}
@@ -265,7 +265,7 @@ func TestAddressesAreUsedAgainOnlyWhenAllWereGiven(t *testing.T) {
 		index int
 	}{{"last", policy.MaxVirtual}, {"heir", 3}, {"second", 2}} {
 		must(t, s.PutEndpoint(ctx, endpoint(want.name, "e")))
-		if got := s.State().Services[shop(want.name)].VirtualIndex; got != want.index {
+		if got := s.State().Services.Get(shop(want.name)).VirtualIndex; got != want.index {
 			t.Errorf("%s has %d, want %d", want.name, got, want.index)
 		}
 	}
@@ -328,7 +328,7 @@ func TestSecretsAreMadeOnce(t *testing.T) {
 	if _, err := a.GetOrCreate(t.Context(), "other", func() ([]byte, error) { return nil, broken }); !errors.Is(err, broken) {
 		t.Errorf("the error is %v", err)
 	}
-	if n := len(a.State().Services); n != 0 {
+	if n := a.State().Services.Len(); n != 0 {
 		t.Error("a secret is in the state")
 	}
 }
@@ -340,13 +340,13 @@ func TestAKeyThatCannotBeReadIsPassedOver(t *testing.T) {
 		must(t, err)
 	}
 	must(t, s.PutEndpoint(ctx, endpoint("cart", "good")))
-	if st := s.State(); len(st.Services) != 1 || len(st.Services[shop("cart")].Endpoints) != 1 || !reflect.DeepEqual(st.Settings, policy.DefaultSettings()) {
+	if st := s.State(); st.Services.Len() != 1 || len(st.Services.Get(shop("cart")).Endpoints) != 1 || !reflect.DeepEqual(st.Settings, policy.DefaultSettings()) {
 		t.Errorf("the state is %+v", st)
 	}
 	_, err := s.client.Delete(ctx, s.keys.endpoint(shop("cart"), "bad"))
 	must(t, err)
 	must(t, s.DeleteEndpoint(ctx, "shop", "cart", "good"))
-	if n := len(s.State().Services); n != 0 {
+	if n := s.State().Services.Len(); n != 0 {
 		t.Errorf("%d services are left", n)
 	}
 }

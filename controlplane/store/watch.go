@@ -58,7 +58,7 @@ func (s *Store) Watch() *Watch {
 
 func everything(st *State) *Change {
 	c := &Change{Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Proxies: true}
-	for name := range st.Services {
+	for name := range st.Services.All() {
 		c.Services[name] = struct{}{}
 	}
 	return c

@@ -42,7 +42,7 @@ func TestChangesNameWhatChangedAndNothingElse(t *testing.T) {
 	if names := slices.Collect(maps.Keys(c.Services)); len(names) != 1 || names[0] != shop("cart") || c.Security || c.Settings || c.Proxies {
 		t.Errorf("the change is %+v", c)
 	}
-	if c.State.Services[shop("cart")] != nil || c.State.Services[shop("still")] != first.State.Services[shop("still")] {
+	if c.State.Services.Get(shop("cart")) != nil || c.State.Services.Get(shop("still")) != first.State.Services.Get(shop("still")) {
 		t.Errorf("the state is %+v", c.State)
 	}
 	must(t, s.UpdateSettings(ctx, []byte(`{"egress":"deny"}`)))
@@ -80,7 +80,7 @@ func TestAWatchMissesNoEndState(t *testing.T) {
 				return
 			}
 			for name := range c.Services {
-				if svc := c.State.Services[name]; svc != nil {
+				if svc := c.State.Services.Get(name); svc != nil {
 					heard[name] = svc
 				} else {
 					delete(heard, name)
@@ -106,8 +106,8 @@ func TestAWatchMissesNoEndState(t *testing.T) {
 	must(t, s.PutEndpoint(t.Context(), endpoint("last", "e")))
 	readers.Wait()
 	cancel()
-	if !maps.Equal(heard, s.State().Services) {
-		t.Errorf("heard\n%v\nthe state is\n%v", heard, s.State().Services)
+	if !maps.Equal(heard, maps.Collect(s.State().Services.All())) {
+		t.Errorf("heard\n%v\nthe state is\n%v", heard, maps.Collect(s.State().Services.All()))
 	}
 	if _, err := w.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Next with an ended context gives %v", err)
@@ -165,10 +165,10 @@ func TestWhatWasMissedIsReadAgain(t *testing.T) {
 	if !maps.Equal(c.Services, want) || c.Settings || c.Security || c.Proxies {
 		t.Errorf("the change is %+v", c)
 	}
-	if c.State.Services[shop("still")] != before.State.Services[shop("still")] {
+	if c.State.Services.Get(shop("still")) != before.State.Services.Get(shop("still")) {
 		t.Error("what did not change was made anew")
 	}
-	if got, old := c.State.Services[shop("less")], before.State.Services[shop("less")]; len(got.Endpoints) != 1 || got.Revision <= old.Revision {
+	if got, old := c.State.Services.Get(shop("less")), before.State.Services.Get(shop("less")); len(got.Endpoints) != 1 || got.Revision <= old.Revision {
 		t.Errorf("a service that lost an endpoint is %+v, before %+v", got, old)
 	}
 	must(t, writer.PutEndpoint(ctx, endpoint("after", "a")))

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+// Beside a plain map that is copied each time, which is slow and obvious.
+func TestServicesAreAMapThatNeverChanges(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	type moment struct {
+		fast Services
+		slow map[policy.ServiceName]*Service
+	}
+	now := moment{slow: map[policy.ServiceName]*Service{}}
+	var past []moment
+	for range 400 {
+		e, slow := now.fast.edit(), maps.Clone(now.slow)
+		for range 1 + random.IntN(8) {
+			name := shop(fmt.Sprintf("s%d", random.IntN(600)))
+			if random.IntN(3) == 0 {
+				e.remove(name)
+				delete(slow, name)
+			} else {
+				svc := &Service{Name: name}
+				e.put(svc)
+				slow[name] = svc
+			}
+		}
+		now = moment{e.Services, slow}
+		past = append(past, now)
+	}
+	for i, m := range past {
+		if got := maps.Collect(m.fast.All()); !maps.Equal(got, m.slow) || m.fast.Len() != len(m.slow) {
+			t.Fatalf("after change %d: %d services (Len %d), not %d", i, len(got), m.fast.Len(), len(m.slow))
+		}
+		for n := range 600 {
+			name := shop(fmt.Sprintf("s%d", n))
+			if m.fast.Get(name) != m.slow[name] {
+				t.Fatalf("after change %d: %s is %p, not %p", i, name, m.fast.Get(name), m.slow[name])
+			}
+		}
+	}
+}
+
+func TestAChangeSharesAllOtherServices(t *testing.T) {
+	var all []*Service
+	for i := range 1000 {
+		all = append(all, &Service{Name: shop(fmt.Sprint("s", i))})
+	}
+	was := ServicesOf(all...)
+	e := was.edit()
+	e.put(&Service{Name: shop("s7")})
+	copied := 0
+	for i := range was.table {
+		if len(was.table[i]) > 0 && &was.table[i][0] != &e.table[i][0] {
+			copied++
+		}
+	}
+	if copied != 1 {
+		t.Errorf("%d slots were copied for one service", copied)
+	}
+	if was.Get(shop("s7")) != all[7] {
+		t.Error("what was changed is also changed in the value before")
+	}
+}
+
+func TestNamesOfAMeshAreSpreadOverTheSlots(t *testing.T) {
+	var count [slots]int
+	for i := range 10_000 {
+		count[slotOf(policy.ServiceName{Namespace: "default", Name: fmt.Sprintf("service-%d", i)})]++
+	}
+	for slot, n := range count {
+		if n > 3*10_000/slots {
+			t.Errorf("slot %d has %d of 10 000 names", slot, n)
+		}
+	}
+}
