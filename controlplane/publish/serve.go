@@ -20,9 +20,11 @@ var (
 	errClosing    = status.Error(codes.Unavailable, "the control plane is shutting down")
 )
 
-// DeltaAggregatedResources serves one proxy's discovery stream. A proxy that
-// does not read blocks this goroutine in Send and nothing else; what changes
-// meanwhile is sent once, as it is then.
+// DeltaAggregatedResources serves one proxy's discovery stream. This goroutine
+// sends; another takes in what the proxy says, so that an ACK, of which there is
+// one for each change, wakes nobody else. A proxy that does not read blocks this
+// goroutine in Send and nothing else; what changes meanwhile is sent once, as it
+// is then.
 func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	service, err := s.identify(stream.Context())
 	if err != nil {
@@ -30,14 +32,33 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 	}
 	ctx, end := context.WithCancelCause(stream.Context())
 	defer end(nil)
-	requests := make(chan *discovery.DeltaDiscoveryRequest)
-	go receive(ctx, stream.Recv, requests, end)
-
-	first, err := await(ctx, s.closed, requests, nil)
+	opened := make(chan *session, 1)
+	go func() {
+		end(s.listen(service, stream.Recv, opened, end))
+	}()
+	ses, err := await(ctx, s.closed, opened, nil)
 	if err != nil {
 		return asStatus(err)
 	}
-	id := first.GetNode().GetId()
+	for {
+		if err := s.flush(ses, stream.Send); err != nil {
+			return err
+		}
+		if _, err = await[session](ctx, s.closed, nil, ses.wake); err != nil {
+			return asStatus(err)
+		}
+	}
+}
+
+// listen opens a session with a stream's first message and takes in all that
+// follow, until one is refused or the stream ends, which it does when its handler
+// has returned. What the session followed is let go then.
+func (s *Server) listen(service policy.ServiceName, recv func() (*discovery.DeltaDiscoveryRequest, error), opened chan<- *session, end context.CancelCauseFunc) error {
+	req, err := recv()
+	if err != nil {
+		return err
+	}
+	id := req.GetNode().GetId()
 	if err := checkProxyID(id); err != nil {
 		return err
 	}
@@ -46,18 +67,12 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		return err
 	}
 	defer s.leave(ses)
-
-	for req := first; ; {
-		if req != nil {
-			if err := s.take(ses, req); err != nil {
-				return err
-			}
-		}
-		if err := s.flush(ses, stream.Send); err != nil {
+	for opened <- ses; ; {
+		if err := s.take(ses, req); err != nil {
 			return err
 		}
-		if req, err = await(ctx, s.closed, requests, ses.wake); err != nil {
-			return asStatus(err)
+		if req, err = recv(); err != nil {
+			return err
 		}
 	}
 }
@@ -143,26 +158,40 @@ func (s *Server) open(ses *session) error {
 
 // leave forgets a session and the topics that nobody else follows.
 func (s *Server) leave(ses *session) {
-	names := ses.followed()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for k := range names {
-		s.unfollowLocked(ses, kind(k), names[k])
+	for k, names := range ses.followed() {
+		s.unfollowLocked(ses, kind(k), names)
 	}
 	if s.sessions[ses.key] == ses {
 		delete(s.sessions, ses.key)
 	}
 }
 
-// take lets a session take a message in and follows the topics it names.
+// take lets a session take a message in, follows the topics it names and wakes
+// the session if there is something to send.
 func (s *Server) take(ses *session, req *discovery.DeltaDiscoveryRequest) error {
-	out, err := ses.request(req, s.cfg.Now())
+	out, err := s.request(ses, req)
 	if out.nack != "" {
 		s.cfg.Log.Warn("a proxy refused a change", zap.Stringer("service", ses.key.service),
 			zap.String("proxy", ses.key.id), zap.String("type", kindNames[out.kind]), zap.String("reason", clip(out.nack)))
 	}
+	if out.due {
+		ses.awake()
+	}
+	return err
+}
+
+// request hands a message to its session. Where the message names resources
+// their topics are followed under the same lock: who finds a name due finds its
+// topic too. An ACK alone needs no lock of all proxies.
+func (s *Server) request(ses *session, req *discovery.DeltaDiscoveryRequest) (outcome, error) {
+	if len(req.GetResourceNamesSubscribe())+len(req.GetResourceNamesUnsubscribe()) == 0 {
+		return ses.request(req, s.cfg.Now())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	out, err := ses.request(req, s.cfg.Now())
 	topics := s.topics[out.kind]
 	for _, name := range out.added {
 		if topics[name] == nil {
@@ -171,7 +200,7 @@ func (s *Server) take(ses *session, req *discovery.DeltaDiscoveryRequest) error 
 		topics[name].subscribers[ses] = struct{}{}
 	}
 	s.unfollowLocked(ses, out.kind, out.removed)
-	return err
+	return out, err
 }
 
 func (s *Server) unfollowLocked(ses *session, k kind, names []string) {
@@ -192,7 +221,9 @@ func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse
 			topics, revision := s.find(k, names)
 			entries := make([]*entry, len(names))
 			for i, t := range topics {
-				entries[i] = s.load(t)
+				if t != nil {
+					entries[i] = s.load(t)
+				}
 			}
 			for _, resp := range ses.respond(k, names, entries, revision) {
 				if err := send(resp); err != nil {
@@ -204,8 +235,9 @@ func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse
 	return nil
 }
 
-// find gives the topics of names that a session follows. The revision is read
-// before the topics are: what is sent is of it or newer.
+// find gives the topics of names that a session follows, nil for one that it let
+// go meanwhile. The revision is read before the topics are: what is sent is of it
+// or newer.
 func (s *Server) find(k kind, names []string) ([]*topic, int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

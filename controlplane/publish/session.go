@@ -20,8 +20,8 @@ const (
 	maxProxyID   = 253
 )
 
-// session is one proxy's discovery stream. Its loop (serve.go) is the only one
-// that subscribes and sends; others mark changes and read its status.
+// session is one proxy's discovery stream. One goroutine takes in what the proxy
+// says, another sends (serve.go); others mark changes and read its status.
 type session struct {
 	key      proxyKey
 	openedAt time.Time
@@ -62,6 +62,7 @@ type outcome struct {
 	added   []string // names it newly follows
 	removed []string // names it follows no more
 	nack    string   // why it refused a response; "" when it did not
+	due     bool     // something may be to send
 }
 
 // request takes one message of the proxy in. The error is a gRPC status; what
@@ -92,6 +93,7 @@ func (ses *session) request(req *discovery.DeltaDiscoveryRequest, now time.Time)
 	}
 	out.added = d.subscribe(req.GetResourceNamesSubscribe(), known)
 	out.removed = d.unsubscribe(req.GetResourceNamesUnsubscribe())
+	out.due = len(d.asked)+len(d.changed) > 0
 	if n := ses.followedLocked(); n > ses.maxNames {
 		return out, status.Errorf(codes.ResourceExhausted, "%d resources are more than the %d that one proxy may follow", n, ses.maxNames)
 	}

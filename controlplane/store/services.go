@@ -128,5 +128,5 @@ func slotOf(n policy.ServiceName) uint8 {
 			h = (h ^ uint32(part[i])) * 16777619
 		}
 	}
-	return uint8(h ^ h>>8 ^ h>>16 ^ h>>24) % slots
+	return uint8(h^h>>8^h>>16^h>>24) % slots
 }
