@@ -1,9 +1,11 @@
 package controlplane
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/weir-mesh/weir/controlplane/publish"
@@ -25,6 +27,9 @@ type view struct {
 	besides  map[netip.Addr]int // addresses with a proxy beside them now
 	meshed   map[netip.Addr]bool
 	disabled bool // some rule disables mTLS for its callers
+	// unlooked are the services that changed, or whose proxies did, since
+	// unmarked looked at them.
+	unlooked map[policy.ServiceName]struct{}
 }
 
 func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
@@ -32,6 +37,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 		trustDomain: trustDomain, bundle: bundle, state: &store.State{Settings: st.Settings},
 		virtual: map[netip.Addr]policy.ServiceName{}, byAddr: map[netip.AddrPort][]policy.ServiceName{},
 		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
+		unlooked: map[policy.ServiceName]struct{}{},
 	}
 	services := map[policy.ServiceName]struct{}{}
 	for name := range st.Services.All() {
@@ -50,18 +56,14 @@ func (v *view) apply(c store.Change) publish.Change {
 	out := publish.Change{Revision: c.State.Revision}
 	touched := map[policy.ServiceName]struct{}{}
 	lookups := map[string]struct{}{}
-	moved := map[netip.Addr]struct{}{}
 	for name := range c.Services {
 		touched[name] = struct{}{}
-		v.indexLocked(old.Services.Get(name), -1, lookups, moved)
-		v.indexLocked(c.State.Services.Get(name), +1, lookups, moved)
-	}
-	for a := range moved { // only now: an address that was taken out may be in again
-		v.settleLocked(a)
+		v.indexLocked(old.Services.Get(name), c.State.Services.Get(name), lookups)
 	}
 	if c.Proxies {
 		v.besideLocked(old.Proxies, c.State.Proxies, touched)
 	}
+	maps.Copy(v.unlooked, touched)
 	was := v.disabled
 	if c.Security || c.Settings {
 		v.disabled = disablesMTLS(c.State)
@@ -81,48 +83,99 @@ func disablesMTLS(st *store.State) bool {
 		slices.ContainsFunc(st.Security, func(r policy.SecurityRule) bool { return r.MTLSMode == policy.Disabled })
 }
 
-// indexLocked enters a service's addresses (by is +1) or takes them out (-1),
-// and notes the lookups and the addresses that this touches.
-func (v *view) indexLocked(s *store.Service, by int, lookups map[string]struct{}, moved map[netip.Addr]struct{}) {
-	if s == nil {
+// indexLocked takes a service's addresses over, and notes the lookups that this
+// touches. It costs what differs between the two; nil is no service. What comes
+// goes in first: an address that stays in use is not to count as free between.
+func (v *view) indexLocked(old, now *store.Service, lookups map[string]struct{}) {
+	if old == nil {
+		old = &store.Service{}
+	}
+	if now == nil {
+		now = &store.Service{}
+	}
+	if old.VirtualIndex != now.VirtualIndex {
+		v.virtualLocked(now, true, lookups)
+		v.virtualLocked(old, false, lookups)
+	}
+	gone, came := moved(old.Endpoints, now.Endpoints)
+	for _, at := range came {
+		lookups[at.String()] = struct{}{}
+		v.ownLocked(at, now.Name, +1)
+		v.useLocked(at.Addr(), now.Name, +1)
+	}
+	if len(gone) == 0 {
 		return
 	}
-	v4, v6, err := policy.VirtualAddrs(s.VirtualIndex)
-	for _, a := range []netip.Addr{v4, v6} {
-		if err != nil {
-			break
+	still := make(map[netip.AddrPort]bool, len(now.Endpoints)) // also under another id
+	for i := range now.Endpoints {
+		still[now.Endpoints[i].Addr()] = true
+	}
+	for _, at := range gone {
+		lookups[at.String()] = struct{}{}
+		if !still[at] {
+			v.ownLocked(at, old.Name, -1)
 		}
+		v.useLocked(at.Addr(), old.Name, -1)
+	}
+}
+
+// moved gives the addresses of the endpoints that are no more, or elsewhere, and
+// of those that are new there. Both lists are in order of ids.
+func moved(old, now []store.Endpoint) (gone, came []netip.AddrPort) {
+	for len(old)+len(now) > 0 {
+		switch {
+		case len(now) == 0 || len(old) > 0 && old[0].ID < now[0].ID:
+			gone, old = append(gone, old[0].Addr()), old[1:]
+		case len(old) == 0 || now[0].ID < old[0].ID:
+			came, now = append(came, now[0].Addr()), now[1:]
+		default:
+			if old[0].IP != now[0].IP || old[0].Port != now[0].Port {
+				gone, came = append(gone, old[0].Addr()), append(came, now[0].Addr())
+			}
+			old, now = old[1:], now[1:]
+		}
+	}
+	return gone, came
+}
+
+// virtualLocked enters a service's virtual addresses or takes them out, if no
+// other service has them by now.
+func (v *view) virtualLocked(s *store.Service, enter bool, lookups map[string]struct{}) {
+	v4, v6, err := policy.VirtualAddrs(s.VirtualIndex)
+	if err != nil {
+		return
+	}
+	for _, a := range []netip.Addr{v4, v6} {
 		lookups[a.String()] = struct{}{}
-		if by > 0 {
+		if enter {
 			v.virtual[a] = s.Name
-		} else {
+		} else if v.virtual[a] == s.Name {
 			delete(v.virtual, a)
 		}
 	}
-	for i := range s.Endpoints {
-		at := s.Endpoints[i].Addr()
-		lookups[at.String()] = struct{}{}
-		v.ownLocked(at, s.Name, by)
-		users := v.byIP[at.Addr()]
-		if users == nil {
-			users = map[policy.ServiceName]int{}
-			v.byIP[at.Addr()] = users
-		}
-		if users[s.Name] += by; users[s.Name] <= 0 {
-			delete(users, s.Name)
-		}
-		if len(users) == 0 {
-			delete(v.byIP, at.Addr())
-		}
-		moved[at.Addr()] = struct{}{}
+}
+
+// useLocked counts a service's endpoints at an address up or down.
+func (v *view) useLocked(a netip.Addr, name policy.ServiceName, by int) {
+	users := v.byIP[a]
+	if users == nil {
+		users = map[policy.ServiceName]int{}
+		v.byIP[a] = users
 	}
+	if users[name] += by; users[name] <= 0 {
+		delete(users, name)
+	}
+	if len(users) == 0 {
+		delete(v.byIP, a)
+	}
+	v.settleLocked(a)
 }
 
 // ownLocked keeps byAddr in order, so that an address of two services leads to
 // the same one everywhere.
 func (v *view) ownLocked(at netip.AddrPort, name policy.ServiceName, by int) {
 	owners := v.byAddr[at]
-	i, found := slices.BinarySearchFunc(owners, name, func(a, b policy.ServiceName) int { return compareNames(a, b) })
+	i, found := slices.BinarySearchFunc(owners, name, compareNames)
 	switch {
 	case by > 0 && !found:
 		v.byAddr[at] = slices.Insert(slices.Clone(owners), i, name)
@@ -134,14 +187,7 @@ func (v *view) ownLocked(at netip.AddrPort, name policy.ServiceName, by int) {
 }
 
 func compareNames(a, b policy.ServiceName) int {
-	switch {
-	case a == b:
-		return 0
-	case a.String() < b.String():
-		return -1
-	default:
-		return 1
-	}
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 }
 
 // besideLocked takes over where proxies are, and notes the services with an
@@ -302,16 +348,23 @@ func (v *view) targets() []policy.Target {
 }
 
 // unmarked lists the endpoints that the store is to be told of: they have a
-// proxy beside them and outlive it.
+// proxy beside them and outlive it. It costs what has changed since it was
+// called last, and what is still to be told.
 func (v *view) unmarked() []policy.Target {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	var out []policy.Target
-	for _, s := range v.state.Services.All() {
-		for i := range s.Endpoints {
-			if e := &s.Endpoints[i]; !e.Leased && !e.Meshed && v.besides[e.Addr().Addr()] > 0 {
-				out = append(out, v.targetLocked(e))
+	for name := range v.unlooked {
+		known := len(out)
+		if s := v.state.Services.Get(name); s != nil {
+			for i := range s.Endpoints {
+				if e := &s.Endpoints[i]; !e.Leased && !e.Meshed && v.besides[e.Addr().Addr()] > 0 {
+					out = append(out, v.targetLocked(e))
+				}
 			}
+		}
+		if len(out) == known {
+			delete(v.unlooked, name)
 		}
 	}
 	return out

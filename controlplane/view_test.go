@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -126,8 +127,9 @@ func TestAProxyMakesItsEndpointsMeshedAndTheyStaySo(t *testing.T) {
 		t.Error("callers would fall back to plaintext while a proxy is away")
 	}
 	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80")
+	s.service(users, 1, "10.0.0.1:81")
 	if !meshed() {
-		t.Error("callers would fall back to plaintext when the service changes while a proxy is away")
+		t.Error("a change of the service made its callers fall back to plaintext while its proxy is away")
 	}
 	s.service(users, 0)
 	s.service(users, 1, "10.0.0.1:80")
@@ -144,12 +146,12 @@ func TestThatAProxyWasThereIsToldToTheStore(t *testing.T) {
 	if got := s.v.unmarked(); len(got) != 0 {
 		t.Errorf("without a proxy: %v", got)
 	}
-	s.st.Services[users].Endpoints[1].Leased = true
+	s.st.Services.Get(users).Endpoints[1].Leased = true
 	s.proxies(beside("p", users, "10.0.0.1"), beside("q", users, "10.0.0.2"))
 	if got := s.v.unmarked(); len(got) != 1 || got[0].ID != "e0" {
 		t.Errorf("to be told are %v", got)
 	}
-	s.st.Services[users].Endpoints[0].Meshed = true
+	s.st.Services.Get(users).Endpoints[0].Meshed = true
 	s.proxies()
 	if got := s.v.unmarked(); len(got) != 0 {
 		t.Errorf("told again: %v", got)
@@ -158,6 +160,51 @@ func TestThatAProxyWasThereIsToldToTheStore(t *testing.T) {
 	svc, _ := newView(&state, "weir.local", func() []byte { return nil }).Service(users)
 	if !svc.Endpoints[0].Meshed || svc.Endpoints[2].Meshed {
 		t.Errorf("a new control plane shows %+v", svc.Endpoints)
+	}
+}
+
+func TestAChangeTouchesOnlyTheAddressesThatMoved(t *testing.T) {
+	s := newSteps()
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80")
+	if c := s.service(users, 1, "10.0.0.1:80", "10.0.0.9:80", "10.0.0.3:80"); !sameLookups(c.Lookups, "10.0.0.2:80", "10.0.0.9:80") {
+		t.Errorf("a move of one touches %v", c.Lookups)
+	}
+	if c := s.service(users, 1, "10.0.0.1:80", "10.0.0.9:80", "10.0.0.3:80"); len(c.Lookups) != 0 {
+		t.Errorf("another weight touches %v", c.Lookups)
+	}
+	// Two endpoints at one address, then one.
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.1:80")
+	s.service(users, 1, "10.0.0.1:80")
+	if name, ok := s.v.Lookup("10.0.0.1:80"); !ok || name != users {
+		t.Errorf("the address that is left leads to %v", name)
+	}
+}
+
+func sameLookups(got []string, want ...string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(got)), want)
+}
+
+// Whatever happens, in whatever portions, the index is that of the state.
+func TestTheIndexIsThatOfTheState(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	s := newSteps()
+	for range 2000 {
+		name := policy.ServiceName{Namespace: "default", Name: fmt.Sprint("s", random.IntN(4))}
+		var addrs []string
+		for range random.IntN(5) {
+			addrs = append(addrs, fmt.Sprintf("10.0.0.%d:%d", random.IntN(4), 80+random.IntN(2)))
+		}
+		s.service(name, random.IntN(5), addrs...)
+		state := s.st
+		fresh := newView(&state, "weir.local", nil)
+		if got, want := fmt.Sprint(s.v.byAddr, s.v.byIP), fmt.Sprint(fresh.byAddr, fresh.byIP); got != want {
+			t.Fatalf("the index is\n%s\nof the state\n%s", got, want)
+		}
+		for a, name := range s.v.virtual {
+			if svc := s.st.Services.Get(name); svc == nil {
+				t.Fatalf("%s leads to %s, which is gone", a, name)
+			}
+		}
 	}
 }
 
