@@ -75,7 +75,7 @@ func TestNoIncrementIsLostByWritersWhoRepeat(t *testing.T) {
 		s := []*Store{a, b}[i%2]
 		wg.Go(func() {
 			for done := 0; done < each; {
-				svc := s.State().Services[shop("cart")]
+				svc := s.State().Services.Get(shop("cart"))
 				if svc == nil {
 					continue
 				}
@@ -91,7 +91,7 @@ func TestNoIncrementIsLostByWritersWhoRepeat(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	until(t, a, "all are counted", func(st *State) bool { return st.Services[shop("cart")].Rules[0].Weight == writers*each })
+	until(t, a, "all are counted", func(st *State) bool { return st.Services.Get(shop("cart")).Rules[0].Weight == writers*each })
 }
 
 func TestConditions(t *testing.T) {
@@ -170,7 +170,7 @@ func TestEditsAreStoredTogetherOrNotAtAll(t *testing.T) {
 	if _, err := s.Change(t.Context(), []policy.Edit{addRule("cart", "r", 1), addRule("cart", "r", 2)}, false); !errors.As(err, &p) {
 		t.Errorf("a rule twice: %v", err)
 	}
-	if n := len(s.State().Services); n != 0 {
+	if n := s.State().Services.Len(); n != 0 {
 		t.Fatalf("%d services are stored", n)
 	}
 	// Watchers see none or all; services that are new get their addresses.
@@ -182,7 +182,7 @@ func TestEditsAreStoredTogetherOrNotAtAll(t *testing.T) {
 		policy.Edit{Ref: configRef, Patch: []byte(`{"egress":"deny"}`)}, policy.Edit{Ref: configRef, Patch: []byte(`{"mtls_mode":"permissive"}`)})
 	c, err := w.Next(t.Context())
 	must(t, err)
-	a, b := c.State.Services[shop("a")], c.State.Services[shop("b")]
+	a, b := c.State.Services.Get(shop("a")), c.State.Services.Get(shop("b"))
 	if a == nil || b == nil || a.VirtualIndex != 1 || b.VirtualIndex != 2 {
 		t.Fatalf("the services are %+v and %+v", a, b)
 	}
@@ -201,7 +201,7 @@ func TestEditsAreStoredTogetherOrNotAtAll(t *testing.T) {
 
 func ruleIDs(st *State, service string) string {
 	var ids []string
-	if svc := st.Services[shop(service)]; svc != nil {
+	if svc := st.Services.Get(shop(service)); svc != nil {
 		for _, r := range svc.Rules {
 			ids = append(ids, r.ID)
 		}
@@ -213,14 +213,14 @@ func TestAnEndpointKeepsWhatIsKnownOfIt(t *testing.T) {
 	s := open(t)
 	edit(t, s, addEndpoint("cart", "a", 1))
 	must(t, s.SetStatus(t.Context(), "shop", "cart", "a", policy.Unhealthy))
-	was := s.State().Services[shop("cart")].Endpoints[0]
+	was := s.State().Services.Get(shop("cart")).Endpoints[0]
 	quiet := addEndpoint("cart", "a", 1)
 	quiet.Quiet = true
 	if out := edit(t, s, quiet); out.Revision != 0 || out.Differences[0].Action != policy.Unchanged {
 		t.Errorf("the same again is stored: %+v", out)
 	}
 	edit(t, s, addEndpoint("cart", "a", 2))
-	if e := s.State().Services[shop("cart")].Endpoints[0]; e.Status != policy.Unhealthy || e.Port != 2 || e.Revision <= was.Revision {
+	if e := s.State().Services.Get(shop("cart")).Endpoints[0]; e.Status != policy.Unhealthy || e.Port != 2 || e.Revision <= was.Revision {
 		t.Errorf("the endpoint is %+v, was %+v", e, was)
 	}
 }
@@ -235,7 +235,7 @@ func TestATransactionThatIsTooLargeIsRefusedWithAWayOut(t *testing.T) {
 	if !errors.Is(err, ErrTooLarge) || !strings.Contains(err.Error(), "--max-txn-ops=25000") {
 		t.Errorf("the error is %v", err)
 	}
-	if n := len(s.State().Services); n != 0 {
+	if n := s.State().Services.Len(); n != 0 {
 		t.Error("something was stored")
 	}
 	edit(t, s, edits[:100]...)
@@ -254,7 +254,7 @@ func TestThousandsOfRulesAreOneTransactionOfTheEmbeddedStore(t *testing.T) {
 	}
 	revision := edit(t, s, edits...).Revision
 	count := func() (n int) {
-		for _, svc := range s.State().Services {
+		for _, svc := range s.State().Services.All() {
 			n += len(svc.Rules)
 		}
 		return n

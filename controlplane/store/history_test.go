@@ -51,7 +51,7 @@ func TestTheHistoryTellsWhoWhenAndWhat(t *testing.T) {
 	if _, err := s.Revision(ctx, out.Revision+1000); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a revision to come: %v", err)
 	}
-	if svc := s.State().Services[shop("cart")]; svc.RuleRevisions[0] != out.Revision {
+	if svc := s.State().Services.Get(shop("cart")); svc.RuleRevisions[0] != out.Revision {
 		t.Errorf("the rule's version is %d, its change's %d", svc.RuleRevisions[0], out.Revision)
 	}
 }
@@ -88,7 +88,7 @@ func TestARollbackBringsBackWhatWasAndIsAChangeItself(t *testing.T) {
 	}
 	out, err := s.Rollback(ctx, good, false)
 	must(t, err)
-	svc := s.State().Services[shop("cart")]
+	svc := s.State().Services.Get(shop("cart"))
 	if ruleIDs(s.State(), "cart") != "a b c" || svc.Rules[1].Weight != 2 || s.State().Settings.Egress != "deny" || s.State().Settings.MTLSMode != policy.Strict {
 		t.Errorf("after the rollback: %s, %+v, %+v", ruleIDs(s.State(), "cart"), svc, s.State().Settings)
 	}
@@ -103,8 +103,8 @@ func TestARollbackBringsBackWhatWasAndIsAChangeItself(t *testing.T) {
 	// And back again.
 	_, err = s.Rollback(ctx, bad, false)
 	must(t, err)
-	if st := s.State(); ruleIDs(st, "cart") != "b c d" || st.Services[shop("cart")].Rules[2].Weight != 5 || st.Settings.Egress != "allow" || len(st.Services[shop("cart")].Endpoints) != 1 {
-		t.Errorf("after the second: %s, %+v", ruleIDs(st, "cart"), st.Services[shop("cart")])
+	if st := s.State(); ruleIDs(st, "cart") != "b c d" || st.Services.Get(shop("cart")).Rules[2].Weight != 5 || st.Settings.Egress != "allow" || len(st.Services.Get(shop("cart")).Endpoints) != 1 {
+		t.Errorf("after the second: %s, %+v", ruleIDs(st, "cart"), st.Services.Get(shop("cart")))
 	}
 	for _, r := range []int64{-1, lastRevision(t, s) + 1000} {
 		if _, err := s.Rollback(ctx, r, false); !errors.Is(err, ErrNotFound) {
@@ -164,8 +164,13 @@ func TestARollbackToAnyRevisionGivesTheStateOfThatRevision(t *testing.T) {
 func wanted(t *testing.T, st *State) string {
 	t.Helper()
 	out := []any{st.Settings.Resilience}
-	for _, name := range slices.SortedFunc(maps.Keys(st.Services), func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) }) {
-		svc := st.Services[name]
+	var names []policy.ServiceName
+	for name := range st.Services.All() {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) })
+	for _, name := range names {
+		svc := st.Services.Get(name)
 		out = append(out, name, svc.Rules)
 		for _, e := range svc.Endpoints {
 			out = append(out, e.ID, e.Port)
@@ -218,13 +223,13 @@ func TestAnEndpointThatAProxyTookOverIsBroughtBackOnlyWhenTheProxyIsGone(t *test
 	l := attach(t, s, "p", endpoint("cart", "a"))
 	out, err := s.Rollback(ctx, mine, false)
 	must(t, err)
-	if e := s.State().Services[shop("cart")].Endpoints[0]; !e.Leased || len(out.Differences) != 0 {
+	if e := s.State().Services.Get(shop("cart")).Endpoints[0]; !e.Leased || len(out.Differences) != 0 {
 		t.Errorf("the proxy's endpoint is %+v after %+v", e, out)
 	}
 	must(t, l.Close(ctx))
 	_, err = s.Rollback(ctx, mine, false)
 	must(t, err)
-	if e := s.State().Services[shop("cart")].Endpoints[0]; e.Leased || e.Port != 1 {
+	if e := s.State().Services.Get(shop("cart")).Endpoints[0]; e.Leased || e.Port != 1 {
 		t.Errorf("the endpoint is %+v", e)
 	}
 }

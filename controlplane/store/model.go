@@ -195,7 +195,7 @@ func (m *model) state(revision int64) (*State, Change) {
 	m.touched = Change{}
 	m.last.Revision = revision
 	if len(c.Services) > 0 {
-		e := m.last.Services.edit()
+		e := m.last.Services.draft()
 		for name := range c.Services {
 			if svc := m.services[name].build(name); svc != nil {
 				e.put(svc)

@@ -55,24 +55,24 @@ func (s Services) All() iter.Seq2[policy.ServiceName, *Service] {
 
 // ServicesOf makes Services of some; of two with the same name the later one.
 func ServicesOf(services ...*Service) Services {
-	var e edit
+	var e draft
 	for _, svc := range services {
 		e.put(svc)
 	}
 	return e.Services
 }
 
-// edit is Services that are being changed: what it made it changes in place,
+// draft is Services that are being changed: what it made it changes in place,
 // what it was given it copies first.
-type edit struct {
+type draft struct {
 	Services
 	own [slots]bool // slots that are its own; without any the table is not either
 	any bool
 }
 
-func (s Services) edit() *edit { return &edit{Services: s} }
+func (s Services) draft() *draft { return &draft{Services: s} }
 
-func (e *edit) put(svc *Service) {
+func (e *draft) put(svc *Service) {
 	slot := e.slot(svc.Name)
 	i, found := find(*slot, svc.Name)
 	if found {
@@ -83,7 +83,7 @@ func (e *edit) put(svc *Service) {
 	e.n++
 }
 
-func (e *edit) remove(name policy.ServiceName) {
+func (e *draft) remove(name policy.ServiceName) {
 	if e.Get(name) == nil {
 		return
 	}
@@ -94,7 +94,7 @@ func (e *edit) remove(name policy.ServiceName) {
 }
 
 // slot gives the one of a name, to be written to.
-func (e *edit) slot(name policy.ServiceName) *[]*Service {
+func (e *draft) slot(name policy.ServiceName) *[]*Service {
 	if !e.any {
 		table := new([slots][]*Service)
 		if e.table != nil {

@@ -19,7 +19,7 @@ func TestServicesAreAMapThatNeverChanges(t *testing.T) {
 	now := moment{slow: map[policy.ServiceName]*Service{}}
 	var past []moment
 	for range 400 {
-		e, slow := now.fast.edit(), maps.Clone(now.slow)
+		e, slow := now.fast.draft(), maps.Clone(now.slow)
 		for range 1 + random.IntN(8) {
 			name := shop(fmt.Sprintf("s%d", random.IntN(600)))
 			if random.IntN(3) == 0 {
@@ -53,7 +53,7 @@ func TestAChangeSharesAllOtherServices(t *testing.T) {
 		all = append(all, &Service{Name: shop(fmt.Sprint("s", i))})
 	}
 	was := ServicesOf(all...)
-	e := was.edit()
+	e := was.draft()
 	e.put(&Service{Name: shop("s7")})
 	copied := 0
 	for i := range was.table {

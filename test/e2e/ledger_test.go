@@ -112,11 +112,11 @@ func (l *ledger) write(ctx context.Context, c *http.Client, p *meshlab.Plane, pa
 	status, _, answer := l.call(context.WithoutCancel(ctx), c, p, http.MethodPost, path, body)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case status == 200:
+	switch status {
+	case 200:
 		l.writes++
 		l.lastOK = time.Now()
-	case status == 503 || status == 0: // refused, or the control plane is gone
+	case 503, 0: // refused, or the control plane is gone
 		l.refused++
 	default:
 		l.problems = append(l.problems, fmt.Sprintf("POST %s at %s: %d %s", path, p.Name, status, answer))
