@@ -153,11 +153,12 @@ type outboundRelay struct {
 
 // Relayed counts and logs the end.
 func (r *outboundRelay) Relayed(res relay.Result) {
-	m, to, at := r.p.conns.passThrough, "", ""
+	m, to, at := r.p.conns.outboundTCP, "", ""
 	if r.dest != nil {
 		r.endpoint.stats.Cancel()
-		m, to, at = r.p.conns.outboundTCP, r.dest.label, r.endpoint.at
+		to, at = r.dest.label, r.endpoint.at
 	} else {
+		m = r.p.conns.passThrough
 		to = r.lc.OriginalDst().String()
 		at = to
 	}
