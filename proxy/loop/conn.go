@@ -197,6 +197,19 @@ func (c *Conn) TryWrite(b []byte) (n int, err error) {
 	return max(n, 0), nil
 }
 
+// TryWriteMore is TryWrite of what more follows at once: the kernel keeps what
+// does not fill a segment, for a fifth of a second at most, to send both together.
+func (c *Conn) TryWriteMore(b []byte) (n int, err error) {
+	if c.is(closed) {
+		return 0, net.ErrClosed
+	}
+	n, errno := ignoringEINTR(int(c.fd), b, rawSendMore)
+	if errno != 0 && errno != unix.EAGAIN {
+		return 0, c.failed("write", errno)
+	}
+	return max(n, 0), nil
+}
+
 // Task is what Park begins.
 type Task interface{ Run() }
 
@@ -352,8 +365,10 @@ func (c *Conn) Remote() netip.AddrPort {
 	return sa.addrPort()
 }
 
-func (c *Conn) failed(op string, err syscall.Errno) error {
-	e := &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(op, err)}
+func (c *Conn) failed(op string, err syscall.Errno) error { return c.failedTo(op, op, err) }
+
+func (c *Conn) failedTo(op, call string, err syscall.Errno) error {
+	e := &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(call, err)}
 	if to := c.Remote(); to.IsValid() {
 		e.Addr = net.TCPAddrFromAddrPort(to)
 	}

@@ -63,6 +63,7 @@ type Loop struct {
 	free    []*task // coroutines without a task
 	live    int     // tasks that have begun and not ended
 	locals  []local
+	pipes   pipes
 	closing bool
 	keeping bool // keepLater's timer is set
 
@@ -114,6 +115,7 @@ func (l *Loop) Run() {
 		t.stop()
 	}
 	l.free = nil
+	l.closePipes()
 	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)
 }

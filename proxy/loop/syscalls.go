@@ -23,6 +23,12 @@ func rawWrite(fd int, b []byte) (int, syscall.Errno) {
 	return int(n), err
 }
 
+func rawSendMore(fd int, b []byte) (int, syscall.Errno) {
+	n, _, err := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
+		unix.MSG_MORE|unix.MSG_NOSIGNAL, 0, 0)
+	return int(n), err
+}
+
 func ignoringEINTR(fd int, b []byte, call func(int, []byte) (int, syscall.Errno)) (int, syscall.Errno) {
 	for {
 		n, err := call(fd, b)

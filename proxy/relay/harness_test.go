@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"strconv"
 	"testing"
 	"time"
 
@@ -182,40 +181,11 @@ func waitFor(t testing.TB, what func() string) {
 	}
 }
 
-func listedPipes() int {
-	pipes.mu.Lock()
-	defer pipes.mu.Unlock()
-	return len(pipes.free)
-}
-
-// dropPipes closes the pipes in the list.
-func dropPipes() {
-	pipes.mu.Lock()
-	defer pipes.mu.Unlock()
-	for _, p := range pipes.free {
-		p.close()
-	}
-	pipes.free = nil
-}
-
-// openPipes counts the descriptors of pipes of our size: the test's own output
-// may be a pipe too.
-func openPipes(t testing.TB) (n int) {
+// pipes are those of the story's loop: lent to a flow, and free.
+func (s *scene) pipes(t testing.TB) (lent, free int) {
 	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil && size == pipeBytes {
-			n++
-		}
-	}
-	return n
+	do(t, s.l, func() { lent, free = s.l.Pipes() })
+	return lent, free
 }
 
 func openFiles(t testing.TB) (targets []string) {

@@ -2,11 +2,7 @@ package relay
 
 import (
 	"io"
-	"net"
-	"os"
-	"syscall"
-
-	"golang.org/x/sys/unix"
+	"math"
 
 	"github.com/weir-mesh/weir/proxy/loop"
 )
@@ -21,8 +17,6 @@ const (
 	smallFills = 8
 	smallFill  = 16 << 10
 )
-
-const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
 
 // bulkness is how a flow decides between copying and splicing.
 type bulkness struct {
@@ -68,72 +62,43 @@ func (b *bulkness) sawFill(n int) {
 // every connection is four descriptors for each that is idle.
 func (f flow) splice() (int, error) {
 	from, bulk := f.source().Socket(), f.state().bulk
-	if from.Closed() {
-		return 0, f.readError(net.ErrClosed)
-	}
-	p, err := pipes.get()
+	p, err := f.s.loop().Pipe()
 	if err != nil { // most often no descriptor is left: copying works without
 		bulk.mark.lower(from)
 		bulk.splicing = false
 		return f.copy()
 	}
+	defer p.Free()
 	bulk.mark.woken(from)
-	n, errno := spliceOnce(from.FD(), p.w, p.size)
-	if errno == 0 && n > 0 {
+	n, err := p.Fill(from, math.MaxInt)
+	switch err {
+	case nil:
 		if bulk.sawFill(n); !bulk.splicing {
 			bulk.mark.lower(from)
 		}
-		return n, f.drain(p, n)
-	}
-	pipes.put(p)
-	switch errno {
-	case 0:
+		return n, f.drain(p)
+	case io.EOF:
 		return 0, io.EOF
-	case unix.EAGAIN: // the pipe is empty, so it is the source that has nothing
-		from.Drained()
+	case loop.ErrWouldBlock:
 		bulk.mark.drained(from)
 		return 0, loop.ErrWouldBlock
-	case unix.EINVAL, unix.ENOSYS, unix.EPERM: // not this kernel, or a seccomp filter
+	case loop.ErrNoSplice:
 		bulk.mark.lower(from)
 		bulk.splicing, bulk.refused = false, true
 		return f.copy()
 	}
-	return 0, f.readError(os.NewSyscallError("splice", errno))
+	return 0, f.readError(err)
 }
 
-// drain moves the n bytes in p to the other end and gives the pipe back. While
-// that end does not take them the pipe is what bounds memory.
-func (f flow) drain(p *pipe, n int) error {
-	to := f.sink().Socket()
-	for n > 0 {
-		done, errno := spliceOnce(p.r, to.FD(), n)
-		var err error
-		switch {
-		case errno == 0:
-			f.count(done)
-			n -= done
-		case errno == unix.EAGAIN || to.Closed():
-			err = to.WaitWrite() // which knows about closed
-		default:
-			err = os.NewSyscallError("splice", errno)
-		}
+// drain moves what is in p to the other end. While that end does not take it the
+// pipe is what bounds memory.
+func (f flow) drain(p *loop.Pipe) error {
+	for to := f.sink().Socket(); p.Held() > 0; {
+		n, err := p.Pour(to)
 		if err != nil {
-			p.close() // bytes are left in it
 			return f.writeError(err)
 		}
+		f.count(n)
 	}
-	pipes.put(p)
 	return nil
-}
-
-// spliceOnce does not tell the scheduler, as it never blocks. Told, the runtime
-// may take the processor from a thread that is in one call for 20 µs, which a
-// large splice is: bulk then cost 0.23 s/GiB, not 0.20.
-func spliceOnce(from, to, n int) (int, syscall.Errno) {
-	for {
-		done, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), spliceFlags)
-		if errno != unix.EINTR {
-			return int(done), errno
-		}
-	}
 }
