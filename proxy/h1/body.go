@@ -1,5 +1,7 @@
 package h1
 
+import "github.com/weir-mesh/weir/proxy/loop"
+
 type framing uint8
 
 const (
@@ -22,6 +24,7 @@ type body struct {
 	total     int64 // data bytes decoded so far
 	chunks    chunks
 	done      bool
+	pipe      *loop.Pipe // the next bytes go through it, not to buf
 }
 
 // begin sets the body up over buf, where the bytes after the head are at [at:end).

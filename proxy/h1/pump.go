@@ -24,6 +24,7 @@ type pump struct {
 
 	whole   bool // out is all there is to send
 	running bool // from start to stop
+	copies  bool // splicing was found to be of no use
 	broken  bool // the request did not go out whole: the connection cannot be used again
 
 	quit    bool // set by stop
@@ -45,7 +46,7 @@ func (p *pump) reset() {
 func (p *pump) start(x *Exchange, up *Upstream, deadline time.Time, whole bool) {
 	p.x, p.up, p.deadline, p.whole = x, up, deadline, whole
 	p.out, x.out = x.out, nil
-	p.err, p.running, p.broken = nil, true, false
+	p.err, p.running, p.broken, p.copies = nil, true, false, false
 	p.quit = false
 	p.lasting = false
 	p.ending = whole
@@ -129,6 +130,11 @@ func (p *pump) copy() *Error {
 			x.given = x.given || kept != 0
 			b.recycle()
 		}
+		if p.splices() {
+			if e := p.splice(); e != nil || b.done {
+				return e
+			}
+		}
 		if e := p.read(); e != nil {
 			return e
 		}
@@ -167,6 +173,11 @@ func (p *pump) write(step Step, data []byte) *Error {
 	if len(data) == 0 {
 		return nil
 	}
+	return p.hand(step, func() error { _, err := p.up.conn.Write(data); return err })
+}
+
+// hand has something given to the upstream, which may take its time for it.
+func (p *pump) hand(step Step, give func() error) *Error {
 	cfg := p.x.s.cfg
 	by := p.deadline
 	if p.lasting {
@@ -177,7 +188,7 @@ func (p *pump) write(step Step, data []byte) *Error {
 		return &Error{Side: SideUpstream, Step: step, Err: errStopped}
 	}
 	p.sent = true
-	_, err := p.up.conn.Write(data)
+	err := give()
 	if err == nil {
 		return nil
 	}
@@ -190,16 +201,27 @@ func (p *pump) write(step Step, data []byte) *Error {
 
 // read takes the next bytes of the body from the client.
 func (p *pump) read() *Error {
-	s, b := p.x.s, &p.x.body
+	b := &p.x.body
+	return p.take(func() error {
+		n, err := p.x.s.conn.Read(b.room())
+		if err != nil {
+			return err
+		}
+		b.took(n)
+		return b.advance()
+	})
+}
+
+// take has something read from the client, which may take its time for it.
+func (p *pump) take(read func() error) *Error {
+	s := p.x.s
 	if p.quit {
 		return clientError(ReadBody, errStopped)
 	}
 	_ = s.conn.SetReadDeadline(s.cfg.now(s).Add(s.cfg.StallTimeout)) // fails on a closed connection only, as the read will
-	n, err := s.conn.Read(b.room())
+	err := read()
 	switch {
 	case err == nil:
-		b.took(n)
-		err = b.advance()
 	case isTimeout(err) && p.quit:
 		err = errStopped
 	case isTimeout(err):

@@ -96,6 +96,11 @@ func (x *Exchange) appendPersistence(out []byte) []byte {
 // what is there already, then as it comes.
 func (x *Exchange) relayContent(up *Upstream, how delivery) *Error {
 	c := &x.content
+	if x.splices(up, how) {
+		if e := x.relaySpliced(up, how); e != nil || c.done {
+			return e
+		}
+	}
 	for {
 		if e := x.writeContent(how); e != nil {
 			return e

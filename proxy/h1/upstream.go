@@ -64,6 +64,7 @@ func (u *Upstream) look(idle time.Duration) silence {
 	n, err := u.peek()
 	switch {
 	case err == unix.EAGAIN:
+		u.conn.Socket().Drained()
 		return quiet
 	case n > 0:
 		return spoke
@@ -86,10 +87,13 @@ func (u *Upstream) unfit() {
 	u.release()
 }
 
-// more reads into a body's room, or with nil into the buffer.
+// more reads into a body's room or its pipe, or with nil into the buffer.
 func (u *Upstream) more(content *body) error {
-	if content == nil {
+	switch {
+	case content == nil:
 		return u.fill()
+	case content.pipe != nil:
+		return content.fill(content.pipe, u.bare)
 	}
 	n, err := u.conn.Read(content.room())
 	content.took(n)

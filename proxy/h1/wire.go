@@ -16,6 +16,7 @@ type wire struct {
 	bare  *loop.Conn // conn, if nothing is over the socket
 	stock *stock     // of the loop
 	size  int        // of the first buffer: small or large
+	first int        // so much of it is read to at first; 0: all
 
 	buf  []byte // nil while there is nothing in it
 	r, w int    // unread bytes are buf[r:w]
@@ -84,7 +85,11 @@ func (w *wire) tryFill() error {
 	}
 	b := w.stock.take(w.size)
 	at := w.headroom()
-	n, err := w.conn.TryRead(b[at:])
+	end := len(b)
+	if w.first > 0 {
+		end = at + w.first
+	}
+	n, err := w.conn.TryRead(b[at:end])
 	if n > 0 {
 		w.buf, w.r, w.w = b, at, at+n
 		return nil
