@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -83,15 +84,62 @@ func (a *Access) user() (name, password string, err error) {
 	return name, password, nil
 }
 
+// connecting keeps what went wrong last with a connection: etcd's client tries
+// again until the time is up, and then tells of the time alone.
+type connecting struct {
+	secure bool // a connection stands only after its handshake
+
+	mu  sync.Mutex // guards what follows
+	err error
+}
+
+func (c *connecting) note(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+// explain is explain, with what went wrong with the last connection.
+func (c *connecting) explain(err error) error {
+	if !errors.Is(err, ErrUnavailable) {
+		err = explain(err)
+	}
+	if c == nil || !errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		return err
+	}
+	return fmt.Errorf("%w (%w)", err, c.err)
+}
+
+func (c *connecting) dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil || !c.secure {
+		c.note(err)
+	}
+	return conn, err
+}
+
 // reloading are transport credentials that are made anew for each connection.
-type reloading struct{ access *Access }
+type reloading struct {
+	access *Access
+	last   *connecting
+}
 
 func (r reloading) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	cfg, err := r.access.config()
-	if err != nil {
-		return nil, nil, err
+	var info credentials.AuthInfo
+	if err == nil {
+		conn, info, err = credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
 	}
-	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
+	if err != nil {
+		err = fmt.Errorf("TLS with etcd at %s: %w", authority, err)
+	}
+	r.last.note(err)
+	return conn, info, err
 }
 
 func (r reloading) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ func TestTwoStoresSeeEachOther(t *testing.T) {
 type wire struct {
 	t    *testing.T
 	addr string
+	to   string // "" is the shared cluster
 	ln   net.Listener
 	wg   sync.WaitGroup
 
@@ -57,7 +59,7 @@ func (w *wire) up() {
 			if err != nil {
 				return
 			}
-			far, err := net.Dial("tcp", strings.TrimPrefix(cluster, "http://"))
+			far, err := net.Dial("tcp", cmp.Or(w.to, strings.TrimPrefix(cluster, "http://")))
 			if err != nil {
 				w.t.Error(err)
 				return

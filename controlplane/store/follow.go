@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -15,8 +16,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// retryAfter is the wait before a broken watch is opened again.
-const retryAfter = 500 * time.Millisecond
+const (
+	// retryAfter is the wait before a broken watch is opened again.
+	retryAfter = 500 * time.Millisecond
+	// A cluster is asked so often, with so much time to answer, whether what is
+	// known is the newest: a watch that hears nothing says nothing.
+	probeEvery  = 3 * time.Second
+	probeWithin = 2 * time.Second
+)
 
 // Run follows what changes in etcd until ctx ends (nil), the store is closed
 // (nil), or the embedded etcd fails (the error says how; nothing that was
@@ -28,6 +35,12 @@ func (s *Store) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.setFollowing(false) //nolint:errcheck // off cannot fail
+	if s.server == nil {
+		var probe sync.WaitGroup
+		defer probe.Wait()
+		defer cancel()
+		probe.Go(func() { s.probe(ctx) })
+	}
 	for {
 		err := s.follow(ctx)
 		if ctx.Err() != nil || s.isClosed() {
@@ -36,7 +49,7 @@ func (s *Store) Run(ctx context.Context) error {
 		if failure := s.server.failure(); failure != nil {
 			return failure
 		}
-		s.interrupted(explain(err))
+		s.interrupted(s.last.explain(err))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -56,8 +69,7 @@ type Trouble struct {
 }
 
 // Trouble gives what keeps the State from being the newest; nil while etcd is
-// followed. A connection on which nothing arrives any more is found out after
-// 15 s; Sync tells sooner.
+// followed. It is known some seconds after it began; Sync tells at once.
 func (s *Store) Trouble() *Trouble { return s.trouble.Load() }
 
 // interrupted notes a trouble, and logs it when it is another than before.
@@ -73,7 +85,31 @@ func (s *Store) interrupted(err error) {
 	}
 }
 
-// followed notes that a watch stands.
+// probe finds out whether etcd is followed, until ctx ends.
+func (s *Store) probe(ctx context.Context) {
+	tick := time.NewTicker(probeEvery)
+	defer tick.Stop()
+	for {
+		ask, cancel := context.WithTimeout(ctx, probeWithin)
+		err := s.Sync(ask)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.interrupted(s.last.explain(err))
+		default:
+			s.followed()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// followed notes that what is known is the newest.
 func (s *Store) followed() {
 	if was := s.trouble.Swap(nil); was != nil {
 		s.cfg.Log.Info("following etcd again", zap.Duration("interrupted_for", s.cfg.Now().Sub(was.Since)))
@@ -106,7 +142,7 @@ func (s *Store) isClosed() bool {
 func (s *Store) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	changes := s.client.Watch(ctx, s.keys.mesh(), clientv3.WithPrefix(), clientv3.WithRev(s.State().Revision+1), clientv3.WithCreatedNotify())
+	changes := s.client.Watch(ctx, s.keys.mesh(), clientv3.WithPrefix(), clientv3.WithRev(s.State().Revision+1))
 	for {
 		select {
 		case <-s.server.failed():
@@ -119,9 +155,6 @@ func (s *Store) follow(ctx context.Context) error {
 			// Run reads everything again.
 			if err := resp.Err(); err != nil {
 				return err
-			}
-			if resp.Created {
-				s.followed()
 			}
 			s.apply(resp.Events)
 		}

@@ -98,7 +98,8 @@ type Store struct {
 	cfg    Config
 	keys   keys
 	client *clientv3.Client
-	server *server // nil with an external cluster
+	server *server     // nil with an external cluster
+	last   *connecting // nil with the embedded etcd
 
 	current atomic.Pointer[State]
 
@@ -148,7 +149,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 func (s *Store) connect(ctx context.Context) error {
 	if len(s.cfg.Endpoints) > 0 {
-		client, err := dial(ctx, s.cfg)
+		s.last = &connecting{secure: strings.HasPrefix(s.cfg.Endpoints[0], "https://")}
+		client, err := dial(ctx, s.cfg, s.last)
 		s.client = client
 		return err
 	}
@@ -160,24 +162,24 @@ func (s *Store) connect(ctx context.Context) error {
 	return nil
 }
 
-func dial(ctx context.Context, cfg Config) (*clientv3.Client, error) {
+func dial(ctx context.Context, cfg Config, last *connecting) (*clientv3.Client, error) {
 	at := strings.Join(cfg.Endpoints, ", ")
 	if err := cfg.Access.Check(cfg.Endpoints); err != nil {
 		return nil, fmt.Errorf("etcd at %s: %w", at, err)
 	}
-	client, err := newClient(cfg)
+	client, err := newClient(cfg, last)
 	if err != nil {
-		return nil, fmt.Errorf("etcd at %s: %w", at, explain(err))
+		return nil, fmt.Errorf("etcd at %s: %w", at, last.explain(err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := client.Get(ctx, cfg.Prefix, clientv3.WithCountOnly()); err != nil {
-		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", at, explain(err)), client.Close())
+		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", at, last.explain(err)), client.Close())
 	}
 	return client, nil
 }
 
-func newClient(cfg Config) (*clientv3.Client, error) {
+func newClient(cfg Config, last *connecting) (*clientv3.Client, error) {
 	user, password, err := cfg.Access.user()
 	if err != nil {
 		return nil, err
@@ -189,8 +191,9 @@ func newClient(cfg Config) (*clientv3.Client, error) {
 		// request under way after 5 s.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 	}
-	if strings.HasPrefix(cfg.Endpoints[0], "https://") {
-		c.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(reloading{&cfg.Access})}
+	c.DialOptions = []grpc.DialOption{grpc.WithContextDialer(last.dial)}
+	if last.secure {
+		c.DialOptions = append(c.DialOptions, grpc.WithTransportCredentials(reloading{&cfg.Access, last}))
 	}
 	return clientv3.New(c)
 }

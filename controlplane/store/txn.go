@@ -87,7 +87,7 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 		err = fmt.Errorf("%w: %w", ErrUnavailable, s.server.failure())
 	}
 	if errors.Is(err, ErrUnavailable) && s.server == nil {
-		err = fmt.Errorf("%w; whether it was stored is not known: look before you try again", err)
+		err = fmt.Errorf("%w; whether it was stored is not known: look before you try again", s.last.explain(err))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
