@@ -47,9 +47,10 @@ func init() { wal.SegmentSizeBytes = segmentBytes }
 // server is the embedded etcd. It listens nowhere: its client calls it in
 // process.
 type server struct {
-	dir  string
-	lock *os.File
-	etcd *embed.Etcd
+	dir   string
+	quota int64
+	lock  *os.File
+	etcd  *embed.Etcd
 
 	failOnce sync.Once
 	cause    error         // set before broken is closed
@@ -58,7 +59,7 @@ type server struct {
 
 // startServer starts a single member on a directory. The caller's process is
 // the only one on it until stop.
-func startServer(ctx context.Context, dataDir string, log *zap.Logger) (*server, error) {
+func startServer(ctx context.Context, dataDir string, quota int64, log *zap.Logger) (*server, error) {
 	if dataDir == "" {
 		return nil, errors.New("store: no data directory is given")
 	}
@@ -70,7 +71,7 @@ func startServer(ctx context.Context, dataDir string, log *zap.Logger) (*server,
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dir: dir, lock: lock, broken: make(chan struct{})}
+	s := &server{dir: dir, quota: quota, lock: lock, broken: make(chan struct{})}
 	if err := s.start(ctx, log); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -138,6 +139,7 @@ func (s *server) config(log *zap.Logger) *embed.Config {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.EnableGRPCGateway = false
 	cfg.MaxTxnOps, cfg.MaxRequestBytes = maxTxnOps, maxRequestBytes
+	cfg.QuotaBackendBytes = s.quota
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "30m"
 	cfg.BootstrapDefragThresholdMegabytes = 64
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(log).WithOptions(

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,4 +72,33 @@ func TestAnEtcdThatGivesUpEndsRunWithItsReason(t *testing.T) {
 	}
 	must(t, s.Close())
 	s.server.etcd.Close() // this one is not really broken
+}
+
+func TestAQuotaThatIsReachedIsClearedOfThePast(t *testing.T) {
+	s, ctx := run(t, Config{DataDir: dataDir(t), quota: 4 << 20}), t.Context()
+	must(t, s.PutEndpoint(ctx, endpoint("cart", "stays")))
+	// The past of one key: much more than the quota.
+	text := strings.Repeat("x", 100<<10)
+	for range 100 {
+		must(t, s.write(ctx, "test", func(ctx context.Context) error {
+			_, err := s.client.Put(ctx, s.cfg.Prefix+"secrets/past", text)
+			return explain(err)
+		}))
+	}
+	must(t, s.PutEndpoint(ctx, endpoint("cart", "b")))
+	until(t, s, "both are known", func(st *State) bool { return len(st.Services[shop("cart")].Endpoints) == 2 })
+	// What is there now is too much by itself: refused, and the rest stays.
+	var err error
+	for i := 0; err == nil && i < 100; i++ {
+		err = s.write(ctx, "test", func(ctx context.Context) error {
+			_, err := s.client.Put(ctx, fmt.Sprint(s.cfg.Prefix, "secrets/", i), text)
+			return explain(err)
+		})
+	}
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "quota of 4 MiB") {
+		t.Errorf("the error is %v", err)
+	}
+	if n := len(s.Endpoints(shop("cart"))); n != 2 {
+		t.Errorf("%d endpoints are known", n)
+	}
 }

@@ -71,6 +71,8 @@ type Config struct {
 	// History is how many changes of operators are remembered, 1000 when 0; of
 	// proxies, half as many more.
 	History int
+
+	quota int64 // of the embedded database; 0 is etcd's own. For tests
 }
 
 func (c Config) withDefaults() Config {
@@ -103,8 +105,9 @@ type Store struct {
 
 	current atomic.Pointer[State]
 
-	allocMu sync.Mutex   // held while a virtual address is given out
-	written atomic.Int64 // changes noted in the history by this process
+	relieveMu sync.Mutex   // held while room is made
+	allocMu   sync.Mutex   // held while a virtual address is given out
+	written   atomic.Int64 // changes noted in the history by this process
 
 	mu        sync.Mutex // guards what follows
 	model     *model
@@ -154,7 +157,7 @@ func (s *Store) connect(ctx context.Context) error {
 		s.client = client
 		return err
 	}
-	srv, err := startServer(ctx, s.cfg.DataDir, s.cfg.Log)
+	srv, err := startServer(ctx, s.cfg.DataDir, s.cfg.quota, s.cfg.Log)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weir-mesh/weir/policy"
@@ -77,10 +78,10 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var err error
-	for range maxRaces {
-		if err = attempt(ctx); err != errRace { //nolint:errorlint // never wrapped
-			break
+	err := s.untilWon(ctx, attempt)
+	if s.server != nil && errors.Is(err, rpctypes.ErrNoSpace) {
+		if err = s.relieve(ctx); err == nil {
+			err = s.untilWon(ctx, attempt)
 		}
 	}
 	if err != nil && s.server.failure() != nil {
@@ -93,6 +94,15 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+func (s *Store) untilWon(ctx context.Context, attempt func(ctx context.Context) error) (err error) {
+	for range maxRaces {
+		if err = attempt(ctx); err != errRace { //nolint:errorlint // never wrapped
+			break
+		}
+	}
+	return err
 }
 
 // get reads one key; revision 0 means that it does not exist.
