@@ -128,8 +128,36 @@ func (p *plane) markMeshed(ctx context.Context) error {
 func (p *plane) self() store.Member {
 	return store.Member{
 		Name: p.cfg.name(), Address: p.cfg.address(p.grpcAddr), Version: p.cfg.Version, Since: unix(p.started),
-		Proxies: p.pub.Connected(), Figures: p.pub.Totals(),
+		Proxies: p.pub.Connected(), Figures: p.pub.Totals(), Refused: p.refused(),
 	}
+}
+
+// maxRefused bounds what a control plane tells the others of refusals: a change
+// that one proxy refuses is refused by many, for one reason.
+const (
+	maxRefused = 64
+	maxReason  = 300 // bytes
+)
+
+func (p *plane) refused() []store.Refusal {
+	var out []store.Refusal
+	known := p.pub.Proxies()
+	for i := range known {
+		for _, t := range known[i].Types {
+			if t.Nack == "" {
+				continue
+			}
+			if len(out) == maxRefused {
+				return out
+			}
+			reason := t.Nack
+			if len(reason) > maxReason {
+				reason = strings.ToValidUTF8(reason[:maxReason], "") + "…"
+			}
+			out = append(out, store.Refusal{Proxy: known[i].ID, Type: t.Type, Reason: reason})
+		}
+	}
+	return out
 }
 
 // cluster is the control planes of the store as the API wants them.
@@ -172,12 +200,9 @@ func (c cluster) Figures(ctx context.Context) api.ControlMetrics {
 // Totals implements api.Proxies: what the proxies of all control planes
 // counted. Those of the others are as of a few seconds ago.
 func (p *plane) Totals() policy.Figures {
-	ctx, cancel := context.WithTimeout(context.Background(), freshWithin)
-	defer cancel()
 	sum := p.pub.Totals()
-	members, _ := p.store.Members(ctx) // those known last, when the store does not answer
 	self := p.self()
-	for _, m := range members {
+	for _, m := range p.store.KnownMembers() {
 		if m.Name != self.Name || m.Since != self.Since {
 			sum = sum.Add(m.Figures)
 		}
@@ -186,21 +211,32 @@ func (p *plane) Totals() policy.Figures {
 }
 
 // elsewhere lists the proxies that are attached to other control planes: what
-// the store knows of them.
+// the store knows of them, and what they refused as of a few seconds ago.
 func (p *plane) elsewhere(here map[string]bool) []api.ProxyStatus {
 	var out []api.ProxyStatus
+	refused := p.refusedElsewhere()
 	for id, known := range p.store.State().Proxies {
 		if here[id] {
 			continue
 		}
 		s := api.ProxyStatus{
 			ID: id, Namespace: known.Service.Namespace, ServiceName: known.Service.Name, Version: known.Version, Control: known.Control,
-			Addresses: make([]string, len(known.Addresses)),
+			Addresses: make([]string, len(known.Addresses)), Resources: refused[id],
 		}
 		for i, a := range known.Addresses {
 			s.Addresses[i] = a.String()
 		}
 		out = append(out, s)
+	}
+	return out
+}
+
+func (p *plane) refusedElsewhere() map[string][]api.ResourceState {
+	out := map[string][]api.ResourceState{}
+	for _, m := range p.store.KnownMembers() {
+		for _, r := range m.Refused {
+			out[r.Proxy] = append(out[r.Proxy], api.ResourceState{Type: r.Type, Refused: r.Reason})
+		}
 	}
 	return out
 }

@@ -100,6 +100,9 @@ func (s *Store) probe(ctx context.Context) {
 			s.interrupted(s.last.explain(err))
 		default:
 			s.followed()
+			ask, cancel := context.WithTimeout(ctx, probeWithin)
+			_, _ = s.Members(ask) // for KnownMembers; the next turn tries again
+			cancel()
 		}
 		select {
 		case <-ctx.Done():

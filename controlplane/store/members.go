@@ -24,8 +24,16 @@ type Member struct {
 	Since   float64        `json:"since"`   // Unix seconds: when it started
 	Proxies int            `json:"proxies"` // attached to it
 	Figures policy.Figures `json:"figures"` // summed over those
+	Refused []Refusal      `json:"refused,omitempty"`
 
 	Leader bool `json:"-"` // it runs the task of TakePart
+}
+
+// Refusal tells that a proxy attached to a member did not take a change.
+type Refusal struct {
+	Proxy  string `json:"proxy"` // its id
+	Type   string `json:"type"`
+	Reason string `json:"reason"`
 }
 
 // tellEvery is how often a member tells anew of itself. What is asked of it by
@@ -164,6 +172,13 @@ func (s *Store) Members(ctx context.Context) ([]Member, error) {
 		s.members = read
 	}
 	return slices.Clone(s.members), err
+}
+
+// KnownMembers gives the list as read last, which Run does every few seconds.
+func (s *Store) KnownMembers() []Member {
+	s.membersMu.Lock()
+	defer s.membersMu.Unlock()
+	return slices.Clone(s.members)
 }
 
 func (s *Store) readMembers(ctx context.Context) ([]Member, error) {

@@ -49,8 +49,11 @@ func (m *Mesh) Bare(name string) (*Node, error) {
 	return m.node(h, Workload{Host: name}), nil
 }
 
+// NodeOn is a host of the lab, to run programs on.
+func (m *Mesh) NodeOn(h *netlab.Host) *Node { return m.node(h, Workload{Host: h.Name()}) }
+
 // ControlNode is the control plane's host, to run programs on.
-func (m *Mesh) ControlNode() *Node { return m.node(m.Host, Workload{Host: m.Host.Name()}) }
+func (m *Mesh) ControlNode() *Node { return m.NodeOn(m.Host) }
 
 func (m *Mesh) node(h *netlab.Host, w Workload) *Node {
 	n := &Node{Host: h, mesh: m, workload: w}
@@ -226,7 +229,8 @@ type ProxyStatus struct {
 		} `json:"endpoints"`
 	} `json:"services"`
 	Control struct {
-		Connected bool `json:"connected"`
+		Connected bool              `json:"connected"`
+		Rejected  map[string]string `json:"rejected"`
 	} `json:"control"`
 }
 
