@@ -121,7 +121,7 @@ func TestCertificatesThatAreReplacedHoldFromTheNextConnectionOn(t *testing.T) {
 	clients.write(at("cert"), at("key"))
 	w.up()
 	must(t, s.PutEndpoint(t.Context(), endpoint("cart", "b")))
-	until(t, s, "both are known", func(st *State) bool { return len(st.Services[shop("cart")].Endpoints) == 2 })
+	until(t, s, "both are known", func(st *State) bool { return len(st.Services.Get(shop("cart")).Endpoints) == 2 })
 }
 
 func TestAClusterWithUsers(t *testing.T) {
