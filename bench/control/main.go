@@ -66,6 +66,9 @@ func run(ctx context.Context, args []string) error {
 	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, "control: "+format+"\n", args...) }
 	rep, err := measure(ctx, o.bin, o.size, logf)
 	if err != nil {
+		if rep != nil {
+			fmt.Print(rep.lines()) // as far as it came
+		}
 		return err
 	}
 	if o.doc != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -38,7 +39,7 @@ func measure(ctx context.Context, bin string, z size, logf func(string, ...any))
 	} {
 		began := time.Now()
 		if err := step.do(ctx, s, rep); err != nil {
-			return nil, fmt.Errorf("%s: %w\n%s", step.name, err, s.mesh.Control.Tail())
+			return rep, fmt.Errorf("%s: %w\n%s", step.name, err, s.mesh.Control.Tail())
 		}
 		logf("%s: %.1f s", step.name, time.Since(began).Seconds())
 	}
@@ -92,6 +93,7 @@ func loadRest(ctx context.Context, s *stage, rep *report) error {
 	rep.set("load_endpoints", float64(n))
 	rep.set("load_seconds", took)
 	rep.set("load_endpoints_per_s", float64(n)/took)
+	rep.set("load_retries", float64(s.retried.Load()))
 	rss, err := s.rss(ctx)
 	rep.set("control_rss_all_mib", rss)
 	return err
@@ -113,6 +115,7 @@ func connect(ctx context.Context, s *stage, rep *report) error {
 		return err
 	}
 	rep.set("connect_seconds", time.Since(began).Seconds())
+	rep.set("connect_bytes_per_proxy", float64(s.fleet.read.Load())/float64(s.size.proxies))
 	rss, err := s.rss(ctx)
 	rep.set("control_rss_proxies_mib", rss)
 	return err
@@ -185,6 +188,10 @@ func fanOut(ctx context.Context, s *stage, rep *report) error {
 	if err != nil {
 		return err
 	}
+	ownBefore, err := cpuTime(os.Getpid())
+	if err != nil {
+		return err
+	}
 	took, err := s.change(ctx, s.size.hub, s.size.hubEvery, func(int) int { return 0 })
 	if err != nil {
 		return err
@@ -193,6 +200,11 @@ func fanOut(ctx context.Context, s *stage, rep *report) error {
 	used := after.since(before)
 	rep.set("fanout_cpu_us_per_proxy", used.cpu.Seconds()*1e6/float64(s.size.hub*s.size.proxies))
 	rep.times("propagation_hub", took)
+	if err != nil {
+		return err
+	}
+	own, err := cpuTime(os.Getpid())
+	rep.set("fanout_cpu_us_per_follower", (own-ownBefore).Seconds()*1e6/float64(s.size.hub*s.size.proxies))
 	return err
 }
 

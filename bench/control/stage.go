@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,6 +32,8 @@ type stage struct {
 	fleet *fleet
 	logf  func(format string, args ...any)
 	http  *http.Client
+
+	retried atomic.Int64 // registrations that had to be tried again
 }
 
 func openStage(ctx context.Context, bin string, z size, logf func(string, ...any)) (*stage, error) {
@@ -101,7 +104,17 @@ func (s *stage) register(ctx context.Context, from, to int) (int, error) {
 	}
 	client := s.api()
 	return len(todo), each(ctx, 0, len(todo), func(ctx context.Context, i int) error {
-		return client.Register(ctx, todo[i])
+		for tries := 1; ; tries++ {
+			err := client.Register(ctx, todo[i])
+			var refused *api.Error
+			if !errors.As(err, &refused) || refused.Status != http.StatusServiceUnavailable || tries == 10 {
+				return err
+			}
+			s.retried.Add(1) // etcd was slow: as a user would, once more
+			if err := sleep(ctx, time.Second); err != nil {
+				return err
+			}
+		}
 	})
 }
 

@@ -130,7 +130,7 @@ func (s *Store) setFollowing(on bool) error {
 	}
 	s.following = on
 	if !on {
-		s.announceLocked() // writers that wait are to look for themselves
+		s.announceLocked(true) // writers that wait are to look for themselves
 	}
 	return nil
 }
@@ -219,13 +219,23 @@ func (s *Store) publishLocked(revision int64) {
 			w.tellLocked(&c)
 		}
 	}
-	s.announceLocked()
+	s.announceLocked(false)
 }
 
-func (s *Store) announceLocked() {
-	if !s.closed {
-		close(s.advanced)
-		s.advanced = make(chan struct{})
+// waiter is a writer that waits for the State to hold what it wrote.
+type waiter struct {
+	holds func() bool   // asked with mu held
+	ready chan struct{} // closed when it is to look again
+}
+
+// announceLocked wakes the waiters whose condition holds, or all. With many
+// writers most revisions are of interest to one of them.
+func (s *Store) announceLocked(all bool) {
+	for w := range s.waiters {
+		if all || w.holds() {
+			delete(s.waiters, w)
+			close(w.ready)
+		}
 	}
 }
 
@@ -254,8 +264,12 @@ func (s *Store) await(ctx context.Context, revision int64) error {
 // awaitThat waits for a condition, which is asked with mu held.
 func (s *Store) awaitThat(ctx context.Context, holds func() bool) error {
 	for {
+		w := &waiter{holds: holds, ready: make(chan struct{})}
 		s.mu.Lock()
-		closed, following, advanced, ok := s.closed, s.following, s.advanced, holds()
+		closed, following, ok := s.closed, s.following, holds()
+		if !ok && !closed && following {
+			s.waiters[w] = struct{}{}
+		}
 		s.mu.Unlock()
 		switch {
 		case ok:
@@ -266,13 +280,22 @@ func (s *Store) awaitThat(ctx context.Context, holds func() bool) error {
 			return s.load(ctx)
 		}
 		select {
-		case <-advanced:
+		case <-w.ready:
+			continue
 		case <-s.server.failed():
+			s.forgetWaiter(w)
 			return fmt.Errorf("stored, but not read back: %w", s.server.failure())
 		case <-ctx.Done():
+			s.forgetWaiter(w)
 			return fmt.Errorf("stored, but not read back in time: %w", ctx.Err())
 		}
 	}
+}
+
+func (s *Store) forgetWaiter(w *waiter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waiters, w)
 }
 
 // explain says in the store's words what etcd's client reports.

@@ -112,7 +112,7 @@ type Store struct {
 	mu        sync.Mutex // guards what follows
 	model     *model
 	watches   map[*Watch]struct{}
-	advanced  chan struct{} // closed and replaced when current advances
+	waiters   map[*waiter]struct{}
 	following bool          // Run is at work
 	closed    bool
 
@@ -136,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
 		cfg: cfg, keys: keys(cfg.Prefix), watches: map[*Watch]struct{}{},
-		advanced: make(chan struct{}), seen: map[policy.ServiceName]map[string]float64{},
+		waiters: map[*waiter]struct{}{}, seen: map[policy.ServiceName]map[string]float64{},
 	}
 	s.model = newModel(s.keys, cfg.Log)
 	empty, _ := s.model.state(0)
@@ -214,7 +214,7 @@ func (s *Store) Close() error {
 		close(w.done)
 	}
 	clear(s.watches)
-	close(s.advanced)
+	s.announceLocked(true)
 	s.mu.Unlock()
 	err := s.client.Close()
 	if errors.Is(err, context.Canceled) {
