@@ -198,6 +198,10 @@ func (p *plane) bundleChanged([]byte) { p.pub.Changed(publish.Change{Mesh: true}
 func (p *plane) serveGRPC(ctx context.Context, ln net.Listener) error {
 	srv := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(p.ca.ServerTLS())),
+		// A proxy is idle most of the time: 32 KiB to read and as much to write for
+		// each would be half of what the control plane takes for it. What a proxy
+		// says fits into this; a longer message takes more calls.
+		grpc.ReadBufferSize(2<<10), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)

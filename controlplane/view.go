@@ -23,8 +23,8 @@ type view struct {
 	state    *store.State
 	virtual  map[netip.Addr]policy.ServiceName
 	byAddr   map[netip.AddrPort][]policy.ServiceName // whose endpoint it is, in order
-	byIP     map[netip.Addr]map[policy.ServiceName]int
-	besides  map[netip.Addr]int // addresses with a proxy beside them now
+	byIP     map[netip.Addr][]user                   // who has endpoints there; mostly one, for which a map would be ten times as large
+	besides  map[netip.Addr]int                      // addresses with a proxy beside them now
 	meshed   map[netip.Addr]bool
 	disabled bool // some rule disables mTLS for its callers
 	// unlooked are the services that changed, or whose proxies did, since
@@ -36,7 +36,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 	v := &view{
 		trustDomain: trustDomain, bundle: bundle, state: &store.State{Settings: st.Settings},
 		virtual: map[netip.Addr]policy.ServiceName{}, byAddr: map[netip.AddrPort][]policy.ServiceName{},
-		byIP: map[netip.Addr]map[policy.ServiceName]int{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
+		byIP: map[netip.Addr][]user{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
 		unlooked: map[policy.ServiceName]struct{}{},
 	}
 	services := map[policy.ServiceName]struct{}{}
@@ -155,17 +155,25 @@ func (v *view) virtualLocked(s *store.Service, enter bool, lookups map[string]st
 	}
 }
 
+// user is a service with endpoints at an address.
+type user struct {
+	name      policy.ServiceName
+	endpoints int
+}
+
 // useLocked counts a service's endpoints at an address up or down.
 func (v *view) useLocked(a netip.Addr, name policy.ServiceName, by int) {
 	users := v.byIP[a]
-	if users == nil {
-		users = map[policy.ServiceName]int{}
+	i := slices.IndexFunc(users, func(u user) bool { return u.name == name })
+	if i < 0 {
+		i, users = len(users), append(users, user{name: name})
+	}
+	if users[i].endpoints += by; users[i].endpoints <= 0 {
+		users = slices.Delete(users, i, i+1)
+	}
+	if len(users) > 0 {
 		v.byIP[a] = users
-	}
-	if users[name] += by; users[name] <= 0 {
-		delete(users, name)
-	}
-	if len(users) == 0 {
+	} else {
 		delete(v.byIP, a)
 	}
 	v.settleLocked(a)
@@ -211,8 +219,8 @@ func (v *view) besideLocked(old, now map[string]store.Proxy, touched map[policy.
 		if v.besides[a] += by; v.besides[a] <= 0 {
 			delete(v.besides, a)
 		}
-		for name := range v.byIP[a] {
-			touched[name] = struct{}{}
+		for _, u := range v.byIP[a] {
+			touched[u.name] = struct{}{}
 		}
 		v.settleLocked(a)
 	}

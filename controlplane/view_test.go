@@ -197,6 +197,11 @@ func TestTheIndexIsThatOfTheState(t *testing.T) {
 		s.service(name, random.IntN(5), addrs...)
 		state := s.st
 		fresh := newView(&state, "weir.local", nil)
+		for _, index := range []*view{s.v, fresh} {
+			for _, users := range index.byIP { // in no order
+				slices.SortFunc(users, func(a, b user) int { return compareNames(a.name, b.name) })
+			}
+		}
 		if got, want := fmt.Sprint(s.v.byAddr, s.v.byIP), fmt.Sprint(fresh.byAddr, fresh.byIP); got != want {
 			t.Fatalf("the index is\n%s\nof the state\n%s", got, want)
 		}

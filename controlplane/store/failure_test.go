@@ -86,7 +86,7 @@ func TestAQuotaThatIsReachedIsClearedOfThePast(t *testing.T) {
 		}))
 	}
 	must(t, s.PutEndpoint(ctx, endpoint("cart", "b")))
-	until(t, s, "both are known", func(st *State) bool { return len(st.Services[shop("cart")].Endpoints) == 2 })
+	until(t, s, "both are known", func(st *State) bool { return len(st.Services.Get(shop("cart")).Endpoints) == 2 })
 	// What is there now is too much by itself: refused, and the rest stays.
 	var err error
 	for i := 0; err == nil && i < 100; i++ {

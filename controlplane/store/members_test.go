@@ -138,7 +138,7 @@ func TestAfterSyncNothingAcknowledgedIsMissing(t *testing.T) {
 		must(t, a.PutEndpoint(ctx, endpoint("cart", id)))
 		must(t, other.PutEndpoint(ctx, endpoint("cart", id))) // moves etcd's revision on, and not ours
 		must(t, b.Sync(ctx))
-		if n := len(b.State().Services[shop("cart")].Endpoints); n != i+1 {
+		if n := len(b.State().Services.Get(shop("cart")).Endpoints); n != i+1 {
 			t.Fatalf("after %d writes %d are known", i+1, n)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.uber.org/zap"
@@ -42,6 +43,7 @@ type model struct {
 }
 
 type serviceModel struct {
+	name       policy.ServiceName
 	virtual    int
 	virtualRev int64 // etcd's modification revision of the virtual key
 	endpoints  map[string]storedEndpoint
@@ -78,7 +80,8 @@ func newModel(k keys, log *zap.Logger) *model {
 func (m *model) service(name policy.ServiceName) *serviceModel {
 	s := m.services[name]
 	if s == nil {
-		s = &serviceModel{endpoints: map[string]storedEndpoint{}, rules: map[string]ordered[policy.TrafficRule]{}}
+		name = policy.ServiceName{Namespace: strings.Clone(name.Namespace), Name: strings.Clone(name.Name)} // else it keeps a whole key
+		s = &serviceModel{name: name, endpoints: map[string]storedEndpoint{}, rules: map[string]ordered[policy.TrafficRule]{}}
 		m.services[name] = s
 	}
 	return s
@@ -107,8 +110,13 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 	case endpointKey:
 		var r endpointRecord
 		if r, err = decode[endpointRecord](kv); err == nil {
+			svc := m.service(name)
 			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed, Revision: kv.ModRevision}
-			m.service(name).endpoints[id] = storedEndpoint{Endpoint: e, lease: kv.Lease}
+			e.shareStrings(svc.name)
+			if id == e.ID {
+				id = e.ID // the other is a part of the key, and would keep it
+			}
+			svc.endpoints[id] = storedEndpoint{Endpoint: e, lease: kv.Lease}
 		}
 	case ruleKey:
 		var r trafficRecord
@@ -133,6 +141,25 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 		}
 	}
 	return err
+}
+
+// shareStrings lets an endpoint use strings that are there already: with a
+// hundred thousand endpoints their own copies would be a tenth of the memory.
+func (e *Endpoint) shareStrings(name policy.ServiceName) {
+	share(&e.Namespace, name.Namespace)
+	share(&e.ServiceName, name.Name)
+	share(&e.Protocol, policy.Protocols...)
+	share(&e.Status, policy.Healthy, policy.Unhealthy)
+	share(&e.HealthCheckPath, "/health")
+}
+
+func share(s *string, with ...string) {
+	for _, w := range with {
+		if *s == w {
+			*s = w
+			return
+		}
+	}
 }
 
 func decode[T any](kv *mvccpb.KeyValue) (T, error) {

@@ -113,7 +113,7 @@ type Store struct {
 	model     *model
 	watches   map[*Watch]struct{}
 	waiters   map[*waiter]struct{}
-	following bool          // Run is at work
+	following bool // Run is at work
 	closed    bool
 
 	trouble atomic.Pointer[Trouble] // nil while etcd is followed
