@@ -346,7 +346,7 @@ func (v *view) Lookup(resource string) (policy.ServiceName, bool) {
 func (v *view) targets() []policy.Target {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	var out []policy.Target
+	out := make([]policy.Target, 0, len(v.byAddr)) // about
 	for _, s := range v.state.Services.All() {
 		for i := range s.Endpoints {
 			out = append(out, v.targetLocked(&s.Endpoints[i]))

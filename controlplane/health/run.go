@@ -21,6 +21,10 @@ const (
 	// not more often however much it is called.
 	relistEvery = 5 * time.Second
 	relistGap   = 250 * time.Millisecond
+	// One in relistShare is the most of the time that listing takes: with a
+	// hundred thousand endpoints that change all the time, a new one waits some
+	// seconds longer for its first check.
+	relistShare = 20
 )
 
 // Checker checks endpoints while Run runs.
@@ -106,12 +110,13 @@ func (c *Checker) Run(ctx context.Context) error {
 	defer cancel()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var listed, relist time.Time
+	var relist, earliest time.Time
 	for {
 		now := c.cfg.Now()
 		if !now.Before(relist) {
 			c.list(now)
-			listed, relist = now, now.Add(relistEvery)
+			earliest = now.Add(max(relistGap, relistShare*c.cfg.Now().Sub(now)))
+			relist = later(now.Add(relistEvery), earliest)
 		}
 		timer.Reset(min(c.startDue(ctx, now, &checks), relist.Sub(now)))
 		select {
@@ -120,13 +125,20 @@ func (c *Checker) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-c.freed:
 		case <-c.changed:
-			relist = earlier(relist, listed.Add(relistGap))
+			relist = earlier(relist, earliest)
 		}
 	}
 }
 
 func earlier(a, b time.Time) time.Time {
 	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
 		return b
 	}
 	return a

@@ -312,3 +312,34 @@ func TestMeshedEndpointStaysAsItIsWithoutACertificate(t *testing.T) {
 		}
 	})
 }
+
+func TestALongListIsNotTakenAgainForEachChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &lab{interval: 30 * time.Second}
+		cfg := l.config()
+		lists := 0
+		cfg.Targets = func() []policy.Target {
+			lists++
+			time.Sleep(100 * time.Millisecond) // as it takes with very many
+			return nil
+		}
+		c, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- c.Run(ctx) }()
+		for range 1000 {
+			time.Sleep(10 * time.Millisecond)
+			c.Changed()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if lists < 4 || lists > 6 { // each takes 0.1 s, which is to be a twentieth of the time
+			t.Errorf("%d lists were taken in ten seconds", lists)
+		}
+	})
+}

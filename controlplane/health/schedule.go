@@ -27,6 +27,7 @@ type key struct {
 type item struct {
 	key     key
 	target  policy.Target
+	round   int // of the update that named it last
 	due     time.Time
 	at      int                // place in the queue; -1 while it is being checked
 	started time.Time          // of the last check; zero before the first
@@ -45,6 +46,7 @@ type schedule struct {
 
 	interval   time.Duration
 	thresholds Thresholds
+	round      int // counts the updates
 	items      map[key]*item
 	queue      queue
 }
@@ -60,22 +62,22 @@ func (s *schedule) update(targets []policy.Target, interval time.Duration, thres
 		s.interval = interval
 		s.respread(now)
 	}
-	present := make(map[key]bool, len(targets))
-	for _, t := range targets {
+	s.round++
+	for i := range targets {
+		t := &targets[i]
 		k := key{t.Service(), t.ID}
-		present[k] = true
 		it := s.items[k]
-		if it != nil && sameCheck(&it.target, &t) {
-			it.target = t // its status may have changed
+		if it != nil && sameCheck(&it.target, t) {
+			it.target, it.round = *t, s.round // its status may have changed
 			continue
 		}
 		if it != nil {
 			s.remove(it)
 		}
-		s.add(k, t, now)
+		s.add(k, *t, now)
 	}
-	for k, it := range s.items {
-		if !present[k] {
+	for _, it := range s.items {
+		if it.round != s.round {
 			s.remove(it)
 		}
 	}
@@ -88,7 +90,7 @@ func sameCheck(a, b *policy.Target) bool {
 }
 
 func (s *schedule) add(k key, t policy.Target, now time.Time) {
-	it := &item{key: k, target: t, healthy: t.Status != policy.Unhealthy}
+	it := &item{key: k, target: t, round: s.round, healthy: t.Status != policy.Unhealthy}
 	it.due = now.Add(s.upTo(min(firstWithin, s.interval)))
 	s.items[k] = it
 	heap.Push(&s.queue, it)
