@@ -202,6 +202,10 @@ func (p *plane) serveGRPC(ctx context.Context, ln net.Listener) error {
 		// each would be half of what the control plane takes for it. What a proxy
 		// says fits into this; a longer message takes more calls.
 		grpc.ReadBufferSize(2<<10), grpc.SharedWriteBuffer(true),
+		// A window of fixed size, here and at the proxy: to find out a better one
+		// gRPC sends a PING and a WINDOW_UPDATE for nearly each message (its
+		// bdpEstimator), so a change and its ACK were six packets instead of two.
+		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)

@@ -31,6 +31,11 @@ const (
 	// nothing: a machine that is gone sends no reset, and the default is 15
 	// minutes. Attachment sends something every few seconds.
 	unackedTimeout = 10 * time.Second
+	// window is what may be on its way to us: a whole response of the usual most.
+	// That it is fixed saves a PING and its answer for nearly each message, by
+	// which gRPC would look for a better one; the price is that a response of
+	// several megabytes from far away takes some round trips more.
+	window = 1 << 20
 	// maxResponse is far above what the control plane sends in one response, and
 	// lets one service with a hundred thousand endpoints through.
 	maxResponse = 64 << 20
@@ -143,6 +148,7 @@ func (f *Feed) connect(address string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(creds), grpc.WithNoProxy(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
+		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			c, err := f.cfg.Dial(ctx, "tcp", address)
 			if tcp, ok := c.(*net.TCPConn); ok && err == nil {
