@@ -19,10 +19,10 @@ func BenchmarkUpdate(b *testing.B) {
 				e.IP, e.Port = fmt.Sprintf("10.%d.%d.%d", i>>16, i>>8&255, i&255), 8001
 				targets[i].Endpoint = e
 			}
-			s := newSchedule(1, 1, func() float64 { return 0.5 })
+			s := newSchedule(func() float64 { return 0.5 })
 			now := time.Unix(0, 0)
 			for b.Loop() {
-				s.update(targets, 30*time.Second, now)
+				s.update(targets, 30*time.Second, Thresholds{}, now)
 			}
 		})
 	}
