@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/weir-mesh/weir/controlplane/api"
 	"github.com/weir-mesh/weir/controlplane/ca"
 	"github.com/weir-mesh/weir/controlplane/health"
 	"github.com/weir-mesh/weir/controlplane/publish"
@@ -120,6 +121,7 @@ type plane struct {
 	view   *view
 	pub    *publish.Server
 	health *health.Checker
+	api    *api.Server
 
 	grpcAddr net.Addr // set before anything runs
 	leading  atomic.Bool
@@ -131,11 +133,10 @@ func (p *plane) run(ctx context.Context) error {
 	if err := p.compose(); err != nil {
 		return err
 	}
-	handler, err := p.api()
-	if err != nil {
+	if err := p.serveAPI(); err != nil {
 		return err
 	}
-	web, err := p.listenHTTP(handler)
+	web, err := p.listenHTTP()
 	if err != nil {
 		return err
 	}
@@ -183,6 +184,7 @@ func (p *plane) follow(ctx context.Context, watch *store.Watch) error {
 			return ended("follow the store", err)
 		}
 		p.pub.Changed(p.view.apply(change))
+		p.api.Changed(snapshot{p.store, change.State}, touched(change))
 		p.health.Changed()
 		select {
 		case p.unmarked <- struct{}{}:
@@ -247,27 +249,29 @@ func ended(part string, err error) error {
 type web struct {
 	ln  net.Listener
 	srv *http.Server
+	api *api.Server
 }
 
-func (p *plane) listenHTTP(handler http.Handler) (*web, error) {
+func (p *plane) listenHTTP() (*web, error) {
 	ln, err := net.Listen("tcp", p.cfg.HTTPAddr)
 	if err != nil {
 		return nil, fmt.Errorf("--http-addr: %w", err)
 	}
 	srv := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		Handler: p.api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10, ErrorLog: zap.NewStdLog(p.log.Named("api")),
 	}
 	if p.secure {
 		srv.TLSConfig = p.ca.HTTPSTLS()
 	}
-	return &web{ln: ln, srv: srv}, nil
+	return &web{ln: ln, srv: srv, api: p.api}, nil
 }
 
 func (w *web) serve(ctx context.Context) error {
 	done := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(done)
+		w.api.Close() // watches would not end by themselves
 		limit, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if w.srv.Shutdown(limit) != nil {

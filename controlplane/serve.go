@@ -5,9 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,44 +19,54 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-// api puts the REST API before the parts.
-func (p *plane) api() (http.Handler, error) {
-	return api.New(api.Config{
-		Registry: p, Traffic: p, Security: p, Settings: p, Authority: authority{p}, Proxies: p, Cluster: cluster{p},
+// serveAPI puts the REST API before the parts.
+func (p *plane) serveAPI() (err error) {
+	p.api, err = api.New(api.Config{
+		Mesh: p, Authority: authority{p}, Proxies: p, Cluster: cluster{p},
 		Token: p.token, Insecure: p.cfg.InsecureAPI, Version: p.cfg.Version, Started: p.started, Log: p.log.Named("api"),
 	})
-}
-
-// absent turns the store's "not found" into the API's.
-func absent(err error) error {
-	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("%w: %w", api.ErrNotFound, err)
-	}
 	return err
 }
 
-// Register implements api.Registry.
-func (p *plane) Register(ctx context.Context, e policy.Endpoint) error {
-	e.LastSeen = unix(time.Now())
-	return p.store.PutEndpoint(ctx, e)
+// Snapshot implements api.Mesh.
+func (p *plane) Snapshot() api.Snapshot { return snapshot{p.store, p.store.State()} }
+
+// Change implements api.Mesh.
+func (p *plane) Change(ctx context.Context, edits []policy.Edit, dryRun bool) (policy.Outcome, error) {
+	return p.store.Change(ctx, edits, dryRun)
 }
 
-// Deregister implements api.Registry.
-func (p *plane) Deregister(ctx context.Context, name policy.ServiceName, id string) error {
-	return absent(p.store.DeleteEndpoint(ctx, name.Namespace, name.Name, id))
+// History implements api.Mesh.
+func (p *plane) History(ctx context.Context, before int64, limit int) ([]policy.Revision, error) {
+	return p.store.History(ctx, before, limit)
 }
 
-// Endpoints implements api.Registry.
-func (p *plane) Endpoints(name policy.ServiceName) []policy.Endpoint {
-	stored := p.store.Endpoints(name)
-	out := make([]policy.Endpoint, len(stored))
-	for i := range stored {
-		out[i] = stored[i].Endpoint
+// Revision implements api.Mesh.
+func (p *plane) Revision(ctx context.Context, revision int64) (policy.Revision, error) {
+	return p.store.Revision(ctx, revision)
+}
+
+// Between implements api.Mesh.
+func (p *plane) Between(ctx context.Context, from, to int64) ([]policy.Difference, error) {
+	return p.store.Between(ctx, from, to)
+}
+
+// Rollback implements api.Mesh.
+func (p *plane) Rollback(ctx context.Context, revision int64, dryRun bool) (policy.Outcome, error) {
+	return p.store.Rollback(ctx, revision, dryRun)
+}
+
+// Touched implements api.Mesh: it shows publish the state as it would be.
+func (p *plane) Touched(differences []policy.Difference) []api.ProxyName {
+	then, change := p.view.foresee(differences)
+	out := []api.ProxyName{}
+	for _, f := range p.pub.Foretell(change, then) {
+		out = append(out, api.ProxyName{ID: f.ID, Namespace: f.Service.Namespace, ServiceName: f.Service.Name})
 	}
 	return out
 }
 
-// Health implements api.Registry.
+// Health implements api.Mesh.
 func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, bool) {
 	endpoints := p.store.Endpoints(name)
 	i := slices.IndexFunc(endpoints, func(e store.Endpoint) bool { return e.ID == id })
@@ -77,67 +85,6 @@ func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, 
 		})
 	}
 	return out, true
-}
-
-// Services implements api.Registry.
-func (p *plane) Services() []api.ServiceSummary {
-	st := p.store.State()
-	out := make([]api.ServiceSummary, 0, st.Services.Len())
-	for name, s := range st.Services.All() {
-		sum := api.ServiceSummary{Namespace: name.Namespace, ServiceName: name.Name, Endpoints: len(s.Endpoints), TrafficRules: len(s.Rules)}
-		if v4, v6, err := policy.VirtualAddrs(s.VirtualIndex); err == nil {
-			sum.VirtualIPv4, sum.VirtualIPv6 = v4.String(), v6.String()
-		}
-		for i := range s.Endpoints {
-			if s.Endpoints[i].Status != policy.Unhealthy {
-				sum.HealthyEndpoints++
-			}
-		}
-		out = append(out, sum)
-	}
-	slices.SortFunc(out, func(a, b api.ServiceSummary) int {
-		return strings.Compare(a.Service().String(), b.Service().String())
-	})
-	return out
-}
-
-// AddTrafficRule implements api.TrafficRules.
-func (p *plane) AddTrafficRule(ctx context.Context, name policy.ServiceName, r policy.TrafficRule) (string, error) {
-	return p.store.AddTrafficRule(ctx, name, r)
-}
-
-// DeleteTrafficRule implements api.TrafficRules.
-func (p *plane) DeleteTrafficRule(ctx context.Context, name policy.ServiceName, id string) error {
-	return absent(p.store.DeleteTrafficRule(ctx, name, id))
-}
-
-// TrafficRules implements api.TrafficRules.
-func (p *plane) TrafficRules(name policy.ServiceName) []policy.TrafficRule {
-	if s := p.store.State().Services.Get(name); s != nil {
-		return s.Rules
-	}
-	return nil
-}
-
-// AddSecurityRule implements api.SecurityRules.
-func (p *plane) AddSecurityRule(ctx context.Context, r policy.SecurityRule) (string, error) {
-	return p.store.AddSecurityRule(ctx, r)
-}
-
-// DeleteSecurityRule implements api.SecurityRules.
-func (p *plane) DeleteSecurityRule(ctx context.Context, id string) error {
-	return absent(p.store.DeleteSecurityRule(ctx, id))
-}
-
-// SecurityRules implements api.SecurityRules.
-func (p *plane) SecurityRules() []policy.SecurityRule { return p.store.State().Security }
-
-// Settings implements api.Settings.
-func (p *plane) Settings() policy.Settings { return p.store.State().Settings }
-
-// UpdateSettings implements api.Settings.
-func (p *plane) UpdateSettings(ctx context.Context, patch []byte) error {
-	return p.store.UpdateSettings(ctx, patch)
 }
 
 // Proxies implements api.Proxies.

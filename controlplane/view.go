@@ -78,6 +78,23 @@ func (v *view) apply(c store.Change) publish.Change {
 	return out
 }
 
+// foresee gives the view as it would be with differences, and what that touches.
+// The view itself stays as it is.
+func (v *view) foresee(differences []policy.Difference) (*view, publish.Change) {
+	v.mu.RLock()
+	next := &view{
+		trustDomain: v.trustDomain, bundle: v.bundle, state: v.state, virtual: maps.Clone(v.virtual), byAddr: maps.Clone(v.byAddr),
+		byIP: make(map[netip.Addr][]user, len(v.byIP)), besides: maps.Clone(v.besides), meshed: maps.Clone(v.meshed), disabled: v.disabled,
+		unlooked: map[policy.ServiceName]struct{}{},
+	}
+	for a, users := range v.byIP {
+		next.byIP[a] = slices.Clone(users)
+	}
+	v.mu.RUnlock()
+	_, change := next.state.With(differences)
+	return next, next.apply(change)
+}
+
 func disablesMTLS(st *store.State) bool {
 	return st.Settings.MTLSMode == policy.Disabled ||
 		slices.ContainsFunc(st.Security, func(r policy.SecurityRule) bool { return r.MTLSMode == policy.Disabled })

@@ -16,6 +16,10 @@ var (
 	ErrExists = errors.New("exists already")
 	// ErrStale says that the Condition of an edit does not hold.
 	ErrStale = errors.New("the condition does not hold")
+	// ErrTooLarge says that edits are more than can be stored at once.
+	ErrTooLarge = errors.New("too large for one transaction")
+	// ErrForgotten says that the history does not reach back so far.
+	ErrForgotten = errors.New("the history does not reach back so far")
 )
 
 // Stored is a resource as it is kept. The zero value is one that does not
@@ -122,8 +126,12 @@ type Difference struct {
 	After  *Resource `json:"after,omitempty"`
 }
 
-// Compare gives the difference between two values of a resource.
+// Compare gives the difference between two values of a resource. Settings that
+// are not there are the defaults.
 func Compare(ref Ref, before, after *Resource) Difference {
+	if ref.Kind == KindConfig {
+		before, after = before.orDefaults(), after.orDefaults()
+	}
 	d := Difference{Ref: ref, Action: Changed, Before: before, After: after}
 	switch {
 	case before.Same(after):
@@ -134,6 +142,14 @@ func Compare(ref Ref, before, after *Resource) Difference {
 		d.Action = Removed
 	}
 	return d
+}
+
+func (r *Resource) orDefaults() *Resource {
+	if r != nil {
+		return r
+	}
+	set := DefaultSettings()
+	return &Resource{Settings: &set}
 }
 
 // UnmarshalJSON reads the values by their kind.

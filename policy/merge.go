@@ -261,8 +261,11 @@ func suggest(key, path string, t reflect.Type) string {
 }
 
 // Nearest gives the word of least edit distance, if at most a third of the
-// longer word differs; "" otherwise.
+// longer word differs; "" otherwise, and for words of more than 100 bytes.
 func Nearest(word string, known []string) string {
+	if len(word) > 100 {
+		return ""
+	}
 	best, at := "", 0
 	for _, k := range known {
 		d := editDistance(word, k)

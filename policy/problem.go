@@ -26,6 +26,15 @@ func (p Problems) Under(prefix string) Problems {
 	return out
 }
 
+// At gives the same problems, all of one path.
+func (p Problems) At(path string) Problems {
+	out := make(Problems, len(p))
+	for i, q := range p {
+		out[i] = Problem{Path: path, Message: q.Message}
+	}
+	return out
+}
+
 // Err gives nil when nothing is wrong.
 func (p Problems) Err() error {
 	if len(p) == 0 {

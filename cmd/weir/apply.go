@@ -13,10 +13,11 @@ import (
 
 func newApplyCommand(opt *options) *cobra.Command {
 	var files []string
+	var dryRun bool
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Register endpoints, add rules and change settings from files", Args: cobra.NoArgs,
 		Long: "Apply reads YAML or JSON documents of the kinds Endpoint, TrafficRule, SecurityRule and Config.\n" +
-			"All files are checked as a whole before anything is sent; what is there already is left alone.",
+			"All files together are one change: all of it is stored, or nothing. What is there already is left alone.",
 		RunE: runs(opt, func(cmd *cobra.Command, _ []string) error {
 			docs, err := readFiles(cmd.InOrStdin(), files)
 			if err != nil {
@@ -26,12 +27,31 @@ func newApplyCommand(opt *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			done, err := applyAll(cmd, c, docs)
-			return errors.Join(opt.print(cmd, done, func(w io.Writer) error { return printApplied(w, done) }), err)
+			done, err := c.Apply(cmd.Context(), docs, dryRun)
+			if err != nil {
+				return placed(err, docs)
+			}
+			return opt.print(cmd, done, func(w io.Writer) error {
+				if dryRun {
+					return printForetold(w, &done)
+				}
+				return printApplied(w, done.Results)
+			})
 		}),
 	}
 	filesFlag(cmd, &files)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change and which proxies would be told; store nothing")
 	return cmd
+}
+
+// placed puts a document's place in its file before what the control plane says
+// of it by its number.
+func placed(err error, docs []api.Document) error {
+	var i int
+	if _, scan := fmt.Sscanf(err.Error(), "body.documents[%d]", &i); scan == nil && i < len(docs) {
+		return fmt.Errorf("%s: %w", docs[i].Position, err)
+	}
+	return err
 }
 
 func filesFlag(cmd *cobra.Command, files *[]string) {
@@ -84,20 +104,6 @@ func readFiles(stdin io.Reader, files []string) ([]api.Document, error) {
 		return nil, errors.New("there is no document in the files")
 	}
 	return docs, nil
-}
-
-// applyAll stops at the first document that is refused, and says how far it
-// came.
-func applyAll(cmd *cobra.Command, c *api.Client, docs []api.Document) ([]api.Applied, error) {
-	done := []api.Applied{}
-	for i := range docs {
-		a, err := c.Apply(cmd.Context(), &docs[i])
-		if err != nil {
-			return done, fmt.Errorf("%s: %s: %w (%d of %d documents are applied)", docs[i].Position, a.Document, err, i, len(docs))
-		}
-		done = append(done, a)
-	}
-	return done, nil
 }
 
 func printApplied(w io.Writer, done []api.Applied) error {

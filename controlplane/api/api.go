@@ -1,6 +1,6 @@
 // Package api serves the control plane's REST API and holds its client.
-// It keeps no state and decides no policy: what it needs it asks of the
-// interfaces below, which the parent package composes.
+// It keeps no state but what watchers may still ask for, and decides no policy:
+// what it needs it asks of the interfaces below, which the parent composes.
 package api
 
 import (
@@ -18,59 +18,65 @@ import (
 // BasePath is where every route of the API begins.
 const BasePath = "/api/v1"
 
-// ErrNotFound is what an implementation of the interfaces below returns, or
-// wraps, for something that is not there. It is answered with 404.
-var ErrNotFound = errors.New("not found")
-
-// Registry keeps the endpoints of services. An error that is (or wraps)
-// policy.Problems is the request's fault and answered with 400; any other means
-// that the registry cannot do it now and is answered with 503.
-type Registry interface {
-	// Register adds an endpoint that is valid, or replaces the one of the same
-	// service and id. It returns when the endpoint is kept for good.
-	Register(ctx context.Context, e policy.Endpoint) error
-	// Deregister removes an endpoint. For one that is not there it returns nil
-	// or ErrNotFound, which the API answers alike.
-	Deregister(ctx context.Context, name policy.ServiceName, id string) error
-	// Endpoints lists a service's endpoints, unhealthy ones too, with Status
-	// and LastSeen; none for a service that is not known.
-	Endpoints(name policy.ServiceName) []policy.Endpoint
-	// Health tells what the health checks know of an endpoint; false when there
-	// is no such endpoint.
+// Mesh is the state that the API shows and changes. An error of its methods that
+// is (or wraps) policy.Problems is the request's fault and answered with 400;
+// policy.ErrNotFound with 404, ErrExists with 409, ErrForgotten with 410, ErrStale
+// with 412, ErrTooLarge with 413. Any other means that it cannot be done now and
+// is answered with 503.
+type Mesh interface {
+	// Snapshot gives the state as it is, with everything that Change has
+	// answered for.
+	Snapshot() Snapshot
+	// Change makes edits, all or none, and returns when they are kept for good.
+	// When dryRun is set it only tells what they would change.
+	Change(ctx context.Context, edits []policy.Edit, dryRun bool) (policy.Outcome, error)
+	// History lists at most limit changes before a revision (0 is all), the newest
+	// first, without values.
+	History(ctx context.Context, before int64, limit int) ([]policy.Revision, error)
+	// Revision gives one change with its values.
+	Revision(ctx context.Context, revision int64) (policy.Revision, error)
+	// Between tells what differs between the states after two revisions; 0 as the
+	// second is now.
+	Between(ctx context.Context, from, to int64) ([]policy.Difference, error)
+	// Rollback makes the state what it was after a revision, as one change.
+	Rollback(ctx context.Context, revision int64, dryRun bool) (policy.Outcome, error)
+	// Health tells what the health checks know of an endpoint; false when there is
+	// no such endpoint.
 	Health(name policy.ServiceName, id string) (EndpointHealth, bool)
-	// Services lists the services that have endpoints or traffic rules.
+	// Touched lists the connected proxies that differences would be sent to.
+	Touched(differences []policy.Difference) []ProxyName
+}
+
+// Snapshot is the state at one revision. It does not change.
+type Snapshot interface {
+	Revision() int64
+	// Services lists those that have endpoints or traffic rules, by name.
 	Services() []ServiceSummary
-}
-
-// TrafficRules keeps the traffic rules of services. Errors as for Registry.
-type TrafficRules interface {
-	// AddTrafficRule appends a valid rule without id and returns the id that
-	// it was given.
-	AddTrafficRule(ctx context.Context, name policy.ServiceName, r policy.TrafficRule) (id string, err error)
-	// DeleteTrafficRule removes a rule; ErrNotFound if there is none.
-	DeleteTrafficRule(ctx context.Context, name policy.ServiceName, id string) error
+	// Service gives one of them.
+	Service(name policy.ServiceName) (ServiceSummary, bool)
+	// Endpoints lists a service's endpoints by id, unhealthy ones too, with Status
+	// and LastSeen; none for a service that is not known.
+	Endpoints(name policy.ServiceName) []EndpointState
 	// TrafficRules lists a service's rules in the order of evaluation.
-	TrafficRules(name policy.ServiceName) []policy.TrafficRule
-}
-
-// SecurityRules keeps the security rules of the mesh. Errors as for Registry.
-type SecurityRules interface {
-	// AddSecurityRule appends a valid rule without id and returns the id that
-	// it was given.
-	AddSecurityRule(ctx context.Context, r policy.SecurityRule) (id string, err error)
-	// DeleteSecurityRule removes a rule; ErrNotFound if there is none.
-	DeleteSecurityRule(ctx context.Context, id string) error
+	TrafficRules(name policy.ServiceName) []Versioned[policy.TrafficRule]
 	// SecurityRules lists all rules in the order in which they were added.
-	SecurityRules() []policy.SecurityRule
+	SecurityRules() []Versioned[policy.SecurityRule]
+	// Settings gives what is in force; at version 0 they are the defaults.
+	Settings() Versioned[policy.Settings]
 }
 
-// Settings keeps the settings of the mesh. Errors as for Registry.
-type Settings interface {
-	// Settings gives what is in force.
-	Settings() policy.Settings
-	// UpdateSettings merges a patch into what is set when it is stored
-	// (policy.Settings.Merge), so that two updates at once both take effect.
-	UpdateSettings(ctx context.Context, patch []byte) error
+// Versioned is a resource with the revision of its last change.
+type Versioned[T any] struct {
+	Value   T
+	Version int64
+}
+
+// EndpointState is an endpoint with the revision of its last change, of its
+// status too, and the proxy that offers it, if one does.
+type EndpointState struct {
+	policy.Endpoint
+	Version int64
+	ProxyID string
 }
 
 // Authority signs certificates and makes join tokens. An error of IssueForCSR
@@ -108,13 +114,10 @@ type Cluster interface {
 	Figures(ctx context.Context) ControlMetrics
 }
 
-// Config is what a handler is made of. Every field of an interface type but
-// Cluster is needed.
+// Config is what a Server is made of. Every field of an interface type but Cluster
+// is needed.
 type Config struct {
-	Registry  Registry
-	Traffic   TrafficRules
-	Security  SecurityRules
-	Settings  Settings
+	Mesh      Mesh
 	Authority Authority
 	Proxies   Proxies
 	Cluster   Cluster // may be nil: nobody else shares the store
@@ -131,11 +134,10 @@ type Config struct {
 	Log     *zap.Logger      // nil is none
 }
 
-// New gives the handler for everything under BasePath. It starts nothing. It
+// New gives the server of everything under BasePath. It starts nothing. It
 // fails when the configuration has a gap: without a token only Insecure serves.
-func New(cfg Config) (http.Handler, error) {
-	if cfg.Registry == nil || cfg.Traffic == nil || cfg.Security == nil ||
-		cfg.Settings == nil || cfg.Authority == nil || cfg.Proxies == nil {
+func New(cfg Config) (*Server, error) {
+	if cfg.Mesh == nil || cfg.Authority == nil || cfg.Proxies == nil {
 		return nil, errors.New("api: a part is missing in the configuration")
 	}
 	if cfg.Token == "" && !cfg.Insecure {
@@ -147,15 +149,29 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	s := &server{Config: cfg}
+	s := &Server{Config: cfg, feed: newFeed(cfg.Mesh.Snapshot())}
 	mux, err := s.routes()
 	if err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
-	return s.front(mux), nil
+	s.handler = s.front(mux)
+	return s, nil
 }
 
-// server answers requests. It is immutable.
-type server struct {
+// Server answers requests.
+type Server struct {
 	Config
+	handler http.Handler
+	feed    *feed
+	refused refusals
 }
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Changed tells those who watch that the state is another. It is called for each
+// change, in order, by one goroutine, and waits for nobody.
+func (s *Server) Changed(now Snapshot, t Touched) { s.feed.changed(now, t) }
+
+// Close ends the watches, which would else hold up an orderly shutdown.
+func (s *Server) Close() { s.feed.close() }

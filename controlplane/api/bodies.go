@@ -36,7 +36,64 @@ func newEndpointBody(e *policy.Endpoint) endpointBody {
 	}
 }
 
+// endpointPutBody is a registration whose path names the endpoint.
+type endpointPutBody struct {
+	ID              *string           `json:"id" required:"false" doc:"as in the path"`
+	ServiceName     *string           `json:"service_name" required:"false" doc:"as in the path"`
+	Namespace       *string           `json:"namespace" required:"false" doc:"as in the path"`
+	IP              string            `json:"ip" example:"10.0.1.10"`
+	Port            int               `json:"port" example:"8001"`
+	Protocol        *string           `json:"protocol" required:"false"`
+	HealthCheckPath *string           `json:"health_check_path" required:"false"`
+	Weight          *int              `json:"weight" required:"false"`
+	Labels          map[string]string `json:"labels" required:"false" nullable:"true"`
+}
+
+func (b *endpointPutBody) endpoint(ref policy.Ref) (policy.Endpoint, policy.Problems) {
+	whole := endpointBody{
+		ID: ref.ID, ServiceName: ref.Service, Namespace: ref.Namespace, IP: b.IP, Port: b.Port,
+		Protocol: b.Protocol, HealthCheckPath: b.HealthCheckPath, Weight: b.Weight, Labels: b.Labels,
+	}
+	p := otherID(b.ID, ref.ID)
+	p = append(p, otherID(b.ServiceName, ref.Service).At("service_name")...)
+	p = append(p, otherID(b.Namespace, ref.Namespace).At("namespace")...)
+	e := whole.endpoint()
+	e.Status = "" // it stays as it is
+	return e, p
+}
+
+// endpointView is an endpoint as it is listed.
+type endpointView struct {
+	policy.Endpoint
+	ResourceVersion string `json:"resource_version"`
+	ProxyID         string `json:"proxy_id,omitempty" required:"false" doc:"the proxy that offers it, for as long as it runs"`
+}
+
+func viewEndpoint(e *EndpointState) endpointView {
+	v := endpointView{Endpoint: e.Endpoint, ResourceVersion: versionText(e.Version), ProxyID: e.ProxyID}
+	if v.Labels == nil {
+		v.Labels = map[string]string{}
+	}
+	return v
+}
+
+// securityRuleView is a rule as it is listed, with the mode in force.
+type securityRuleView struct {
+	policy.SecurityRule
+	ResourceVersion string   `json:"resource_version"`
+	Inherits        []string `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's setting"`
+}
+
+func viewSecurityRule(r *Versioned[policy.SecurityRule], mode policy.MTLSMode) securityRuleView {
+	v := securityRuleView{SecurityRule: r.Value, ResourceVersion: versionText(r.Version)}
+	if v.MTLSMode == "" {
+		v.MTLSMode, v.Inherits = mode, []string{"mtls_mode"}
+	}
+	return v
+}
+
 type trafficRuleBody struct {
+	ID                 *string           `json:"id,omitempty" required:"false" doc:"left out, one is made"`
 	MatchHeaders       map[string]string `json:"match_headers" required:"false" nullable:"true" doc:"by name: the exact value, or prefix:…, regex:…, present:"`
 	MatchPath          *string           `json:"match_path" required:"false" doc:"exact, /prefix* or regex:…"`
 	MatchMethod        *string           `json:"match_method" required:"false"`
@@ -53,6 +110,7 @@ func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
 	if b.MatchHeaders != nil {
 		r.MatchHeaders = b.MatchHeaders
 	}
+	override(&r.ID, b.ID)
 	override(&r.MatchPath, b.MatchPath)
 	override(&r.MatchMethod, b.MatchMethod)
 	override(&r.DestinationService, b.DestinationService)
@@ -74,13 +132,14 @@ func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
 
 func newTrafficRuleBody(r *policy.TrafficRule) trafficRuleBody {
 	return trafficRuleBody{
-		MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
+		ID: given(r.ID), MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
 		DestinationService: given(r.DestinationService), DestinationSubset: given(r.DestinationSubset),
 		Weight: &r.Weight, Timeout: given(r.Timeout), RetryAttempts: given(r.RetryAttempts), CircuitBreaker: &r.CircuitBreaker,
 	}
 }
 
 type securityRuleBody struct {
+	ID                   *string  `json:"id,omitempty" required:"false" doc:"left out, one is made"`
 	SourceNamespace      string   `json:"source_namespace" doc:"* is every one"`
 	SourceService        string   `json:"source_service" doc:"* is every one"`
 	DestinationNamespace string   `json:"destination_namespace" doc:"* is every one"`
@@ -99,6 +158,7 @@ func (b *securityRuleBody) rule() (policy.SecurityRule, policy.Problems) {
 	if b.AllowedMethods != nil {
 		r.AllowedMethods = b.AllowedMethods
 	}
+	override(&r.ID, b.ID)
 	override(&r.RequiredJWT, b.RequiredJWT)
 	if b.MTLSMode != nil {
 		r.MTLSMode = policy.MTLSMode(*b.MTLSMode)
@@ -112,6 +172,7 @@ func (b *securityRuleBody) rule() (policy.SecurityRule, policy.Problems) {
 
 func newSecurityRuleBody(r *policy.SecurityRule) securityRuleBody {
 	return securityRuleBody{
+		ID:              given(r.ID),
 		SourceNamespace: r.SourceNamespace, SourceService: r.SourceService,
 		DestinationNamespace: r.DestinationNamespace, DestinationService: r.DestinationService,
 		AllowedMethods: r.AllowedMethods, RequiredJWT: &r.RequiredJWT, MTLSMode: given(string(r.MTLSMode)),
@@ -143,10 +204,26 @@ type trafficRuleView struct {
 	Timeout            float64           `json:"timeout" doc:"seconds"`
 	RetryAttempts      int               `json:"retry_attempts"`
 	CircuitBreaker     bool              `json:"circuit_breaker"`
+	ResourceVersion    string            `json:"resource_version"`
+	Inherits           []string          `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
 }
 
-func viewTrafficRule(r *policy.TrafficRule, t *policy.Traffic) trafficRuleView {
+// inherits names the fields in which a rule leaves the mesh's settings in force.
+func inherits(r *policy.TrafficRule) []string {
+	var out []string
+	if r.Timeout == 0 {
+		out = append(out, "timeout")
+	}
+	if r.RetryAttempts == 0 {
+		out = append(out, "retry_attempts")
+	}
+	return out
+}
+
+func viewTrafficRule(versioned *Versioned[policy.TrafficRule], t *policy.Traffic) trafficRuleView {
+	r := &versioned.Value
 	v := trafficRuleView{
+		ResourceVersion: versionText(versioned.Version), Inherits: inherits(r),
 		ID: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
 		DestinationService: r.DestinationService, DestinationSubset: given(r.DestinationSubset),
 		Weight: r.Weight, Timeout: r.Timeout, RetryAttempts: r.RetryAttempts, CircuitBreaker: r.CircuitBreaker,

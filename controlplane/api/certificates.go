@@ -17,7 +17,7 @@ type rootOutput struct {
 	Body        []byte
 }
 
-func (s *server) rootCertificate(context.Context, *nothing) (*rootOutput, error) {
+func (s *Server) rootCertificate(context.Context, *nothing) (*rootOutput, error) {
 	return &rootOutput{ContentType: pemType, Body: s.Authority.RootPEM()}, nil
 }
 
@@ -25,7 +25,7 @@ type issueInput struct {
 	Body issueBody
 }
 
-func (s *server) issueCertificate(_ context.Context, in *issueInput) (*output[Certificate], error) {
+func (s *Server) issueCertificate(_ context.Context, in *issueInput) (*output[Certificate], error) {
 	b := &in.Body
 	problems := checkName(b.Namespace, b.ServiceName, "service_name")
 	if b.CSR != nil {
@@ -64,7 +64,7 @@ type tokenInput struct {
 	Body tokenBody
 }
 
-func (s *server) createToken(_ context.Context, in *tokenInput) (*output[Token], error) {
+func (s *Server) createToken(_ context.Context, in *tokenInput) (*output[Token], error) {
 	b := &in.Body
 	problems := checkName(b.Namespace, b.ServiceName, "service_name")
 	var ttl time.Duration

@@ -66,7 +66,7 @@ func (c *Client) Services(ctx context.Context) ([]ServiceSummary, error) {
 }
 
 // AddTrafficRule appends a rule to a service's and gives its id. Start from
-// policy.DefaultTrafficRule; the rule's own ID is not sent.
+// policy.DefaultTrafficRule; without an ID one is made.
 func (c *Client) AddTrafficRule(ctx context.Context, name policy.ServiceName, r policy.TrafficRule) (string, error) {
 	h, err := c.call(ctx, http.MethodPost, servicePath("/traffic-rules", name), newTrafficRuleBody(&r), nil)
 	return h.Get(resourceID), err
@@ -85,7 +85,7 @@ func (c *Client) DeleteTrafficRule(ctx context.Context, name policy.ServiceName,
 }
 
 // AddSecurityRule appends a rule and gives its id. Without AllowedMethods it
-// has the default ones; the rule's own ID is not sent.
+// has the default ones, without an ID one is made.
 func (c *Client) AddSecurityRule(ctx context.Context, r policy.SecurityRule) (string, error) {
 	h, err := c.call(ctx, http.MethodPost, "/security-rules", newSecurityRuleBody(&r), nil)
 	return h.Get(resourceID), err
@@ -156,6 +156,50 @@ func (c *Client) UpdateSettings(ctx context.Context, patch any) (warnings []stri
 		warnings = append(warnings, warningText(w))
 	}
 	return warnings, err
+}
+
+// Apply stores documents, all of them or none; with dryRun it only tells what
+// they would change.
+func (c *Client) Apply(ctx context.Context, docs []Document, dryRun bool) (Stored, error) {
+	var out Stored
+	body := applyBody{Documents: make([]json.RawMessage, len(docs))}
+	for i := range docs {
+		body.Documents[i] = docs[i].text
+	}
+	_, err := c.call(ctx, http.MethodPost, "/apply"+asDryRun(dryRun), body, &out)
+	return out, err
+}
+
+// History lists at most limit changes before a revision (0 is all), the newest
+// first.
+func (c *Client) History(ctx context.Context, before int64, limit int) ([]Revision, error) {
+	return get[[]Revision](ctx, c, fmt.Sprintf("/history?before=%d&limit=%d", before, limit))
+}
+
+// Revision gives one change with its values.
+func (c *Client) Revision(ctx context.Context, revision int64) (Revision, error) {
+	return get[Revision](ctx, c, fmt.Sprintf("/history/%d", revision))
+}
+
+// Diff tells what differs between the states after two revisions; 0 as the
+// second is now.
+func (c *Client) Diff(ctx context.Context, from, to int64) ([]Change, error) {
+	return get[[]Change](ctx, c, fmt.Sprintf("/diff?from=%d&to=%d", from, to))
+}
+
+// Rollback makes rules, settings and registered endpoints what they were after a
+// revision; with dryRun it only tells what that would change.
+func (c *Client) Rollback(ctx context.Context, revision int64, dryRun bool) (Stored, error) {
+	var out Stored
+	_, err := c.call(ctx, http.MethodPost, "/rollback"+asDryRun(dryRun), rollbackBody{Revision: revision}, &out)
+	return out, err
+}
+
+func asDryRun(dryRun bool) string {
+	if dryRun {
+		return "?dry_run=1"
+	}
+	return ""
 }
 
 func servicePath(under string, name policy.ServiceName) string {

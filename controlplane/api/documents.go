@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/goccy/go-yaml"
@@ -27,6 +28,7 @@ type Document struct {
 	Kind     string
 	Position string // "mesh.yaml:12:1"
 
+	text     json.RawMessage // the document itself
 	service  policy.ServiceName
 	endpoint policy.Endpoint
 	traffic  policy.TrafficRule
@@ -147,6 +149,9 @@ type envelope struct {
 	Namespace string          `json:"namespace,omitempty"`
 	Service   string          `json:"service,omitempty"`
 	Spec      json.RawMessage `json:"spec"`
+	// Status is what the control plane knows of the resource besides, in a
+	// document that it wrote itself. It says nothing of what is wanted.
+	Status map[string]any `json:"status,omitempty" required:"false"`
 }
 
 func readDocument(at *place, n ast.Node) (Document, error) {
@@ -157,16 +162,21 @@ func readDocument(at *place, n ast.Node) (Document, error) {
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", at.start(), err)
 	}
+	return d, at.err(d.parse(text))
+}
+
+// parse reads the document's JSON.
+func (d *Document) parse(text []byte) policy.Problems {
+	d.text = text
 	var e envelope
 	if p := checkShape[envelope]("", text); len(p) > 0 {
-		return d, at.err(p)
+		return p
 	}
 	if err := json.Unmarshal(text, &e); err != nil {
-		return d, fmt.Errorf("%s: %w", at.start(), err) // the shape was checked, so this cannot be
+		return policy.Problems{{Message: err.Error()}} // the shape was checked, so this cannot be
 	}
 	d.Kind = e.Kind
-	problems := d.read(&e)
-	return d, at.err(problems)
+	return d.read(&e)
 }
 
 // read fills in what the kind has, and lists what is wrong with it.
@@ -189,7 +199,7 @@ func (d *Document) read(e *envelope) policy.Problems {
 		if p = append(p, shape...); len(shape) == 0 {
 			var rule policy.Problems
 			d.security, rule = body.rule()
-			p = append(p, rule.Under("spec")...)
+			p = append(p, append(rule, checkGivenID(body.ID)...).Under("spec")...)
 		}
 		return p
 	case "Config":
@@ -253,7 +263,7 @@ func (d *Document) readTrafficRule(e *envelope) policy.Problems {
 	}
 	var rule policy.Problems
 	d.traffic, rule = body.rule()
-	return append(p, rule.Under("spec")...)
+	return append(p, append(rule, checkGivenID(body.ID)...).Under("spec")...)
 }
 
 func readSpec[T any](spec json.RawMessage) (T, policy.Problems) {
@@ -267,18 +277,29 @@ func readSpec[T any](spec json.RawMessage) (T, policy.Problems) {
 	return body, nil
 }
 
+// shapes keeps the schemas of types: making one costs more than a check by it.
+var shapes sync.Map // of reflect.Type to func() (huma.Registry, *huma.Schema)
+
+func shapeOf(t reflect.Type) (huma.Registry, *huma.Schema) {
+	known, _ := shapes.LoadOrStore(t, sync.OnceValues(func() (huma.Registry, *huma.Schema) {
+		registry := huma.NewMapRegistry("#/", huma.DefaultSchemaNamer)
+		return registry, registry.Schema(t, true, "Body")
+	}))
+	return known.(func() (huma.Registry, *huma.Schema))()
+}
+
 // checkShape checks a value in JSON as huma does for a request's body.
 func checkShape[T any](path string, text []byte) policy.Problems {
 	var value any
 	if err := json.Unmarshal(text, &value); err != nil {
 		return policy.Problems{{Path: path, Message: err.Error()}}
 	}
-	registry := huma.NewMapRegistry("#/", huma.DefaultSchemaNamer)
 	t := reflect.TypeFor[T]()
+	registry, schema := shapeOf(t)
 	pb := huma.NewPathBuffer(nil, 0)
 	pb.Push("body")
 	var res huma.ValidateResult
-	huma.Validate(registry, registry.Schema(t, true, "Body"), pb, huma.ModeWriteToServer, value, &res)
+	huma.Validate(registry, schema, pb, huma.ModeWriteToServer, value, &res)
 	var p policy.Problems
 	for _, err := range res.Errors {
 		var d huma.ErrorDetailer

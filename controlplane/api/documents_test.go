@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
@@ -39,20 +40,23 @@ spec:
 --- {"kind": "Config", "spec": {"global_timeout": 5, "security": {"cors": {"enabled": true}}}}
 `
 
+// madeID is an id that apply gave a rule, made of what the rule does.
+var madeID = regexp.MustCompile(`(?m) [a-z2-7]{10}$`)
+
 func results(t *testing.T, c *api.Client, docs []api.Document) string {
 	t.Helper()
+	got, err := c.Apply(t.Context(), docs, false)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out []string
-	for i := range docs {
-		got, err := c.Apply(t.Context(), &docs[i])
-		if err != nil {
-			t.Fatalf("%s: %v", docs[i].Position, err)
-		}
-		out = append(out, got.Document+" "+got.Result+" "+got.ID)
-		for _, w := range got.Warnings {
+	for _, r := range got.Results {
+		out = append(out, r.Document+" "+r.Result+" "+r.ID)
+		for _, w := range r.Warnings {
 			out = append(out, "warning: "+w)
 		}
 	}
-	return strings.Join(out, "\n")
+	return madeID.ReplaceAllString(strings.Join(out, "\n"), " (made)")
 }
 
 func TestAFileIsAppliedAndAppliedAgain(t *testing.T) {
@@ -62,15 +66,15 @@ func TestAFileIsAppliedAndAppliedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := results(t, c, docs)
-	if want := `Endpoint default/web/web-1 registered web-1
-TrafficRule default/web added r1
-TrafficRule default/web added r2
-SecurityRule default/web -> default/orders added r3
-Config updated 
+	if want := `Endpoint default/web/web-1 added web-1
+TrafficRule default/web added (made)
+TrafficRule default/web added (made)
+SecurityRule default/web -> default/orders added (made)
+Config changed 
 warning: security.cors: kept, but not acted on by this version`; first != want {
 		t.Errorf("first:\n%s\nwant:\n%s", first, want)
 	}
-	if again := results(t, c, docs); strings.ReplaceAll(first, " added ", " unchanged ") != again {
+	if again := results(t, c, docs); strings.NewReplacer(" added ", " unchanged ", " changed ", " unchanged ").Replace(first) != again {
 		t.Errorf("again:\n%s", again)
 	}
 }
@@ -138,7 +142,7 @@ func TestMergesAndAliasesAreResolved(t *testing.T) {
 		t.Fatal(docs, err)
 	}
 	m := newMesh()
-	if got := results(t, serve(t, m), docs); got != "TrafficRule default/web added r1" {
+	if got := results(t, serve(t, m), docs); got != "TrafficRule default/web added (made)" {
 		t.Fatal(got)
 	}
 	if r := m.TrafficRules(web)[0]; r.Weight != 7 || r.DestinationSubset != "v1" {

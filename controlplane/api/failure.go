@@ -59,11 +59,30 @@ func newFailure(status int, msg string, known []string, errs []error) *failure {
 			lines = append(lines, err.Error())
 		}
 	}
-	sort.Strings(lines) // huma walks maps: the same body shall give the same answer
 	if len(lines) == 0 {
 		lines = []string{msg}
 	}
-	return &failure{status: status, Message: strings.Join(slices.Compact(lines), "; ")}
+	sort.Strings(lines) // huma walks maps: the same body shall give the same answer
+	return &failure{status: status, Message: joinLines(slices.Compact(lines))}
+}
+
+const (
+	maxProblems     = 20   // that one answer names
+	maxProblemBytes = 1024 // of each
+)
+
+// joinLines bounds an answer whatever the request was full of.
+func joinLines(lines []string) string {
+	more := ""
+	if n := len(lines) - maxProblems; n > 0 {
+		lines, more = lines[:maxProblems], fmt.Sprintf("; and %d more", n)
+	}
+	for i, line := range lines {
+		if len(line) > maxProblemBytes {
+			lines[i] = strings.ToValidUTF8(line[:maxProblemBytes], "") + "…"
+		}
+	}
+	return strings.Join(lines, "; ") + more
 }
 
 // kinds says in plain words what huma's messages ask for.
@@ -131,19 +150,32 @@ func badRequest(part string, p policy.Problems) error {
 	if len(p) == 0 {
 		return nil
 	}
-	return refuse(http.StatusBadRequest, "%s", p.Under(part).Error())
+	var lines []string
+	for _, q := range p.Under(part) {
+		lines = append(lines, policy.Problems{q}.Error())
+	}
+	return refuse(http.StatusBadRequest, "%s", joinLines(lines))
 }
 
 // answerFor gives the answer to an error of one of the interfaces in Config.
-func (s *server) answerFor(step string, err error) error {
+func (s *Server) answerFor(step string, err error) error {
 	var p policy.Problems
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &p):
 		return badRequest("body", p)
-	case errors.Is(err, ErrNotFound):
-		return refuse(http.StatusNotFound, "%v", err)
+	}
+	for _, known := range []struct {
+		is     error
+		status int
+	}{
+		{policy.ErrNotFound, http.StatusNotFound}, {policy.ErrExists, http.StatusConflict}, {policy.ErrForgotten, http.StatusGone},
+		{policy.ErrStale, http.StatusPreconditionFailed}, {policy.ErrTooLarge, http.StatusRequestEntityTooLarge},
+	} {
+		if errors.Is(err, known.is) {
+			return refuse(known.status, "%v", err)
+		}
 	}
 	s.Log.Error("API call failed", zap.String("step", step), zap.Error(err))
 	return refuse(http.StatusServiceUnavailable, "%s: %v", step, err)

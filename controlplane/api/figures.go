@@ -2,9 +2,9 @@ package api
 
 import "context"
 
-func (s *server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], error) {
+func (s *Server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], error) {
 	var m Metrics
-	for _, v := range s.Registry.Services() {
+	for _, v := range s.Mesh.Snapshot().Services() {
 		if v.Endpoints > 0 {
 			m.Registry.TotalServices++
 		}
@@ -12,10 +12,11 @@ func (s *server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], 
 		m.Registry.UnhealthyEndpoints += v.Endpoints - v.HealthyEndpoints
 		m.Registry.TrafficRules += v.TrafficRules
 	}
-	m.Registry.SecurityRules = len(s.Security.SecurityRules())
+	m.Registry.SecurityRules = len(s.Mesh.Snapshot().SecurityRules())
 	f := s.Proxies.Totals()
 	m.LoadBalancer = LoadBalancerMetrics{f.RequestsRouted, f.RoutingFailures, f.BackendFailures}
 	m.Proxies = ProxyMetrics{len(s.Proxies.Proxies()), f.InboundRequests, f.OutboundRequests, f.RequestErrors}
+	m.API = APIMetrics{s.feed.watching(), s.refused.total()}
 	if s.Cluster != nil {
 		f := s.Cluster.Figures(ctx)
 		m.Control = &f
@@ -23,9 +24,9 @@ func (s *server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], 
 	return &output[Metrics]{m}, nil
 }
 
-func (s *server) getStatus(ctx context.Context, _ *nothing) (*output[Status], error) {
+func (s *Server) getStatus(ctx context.Context, _ *nothing) (*output[Status], error) {
 	st := Status{Status: "healthy", Proxies: len(s.Proxies.Proxies()), Uptime: s.Now().Sub(s.Started).Seconds()}
-	for _, v := range s.Registry.Services() {
+	for _, v := range s.Mesh.Snapshot().Services() {
 		if v.Endpoints > 0 {
 			st.Services++
 		}
@@ -36,7 +37,7 @@ func (s *server) getStatus(ctx context.Context, _ *nothing) (*output[Status], er
 
 // addMembers tells of the control planes. One whose store does not answer is
 // degraded: it tells what it knew.
-func (s *server) addMembers(ctx context.Context, st *Status) {
+func (s *Server) addMembers(ctx context.Context, st *Status) {
 	if s.Cluster == nil {
 		return
 	}
@@ -52,7 +53,7 @@ func (s *server) addMembers(ctx context.Context, st *Status) {
 	}
 }
 
-func (s *server) listProxies(context.Context, *nothing) (*output[[]ProxyStatus], error) {
+func (s *Server) listProxies(context.Context, *nothing) (*output[[]ProxyStatus], error) {
 	proxies := append([]ProxyStatus{}, s.Proxies.Proxies()...)
 	for i := range proxies {
 		p := &proxies[i]

@@ -22,7 +22,7 @@ const (
 )
 
 // front is what every request passes before its route, in this order.
-func (s *server) front(mux *http.ServeMux) http.Handler {
+func (s *Server) front(mux *http.ServeMux) http.Handler {
 	var browsers http.CrossOriginProtection
 	want := sha256.Sum256([]byte(s.Token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -30,23 +30,32 @@ func (s *server) front(mux *http.ServeMux) http.Handler {
 		w.Header().Set("Cache-Control", "no-store") // keys and tokens are among the answers
 		// A page of another site must not use the operator's browser as its hand.
 		if err := browsers.Check(r); err != nil {
+			s.refused.count(s, r, otherSite)
 			writeFailure(w, http.StatusForbidden, "%v", err)
 			return
 		}
 		// Nor by a name of its own that it makes resolve to loopback.
 		if s.Insecure && !isLocalHost(r.Host) {
+			s.refused.count(s, r, otherSite)
 			writeFailure(w, http.StatusForbidden, "Host %q is not this machine, and the API is served without a token", r.Host)
 			return
 		}
 		if !s.Insecure && !isOpen(r) && !authorized(r, want) {
-			unauthorized(w, r)
+			s.unauthorized(w, r)
 			return
 		}
 		// A route that does not exist is told before a body is read for it.
 		if !routed(mux, w, r) {
 			return
 		}
-		if r.Method == http.MethodPost && !readBody(w, r) {
+		if l, ok, err := watched(r); err != nil {
+			writeFailure(w, http.StatusBadRequest, "%v", err)
+			return
+		} else if ok {
+			s.watch(w, r, l)
+			return
+		}
+		if (r.Method == http.MethodPost || r.Method == http.MethodPut) && !readBody(w, r) {
 			return
 		}
 		s.freshen(w, r)
@@ -57,7 +66,7 @@ func (s *server) front(mux *http.ServeMux) http.Handler {
 // freshen lets a read see every change that was answered before, by whichever
 // control plane. When the store does not tell in time, the read is answered all
 // the same, from what is known, and says so (RFC 7234 section 5.5.1).
-func (s *server) freshen(w http.ResponseWriter, r *http.Request) {
+func (s *Server) freshen(w http.ResponseWriter, r *http.Request) {
 	if s.Cluster == nil || r.Method != http.MethodGet || isOpen(r) || path.Base(r.URL.Path) == "status" {
 		return
 	}
@@ -78,18 +87,6 @@ func authorized(r *http.Request, want [sha256.Size]byte) bool {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	got := sha256.Sum256([]byte(strings.TrimSpace(token)))
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(got[:], want[:]) == 1
-}
-
-// unauthorized answers as RFC 6750 section 3.1 asks: no error code for a
-// request that showed no token.
-func unauthorized(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Authorization") == "" {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="weir"`)
-		writeFailure(w, http.StatusUnauthorized, "the admin token is missing: send Authorization: Bearer <token>")
-		return
-	}
-	w.Header().Set("WWW-Authenticate", `Bearer realm="weir", error="invalid_token"`)
-	writeFailure(w, http.StatusUnauthorized, "the admin token is wrong")
 }
 
 func isLocalHost(host string) bool {
@@ -151,12 +148,16 @@ func readBody(w http.ResponseWriter, r *http.Request) bool {
 	r.Header.Set("Content-Type", "application/json")
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // a recorder in a test has none to set
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	most := int64(maxBody)
+	if r.URL.Path == BasePath+"/apply" {
+		most = maxApplyBytes
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	_ = rc.SetReadDeadline(time.Time{})
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		writeFailure(w, http.StatusRequestEntityTooLarge, "body: is larger than %d bytes", maxBody)
+		writeFailure(w, http.StatusRequestEntityTooLarge, "body: is larger than %d bytes", most)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.Header().Set("Connection", "close")
 		writeFailure(w, http.StatusRequestTimeout, "body: did not arrive within %v", bodyTimeout)

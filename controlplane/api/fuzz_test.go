@@ -13,19 +13,17 @@ import (
 // FuzzBodies sends any body to any route that takes one. Whatever it is, the
 // answer is 200 and one write at most, or 400 and none; never another.
 func FuzzBodies(f *testing.F) {
-	paths := []string{"/services/register", "/traffic-rules/default/web", "/security-rules", "/config", "/certificates/issue", "/tokens"}
+	paths := []string{"/services/register", "/traffic-rules/default/web", "/security-rules", "/config", "/certificates/issue", "/tokens", "/apply", "/rollback"}
 	for i, body := range []string{
 		userService1, `{"weight":1e400}`, `{"a":{"a":1,"a":2}}`, `{"services":{"web":null}}`, `[[[`, "{\"\xff\":1}", `{"match_headers":{"a":"regex:("}}`,
 		`{"service_name":"web","namespace":"default","ttl":-1}`, `{"global_timeout":5,"resilience":{"timeout":{"default":6}}}`,
 	} {
 		f.Add(uint8(i), []byte(body))
 	}
-	m := newMesh()
-	h, err := api.New(config(m))
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
+		m := newMesh()
+		h, err := api.New(config(m))
+		check(t, err)
 		before := m.stored()
 		req := httptest.NewRequest(http.MethodPost, api.BasePath+paths[int(which)%len(paths)], strings.NewReader(string(body)))
 		req.Header.Set("Authorization", "Bearer "+token)
@@ -37,7 +35,7 @@ func FuzzBodies(f *testing.F) {
 			if writes > 1 || !json.Valid(w.Body.Bytes()) {
 				t.Errorf("%d writes, %s", writes, w.Body)
 			}
-		case http.StatusBadRequest:
+		case http.StatusBadRequest, http.StatusNotFound: // a revision that is not there
 			var answer map[string]string
 			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer["error"] == "" || len(answer) != 1 {
 				t.Errorf("not an error body: %s", w.Body)

@@ -36,9 +36,9 @@ type endpointPathInput struct {
 	EndpointID string `path:"endpoint_id"`
 }
 
-func (s *server) endpointHealth(_ context.Context, in *endpointPathInput) (*output[EndpointHealth], error) {
+func (s *Server) endpointHealth(_ context.Context, in *endpointPathInput) (*output[EndpointHealth], error) {
 	name := policy.ServiceName{Namespace: in.Namespace, Name: in.Service}
-	h, ok := s.Registry.Health(name, in.EndpointID)
+	h, ok := s.Mesh.Health(name, in.EndpointID)
 	if !ok {
 		return nil, refuse(http.StatusNotFound, "%s has no endpoint %q", name, in.EndpointID)
 	}

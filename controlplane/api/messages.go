@@ -18,6 +18,13 @@ func (s *ServiceSummary) Service() policy.ServiceName {
 	return policy.ServiceName{Namespace: s.Namespace, Name: s.ServiceName}
 }
 
+// ProxyName names a connected proxy.
+type ProxyName struct {
+	ID          string `json:"id"`
+	Namespace   string `json:"namespace"`
+	ServiceName string `json:"service_name"`
+}
+
 // ProxyStatus is a connected proxy as GET /proxies lists it.
 type ProxyStatus struct {
 	ID          string          `json:"id"`
@@ -69,7 +76,22 @@ type Metrics struct {
 	Registry     RegistryMetrics     `json:"registry"`
 	LoadBalancer LoadBalancerMetrics `json:"load_balancer"`
 	Proxies      ProxyMetrics        `json:"proxies"`
+	API          APIMetrics          `json:"api"`
 	Control      *ControlMetrics     `json:"control,omitempty"`
+}
+
+// APIMetrics counts what happened to the API of this control plane.
+type APIMetrics struct {
+	Watches int          `json:"watches" doc:"open now"`
+	Refused RefusedCalls `json:"refused"`
+}
+
+// RefusedCalls counts calls that were refused before they were looked at.
+type RefusedCalls struct {
+	MissingToken     uint64 `json:"missing_token"`
+	WrongToken       uint64 `json:"wrong_token"`
+	ProxyCertificate uint64 `json:"proxy_certificate" doc:"a workload's certificate in the place of a token"`
+	OtherSite        uint64 `json:"other_site" doc:"a browser's, from another site"`
 }
 
 // RegistryMetrics counts what is registered.

@@ -30,6 +30,10 @@ func newDocument(version string) *huma.OpenAPI {
 			{Name: "certificates", Description: "The mesh's certificate authority."},
 			{Name: "tokens", Description: "Tokens with which proxies join."},
 			{Name: "config", Description: "The settings of the mesh."},
+			{Name: "apply", Description: "Documents stored together."},
+			{Name: "history", Description: "What was changed, by whom and when."},
+			{Name: "diff", Description: "How the states after two revisions differ."},
+			{Name: "rollback", Description: "The way back."},
 			{Name: "metrics", Description: "Counts of the control plane and its proxies."},
 			{Name: "status", Description: "How the control plane is."},
 			{Name: "proxies", Description: "The connected proxies."},
@@ -48,9 +52,23 @@ func newDocument(version string) *huma.OpenAPI {
 // answers describes what a route answers besides 200.
 func answers(method, path string) map[string]*huma.Response {
 	out := map[string]*huma.Response{"401": refusal("The admin token is missing or wrong.")}
-	if method == http.MethodPost {
+	if path == "/history/{revision}" || path == "/diff" || path == "/rollback" {
+		out["404"] = refusal("There is no such revision.")
+		out["410"] = refusal("The history does not reach back so far.")
+	}
+	if method == http.MethodGet && strings.HasSuffix(path, "_id}") {
+		out["304"] = &huma.Response{Description: "The client has this version."}
+		out["404"] = refusal("There is none with this id.")
+	}
+	if method == http.MethodPut || method == http.MethodDelete || path == "/config" && method == http.MethodPost {
+		out["412"] = refusal("The condition of If-Match or If-None-Match does not hold; nothing is stored.")
+	}
+	if path == "/security-rules" || path == "/traffic-rules/{namespace}/{service}" {
+		out["409"] = refusal("There is a rule with this id.")
+	}
+	if method == http.MethodPost || method == http.MethodPut {
 		out["400"] = refusal("The request is wrong; nothing of it is stored.")
-		out["413"] = refusal("The body is larger than 1 MiB.")
+		out["413"] = refusal("The body is larger than 1 MiB, or than 8 MiB for /apply, or more than the store takes at once.")
 	}
 	if method == http.MethodDelete && !strings.HasPrefix(path, "/services/") || strings.HasSuffix(path, "/health") {
 		out["404"] = refusal("There is none with this id.")
@@ -79,6 +97,9 @@ var bounds = []struct {
 	{"EndpointBody", "health_check_path", map[string]any{"default": "/health", "pattern": "^/"}},
 	{"EndpointBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
 	{"EndpointBody", "labels", map[string]any{"default": map[string]any{}, "maxProperties": 64}},
+	{"EndpointPutBody", "port", map[string]any{"minimum": 1, "maximum": 65535}},
+	{"EndpointPutBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.Protocols)}},
+	{"EndpointPutBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
 	{"TrafficRuleBody", "match_headers", map[string]any{"default": map[string]any{}}},
 	{"TrafficRuleBody", "destination_service", map[string]any{"default": ""}},
 	{"TrafficRuleBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
@@ -124,12 +145,29 @@ func finishDocument(doc *huma.OpenAPI) ([]byte, error) {
 	paths := tree.at("paths")
 	ref := map[string]any{"schema": map[string]any{"$ref": settings.Ref}}
 	paths.at("/config", "post", "requestBody", "content")["application/json"] = ref
+	paths.at("/config", "put", "requestBody", "content")["application/json"] = ref
+	for _, path := range []string{"/services", "/services/{namespace}/{service}", "/traffic-rules/{namespace}/{service}", "/security-rules", "/config"} {
+		describeWatch(paths.at(path, "get"))
+	}
 	paths.at("/config", "get", "responses", "200", "content")["application/json"] = ref
 	root := paths.at("/certificates/ca", "get")
 	root["security"] = []any{}
 	delete(root.at("responses"), "401")
 	root.at("responses", "200")["content"] = map[string]any{pemType: map[string]any{"schema": map[string]any{"type": "string"}}}
 	return json.Marshal(tree)
+}
+
+// describeWatch adds what a list answers that is watched; huma is not asked for
+// that (watch.go).
+func describeWatch(get node) {
+	get["description"] = fmt.Sprint(get["description"]) + " With watch=1: server-sent events added, changed and removed, whose data is an element of the list; " +
+		"synced, once all that is there was told; reset, when what the client knows is out of date and everything is told anew. " +
+		"The id is a revision. With Last-Event-ID the events after it follow."
+	get.at("responses", "200", "content")[eventStream] = map[string]any{"schema": map[string]any{"type": "string"}}
+	get["parameters"] = append(get["parameters"].([]any), map[string]any{
+		"name": "Last-Event-ID", "in": "header", "description": "with watch=1: the revision up to which everything is known", "schema": map[string]any{"type": "string"},
+	})
+	get.at("responses")["503"] = map[string]any{"description": "There are too many watches."}
 }
 
 // describeSettings makes every setting optional, as it is in a patch, and adds

@@ -36,25 +36,38 @@ func TestTheDocumentDescribesEveryRoute(t *testing.T) {
 		}
 	}
 	sort.Strings(routes)
-	if want := `DELETE /security-rules/{rule_id}
+	if want := `DELETE /config
+DELETE /security-rules/{rule_id}
 DELETE /services/{namespace}/{service}/{endpoint_id}
 DELETE /traffic-rules/{namespace}/{service}/{rule_id}
 GET /certificates/ca
 GET /config
+GET /diff
+GET /history
+GET /history/{revision}
 GET /metrics
 GET /proxies
 GET /security-rules
+GET /security-rules/{rule_id}
 GET /services
 GET /services/{namespace}/{service}
+GET /services/{namespace}/{service}/{endpoint_id}
 GET /services/{namespace}/{service}/{endpoint_id}/health
 GET /status
 GET /traffic-rules/{namespace}/{service}
+GET /traffic-rules/{namespace}/{service}/{rule_id}
+POST /apply
 POST /certificates/issue
 POST /config
+POST /rollback
 POST /security-rules
 POST /services/register
 POST /tokens
-POST /traffic-rules/{namespace}/{service}`; strings.Join(routes, "\n") != want {
+POST /traffic-rules/{namespace}/{service}
+PUT /config
+PUT /security-rules/{rule_id}
+PUT /services/{namespace}/{service}/{endpoint_id}
+PUT /traffic-rules/{namespace}/{service}/{rule_id}`; strings.Join(routes, "\n") != want {
 		t.Errorf("routes:\n%s", strings.Join(routes, "\n"))
 	}
 	if doc.OpenAPI != "3.1.0" || len(doc.Servers) != 1 || doc.Servers[0].URL != "/api/v1" {

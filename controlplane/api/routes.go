@@ -13,7 +13,7 @@ import (
 )
 
 // routes builds the routes and the document that describes them.
-func (s *server) routes() (*http.ServeMux, error) {
+func (s *Server) routes() (*http.ServeMux, error) {
 	mux := http.NewServeMux()
 	api := humago.NewWithPrefix(mux, BasePath, huma.Config{
 		OpenAPI:                      newDocument(s.Version),
@@ -34,20 +34,26 @@ func (s *server) routes() (*http.ServeMux, error) {
 }
 
 // register lists every route of the API.
-func (s *server) register(api huma.API) {
+func (s *Server) register(api huma.API) {
 	add(api, "GET /services", "list-services", "List the services of the mesh", s.listServices)
 	add(api, "POST /services/register", "register-endpoint", "Register an endpoint, or replace the one of the same service and id", s.registerEndpoint)
 	add(api, "GET /services/{namespace}/{service}", "list-endpoints", "List a service's endpoints, unhealthy ones too", s.listEndpoints)
+	add(api, "GET /services/{namespace}/{service}/{endpoint_id}", "get-endpoint", "Get an endpoint", s.getEndpoint)
+	add(api, "PUT /services/{namespace}/{service}/{endpoint_id}", "put-endpoint", "Register an endpoint, or replace it", s.putEndpoint)
 	add(api, "DELETE /services/{namespace}/{service}/{endpoint_id}", "deregister-endpoint", "Remove an endpoint; that it was not there is no error", s.deregisterEndpoint)
 
 	add(api, "GET /services/{namespace}/{service}/{endpoint_id}/health", "get-endpoint-health", "Tell what the health checks found of an endpoint, the last 100 results", s.endpointHealth)
 
 	add(api, "POST /traffic-rules/{namespace}/{service}", "add-traffic-rule", "Append a rule to a service's", s.addTrafficRule)
 	add(api, "GET /traffic-rules/{namespace}/{service}", "list-traffic-rules", "List a service's rules in the order of evaluation", s.listTrafficRules)
+	add(api, "GET /traffic-rules/{namespace}/{service}/{rule_id}", "get-traffic-rule", "Get a rule", s.getTrafficRule)
+	add(api, "PUT /traffic-rules/{namespace}/{service}/{rule_id}", "put-traffic-rule", "Replace a rule at its place, or append it", s.putTrafficRule)
 	add(api, "DELETE /traffic-rules/{namespace}/{service}/{rule_id}", "delete-traffic-rule", "Remove a rule", s.deleteTrafficRule)
 
 	add(api, "POST /security-rules", "add-security-rule", "Allow a source to call a destination", s.addSecurityRule)
 	add(api, "GET /security-rules", "list-security-rules", "List who may call whom", s.listSecurityRules)
+	add(api, "GET /security-rules/{rule_id}", "get-security-rule", "Get a rule", s.getSecurityRule)
+	add(api, "PUT /security-rules/{rule_id}", "put-security-rule", "Replace a rule, or append it", s.putSecurityRule)
 	add(api, "DELETE /security-rules/{rule_id}", "delete-security-rule", "Remove a rule", s.deleteSecurityRule)
 
 	add(api, "GET /certificates/ca", "get-ca-certificate", "Get the root's certificate; needs no token", s.rootCertificate)
@@ -56,6 +62,14 @@ func (s *server) register(api huma.API) {
 
 	add(api, "POST /config", "update-config", "Merge a patch into the settings", s.updateConfig)
 	add(api, "GET /config", "get-config", "Get the effective settings, without secrets", s.getConfig)
+	add(api, "PUT /config", "replace-config", "Set what the body names, and everything else to its default", s.replaceConfig)
+	add(api, "DELETE /config", "reset-config", "Set everything to its default", s.resetConfig)
+
+	add(api, "POST /apply", "apply", "Store documents, all of them or none", s.apply)
+	add(api, "GET /history", "list-history", "List the changes, the newest first", s.listHistory)
+	add(api, "GET /history/{revision}", "get-revision", "Get one change with its values", s.getRevision)
+	add(api, "GET /diff", "diff", "Tell what differs between the states after two revisions", s.getDiff)
+	add(api, "POST /rollback", "rollback", "Make rules, settings and registered endpoints what they were after a revision", s.rollback)
 
 	add(api, "GET /metrics", "get-metrics", "Get the counts of the control plane and its proxies", s.getMetrics)
 	add(api, "GET /status", "get-status", "Tell how the control plane is", s.getStatus)
@@ -69,11 +83,11 @@ func add[I, O any](api huma.API, route, id, summary string, h func(context.Conte
 		OperationID: id, Method: method, Path: path, Summary: summary, Description: summary + ".",
 		Tags: []string{strings.Split(path, "/")[1]},
 		// front has read the body already, within its own bounds.
-		MaxBodyBytes: maxBody + 1, BodyReadTimeout: -1,
+		MaxBodyBytes: maxApplyBytes + 1, BodyReadTimeout: -1,
 		Responses: answers(method, path),
 	}
 	input := reflect.TypeFor[I]()
-	if body, ok := input.FieldByName("Body"); ok {
+	if body, ok := input.FieldByName("Body"); ok && body.Type.Kind() == reflect.Struct {
 		op.Metadata = map[string]any{knownFields: fieldNames(body.Type)}
 	}
 	// A raw body's checks are its handler's.
@@ -94,20 +108,19 @@ func fieldNames(t reflect.Type) []string {
 type (
 	nothing struct{}
 
-	servicePathInput struct {
+	ServicePath struct {
 		Namespace string `path:"namespace"`
 		Service   string `path:"service"`
 	}
-	statusBody struct {
-		Status string `json:"status"`
+	WatchParam struct {
+		Watch bool `query:"watch" doc:"1: answer with server-sent events, as things change"`
 	}
-	statusOutput struct {
-		Body statusBody
+	listOfServiceInput struct {
+		ServicePath
+		WatchParam
 	}
-	addedOutput struct {
-		Location string `header:"Location"`
-		ID       string `header:"X-Resource-Id"`
-		Body     statusBody
+	DryRunParam struct {
+		DryRun bool `query:"dry_run" doc:"1: tell what would change, and store nothing"`
 	}
 	output[T any] struct {
 		Body T
@@ -117,7 +130,7 @@ type (
 // resourceID is the header that names what a POST added; its body is seed B's.
 const resourceID = "X-Resource-Id"
 
-func (in *servicePathInput) name() policy.ServiceName {
+func (in *ServicePath) name() policy.ServiceName {
 	return policy.ServiceName{Namespace: in.Namespace, Name: in.Service}
 }
 
@@ -134,8 +147,4 @@ func checkName(namespace, service, serviceField string) policy.Problems {
 		p = append(p, policy.Problem{Path: serviceField, Message: err.Error()})
 	}
 	return p
-}
-
-func done(status string) *statusOutput {
-	return &statusOutput{Body: statusBody{Status: status}}
 }

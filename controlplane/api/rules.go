@@ -8,89 +8,198 @@ import (
 )
 
 type addTrafficRuleInput struct {
-	Namespace string `path:"namespace"`
-	Service   string `path:"service"`
-	Body      trafficRuleBody
+	ServicePath
+	DryRunParam
+	Body trafficRuleBody
 }
 
-func (s *server) addTrafficRule(ctx context.Context, in *addTrafficRuleInput) (*addedOutput, error) {
+func (s *Server) addTrafficRule(ctx context.Context, in *addTrafficRuleInput) (*writeOutput, error) {
 	if err := badRequest("path", checkName(in.Namespace, in.Service, "service")); err != nil {
 		return nil, err
 	}
 	rule, problems := in.Body.rule()
-	if err := badRequest("body", problems); err != nil {
+	ref := policy.Ref{Kind: policy.KindTrafficRule, Namespace: in.Namespace, Service: in.Service, ID: rule.ID}
+	if err := badRequest("body", append(problems, checkGivenID(in.Body.ID)...)); err != nil {
 		return nil, err
 	}
-	name := policy.ServiceName{Namespace: in.Namespace, Name: in.Service}
-	id, err := s.Traffic.AddTrafficRule(ctx, name, rule)
-	if err != nil {
-		return nil, s.answerFor("add the traffic rule", err)
+	out, err := s.change(ctx, "add the traffic rule", policy.Edit{Ref: ref, To: &policy.Resource{Traffic: &rule}, New: true}, in.DryRun, "rule added")
+	if out != nil && out.ID != "" {
+		out.Location = BasePath + servicePath("/traffic-rules", in.name()) + "/" + url.PathEscape(out.ID)
 	}
-	out := &addedOutput{ID: id, Body: statusBody{"rule added"}}
-	out.Location = BasePath + servicePath("/traffic-rules", name) + "/" + url.PathEscape(id)
-	return out, nil
+	return out, err
 }
 
-func (s *server) listTrafficRules(_ context.Context, in *servicePathInput) (*output[[]trafficRuleView], error) {
-	settings := s.Settings.Settings()
-	traffic := settings.TrafficFor(in.name())
-	views := []trafficRuleView{}
-	for _, r := range s.Traffic.TrafficRules(in.name()) {
-		views = append(views, viewTrafficRule(&r, &traffic))
+// checkGivenID checks an id that may be left out.
+func checkGivenID(id *string) policy.Problems {
+	if id == nil {
+		return nil
 	}
-	return &output[[]trafficRuleView]{views}, nil
+	return policy.Ref{Kind: policy.KindSecurityRule, ID: *id}.Validate()
 }
 
-type deleteTrafficRuleInput struct {
+func (s *Server) listTrafficRules(_ context.Context, in *listOfServiceInput) (*output[[]trafficRuleView], error) {
+	return &output[[]trafficRuleView]{viewTrafficRules(s.Mesh.Snapshot(), in.name())}, nil
+}
+
+func viewTrafficRules(now Snapshot, name policy.ServiceName) []trafficRuleView {
+	settings := now.Settings()
+	traffic := settings.Value.TrafficFor(name)
+	list := now.TrafficRules(name)
+	views := make([]trafficRuleView, len(list))
+	for i := range list {
+		views[i] = viewTrafficRule(&list[i], &traffic)
+	}
+	return views
+}
+
+type TrafficRulePath struct {
 	Namespace string `path:"namespace"`
 	Service   string `path:"service"`
 	RuleID    string `path:"rule_id"`
 }
 
-func (s *server) deleteTrafficRule(ctx context.Context, in *deleteTrafficRuleInput) (*statusOutput, error) {
-	name := policy.ServiceName{Namespace: in.Namespace, Name: in.Service}
-	if err := s.Traffic.DeleteTrafficRule(ctx, name, in.RuleID); err != nil {
-		return nil, s.answerFor("delete the traffic rule", err)
+func (in *TrafficRulePath) ref() policy.Ref {
+	return policy.Ref{Kind: policy.KindTrafficRule, Namespace: in.Namespace, Service: in.Service, ID: in.RuleID}
+}
+
+type getTrafficRuleInput struct {
+	TrafficRulePath
+	ReadParam
+}
+
+func (s *Server) getTrafficRule(_ context.Context, in *getTrafficRuleInput) (*found[trafficRuleView], error) {
+	now := s.Mesh.Snapshot()
+	rule := findTrafficRule(now, in.ref().Name(), in.RuleID)
+	if rule == nil {
+		return nil, noSuch(in.ref())
 	}
-	return done("rule deleted"), nil
+	settings := now.Settings()
+	traffic := settings.Value.TrafficFor(in.ref().Name())
+	tag := etag(rule.Version)
+	if inherits(&rule.Value) != nil {
+		tag = etag(rule.Version, settings.Version)
+	}
+	return answer(&in.ReadParam, tag, viewTrafficRule(rule, &traffic)), nil
+}
+
+type putTrafficRuleInput struct {
+	TrafficRulePath
+	WriteParam
+	Body trafficRuleBody
+}
+
+func (s *Server) putTrafficRule(ctx context.Context, in *putTrafficRuleInput) (*writeOutput, error) {
+	if err := badRequest("path", checkName(in.Namespace, in.Service, "service")); err != nil {
+		return nil, err
+	}
+	rule, problems := in.Body.rule()
+	if err := badRequest("body", append(problems, otherID(in.Body.ID, in.RuleID)...)); err != nil {
+		return nil, err
+	}
+	if err := badRequest("path", in.ref().Validate()); err != nil {
+		return nil, err
+	}
+	return s.conditional(ctx, "store the traffic rule", policy.Edit{Ref: in.ref(), To: &policy.Resource{Traffic: &rule}}, &in.WriteParam, "rule stored")
+}
+
+// otherID refuses a body that names another resource than the path.
+func otherID(given *string, id string) policy.Problems {
+	if given == nil || *given == id {
+		return nil
+	}
+	return policy.Problems{{Path: "id", Message: show(*given) + " is not " + show(id) + ", which the path names"}}
+}
+
+type deleteTrafficRuleInput struct {
+	TrafficRulePath
+	WriteParam
+}
+
+func (s *Server) deleteTrafficRule(ctx context.Context, in *deleteTrafficRuleInput) (*writeOutput, error) {
+	return s.conditional(ctx, "delete the traffic rule", policy.Edit{Ref: in.ref()}, &in.WriteParam, "rule deleted")
 }
 
 type addSecurityRuleInput struct {
+	DryRunParam
 	Body securityRuleBody
 }
 
-func (s *server) addSecurityRule(ctx context.Context, in *addSecurityRuleInput) (*addedOutput, error) {
+func (s *Server) addSecurityRule(ctx context.Context, in *addSecurityRuleInput) (*writeOutput, error) {
 	rule, problems := in.Body.rule()
-	if err := badRequest("body", problems); err != nil {
+	if err := badRequest("body", append(problems, checkGivenID(in.Body.ID)...)); err != nil {
 		return nil, err
 	}
-	id, err := s.Security.AddSecurityRule(ctx, rule)
-	if err != nil {
-		return nil, s.answerFor("add the security rule", err)
+	ref := policy.Ref{Kind: policy.KindSecurityRule, ID: rule.ID}
+	out, err := s.change(ctx, "add the security rule", policy.Edit{Ref: ref, To: &policy.Resource{Security: &rule}, New: true}, in.DryRun, "security rule added")
+	if out != nil && out.ID != "" {
+		out.Location = BasePath + "/security-rules/" + url.PathEscape(out.ID)
 	}
-	out := &addedOutput{ID: id, Body: statusBody{"security rule added"}}
-	out.Location = BasePath + "/security-rules/" + url.PathEscape(id)
-	return out, nil
+	return out, err
 }
 
-func (s *server) listSecurityRules(context.Context, *nothing) (*output[[]policy.SecurityRule], error) {
-	settings := s.Settings.Settings()
-	rules := append([]policy.SecurityRule{}, s.Security.SecurityRules()...)
-	for i := range rules {
-		if rules[i].MTLSMode == "" {
-			rules[i].MTLSMode = settings.MTLSMode
-		}
-	}
-	return &output[[]policy.SecurityRule]{rules}, nil
+func (s *Server) listSecurityRules(context.Context, *WatchParam) (*output[[]securityRuleView], error) {
+	return &output[[]securityRuleView]{viewSecurityRules(s.Mesh.Snapshot())}, nil
 }
 
-type deleteSecurityRuleInput struct {
+func viewSecurityRules(now Snapshot) []securityRuleView {
+	mode := now.Settings().Value.MTLSMode
+	list := now.SecurityRules()
+	views := make([]securityRuleView, len(list))
+	for i := range list {
+		views[i] = viewSecurityRule(&list[i], mode)
+	}
+	return views
+}
+
+type SecurityRulePath struct {
 	RuleID string `path:"rule_id"`
 }
 
-func (s *server) deleteSecurityRule(ctx context.Context, in *deleteSecurityRuleInput) (*statusOutput, error) {
-	if err := s.Security.DeleteSecurityRule(ctx, in.RuleID); err != nil {
-		return nil, s.answerFor("delete the security rule", err)
+func (in *SecurityRulePath) ref() policy.Ref {
+	return policy.Ref{Kind: policy.KindSecurityRule, ID: in.RuleID}
+}
+
+type getSecurityRuleInput struct {
+	SecurityRulePath
+	ReadParam
+}
+
+func (s *Server) getSecurityRule(_ context.Context, in *getSecurityRuleInput) (*found[securityRuleView], error) {
+	now := s.Mesh.Snapshot()
+	rule := findSecurityRule(now, in.RuleID)
+	if rule == nil {
+		return nil, noSuch(in.ref())
 	}
-	return done("security rule deleted"), nil
+	settings := now.Settings()
+	tag := etag(rule.Version)
+	if rule.Value.MTLSMode == "" {
+		tag = etag(rule.Version, settings.Version)
+	}
+	return answer(&in.ReadParam, tag, viewSecurityRule(rule, settings.Value.MTLSMode)), nil
+}
+
+type putSecurityRuleInput struct {
+	SecurityRulePath
+	WriteParam
+	Body securityRuleBody
+}
+
+func (s *Server) putSecurityRule(ctx context.Context, in *putSecurityRuleInput) (*writeOutput, error) {
+	rule, problems := in.Body.rule()
+	if err := badRequest("body", append(problems, otherID(in.Body.ID, in.RuleID)...)); err != nil {
+		return nil, err
+	}
+	if err := badRequest("path", in.ref().Validate()); err != nil {
+		return nil, err
+	}
+	return s.conditional(ctx, "store the security rule", policy.Edit{Ref: in.ref(), To: &policy.Resource{Security: &rule}}, &in.WriteParam, "security rule stored")
+}
+
+type deleteSecurityRuleInput struct {
+	SecurityRulePath
+	WriteParam
+}
+
+func (s *Server) deleteSecurityRule(ctx context.Context, in *deleteSecurityRuleInput) (*writeOutput, error) {
+	return s.conditional(ctx, "delete the security rule", policy.Edit{Ref: in.ref()}, &in.WriteParam, "security rule deleted")
 }

@@ -5,40 +5,67 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/weir-mesh/weir/policy"
 )
 
-type configInput struct {
+type updateConfigInput struct {
+	WriteParam
 	RawBody []byte `contentType:"application/json"`
 }
 
-type configOutput struct {
-	Warning string `header:"Warning"`
-	Body    statusBody
-}
-
-func (s *server) updateConfig(ctx context.Context, in *configInput) (*configOutput, error) {
-	patch := bytes.Clone(in.RawBody) // huma uses its buffer again
-	if err := checkJSON(patch); err != nil {
-		return nil, refuse(http.StatusBadRequest, "%s", joinPath("body", err.Error()))
-	}
+func (s *Server) updateConfig(ctx context.Context, in *updateConfigInput) (*writeOutput, error) {
 	// A patch that is wrong whatever is set is refused before the store is asked;
 	// the store merges again, into what is set by then.
-	merged, problems := mergePatch(s.Settings.Settings(), patch)
-	if err := badRequest("body", problems); err != nil {
+	patch, merged, err := readPatch(s.Mesh.Snapshot().Settings().Value, in.RawBody)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.Settings.UpdateSettings(ctx, patch); err != nil {
-		return nil, s.answerFor("update the settings", err)
+	out, err := s.conditional(ctx, "update the settings", policy.Edit{Ref: configRef, Patch: patch}, &in.WriteParam, "config updated")
+	return withWarning(out, &merged, patch), err
+}
+
+var configRef = policy.Ref{Kind: policy.KindConfig}
+
+// readPatch takes a body as a patch of settings.
+func readPatch(settings policy.Settings, body []byte) (patch []byte, merged policy.Settings, err error) {
+	patch = bytes.Clone(body) // huma uses its buffer again
+	if err := checkJSON(patch); err != nil {
+		return nil, merged, refuse(http.StatusBadRequest, "%s", joinPath("body", err.Error()))
 	}
-	out := &configOutput{Body: statusBody{"config updated"}}
-	if idle := withoutEffect(&merged, patch); len(idle) > 0 {
-		out.Warning = warning(strings.Join(idle, ", ") + ": kept, but not acted on by this version")
+	merged, problems := mergePatch(settings, patch)
+	return patch, merged, badRequest("body", problems)
+}
+
+func withWarning(out *writeOutput, merged *policy.Settings, patch []byte) *writeOutput {
+	if idle := withoutEffect(merged, patch); out != nil && len(idle) > 0 {
+		out.Warning = warning(idleText(idle))
 	}
-	return out, nil
+	return out
+}
+
+func idleText(idle []string) string {
+	return strings.Join(idle, ", ") + ": kept, but not acted on by this version"
+}
+
+// replaceConfig sets what the body names, and everything else to its default.
+func (s *Server) replaceConfig(ctx context.Context, in *updateConfigInput) (*writeOutput, error) {
+	patch, settings, err := readPatch(policy.DefaultSettings(), in.RawBody)
+	if err != nil {
+		return nil, err
+	}
+	e := policy.Edit{Ref: configRef, To: &policy.Resource{Settings: &settings}}
+	out, err := s.conditional(ctx, "replace the settings", e, &in.WriteParam, "config replaced")
+	return withWarning(out, &settings, patch), err
+}
+
+type resetConfigInput struct{ WriteParam }
+
+func (s *Server) resetConfig(ctx context.Context, in *resetConfigInput) (*writeOutput, error) {
+	return s.conditional(ctx, "reset the settings", policy.Edit{Ref: configRef}, &in.WriteParam, "config reset")
 }
 
 // mergePatch lays a patch, which is JSON, over settings.
@@ -105,10 +132,21 @@ func warningText(header string) string {
 	return strings.TrimSuffix(text, `"`)
 }
 
-func (s *server) getConfig(context.Context, *nothing) (*output[map[string]any], error) {
-	tree, err := s.Settings.Settings().Effective()
+type getConfigInput struct {
+	WatchParam
+	ReadParam
+}
+
+func (s *Server) getConfig(_ context.Context, in *getConfigInput) (*found[map[string]any], error) {
+	settings := s.Mesh.Snapshot().Settings()
+	return answer(&in.ReadParam, etag(settings.Version), viewConfig(settings.Value)), nil
+}
+
+// viewConfig is the settings as they are shown.
+func viewConfig(settings policy.Settings) map[string]any {
+	tree, err := settings.Effective()
 	if err != nil {
-		return nil, s.answerFor("show the settings", err)
+		panic(fmt.Sprintf("settings that were merged from JSON have no JSON: %v", err))
 	}
-	return &output[map[string]any]{tree}, nil
+	return tree
 }

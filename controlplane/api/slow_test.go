@@ -63,7 +63,7 @@ func TestASlowStoreIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh()
 		cfg := config(m)
-		cfg.Traffic = slowRules{m}
+		cfg.Mesh = slow{m}
 		h, err := api.New(cfg)
 		check(t, err)
 		client, server := net.Pipe()

@@ -37,8 +37,8 @@ func play(t *testing.T, m *mesh, steps []step) {
 }
 
 func TestEndpointsComeAndGoAsInSeedB(t *testing.T) {
-	first := `{"id":"user-service-1","service_name":"user-service","namespace":"default","ip":"10.0.1.10","port":8001,"protocol":"http","health_check_path":"/health","weight":100,"labels":{"version":"v1","zone":"us-west-1a"},"status":"healthy","last_seen":1700000000.5}`
-	second := `{"id":"b","service_name":"user-service","namespace":"default","ip":"10.0.1.11","port":1,"protocol":"grpc","health_check_path":"/","weight":0,"labels":{},"status":"healthy","last_seen":1700000000.5}`
+	first := `{"id":"user-service-1","service_name":"user-service","namespace":"default","ip":"10.0.1.10","port":8001,"protocol":"http","health_check_path":"/health","weight":100,"labels":{"version":"v1","zone":"us-west-1a"},"status":"healthy","last_seen":1700000090,"resource_version":"2"}`
+	second := `{"id":"b","service_name":"user-service","namespace":"default","ip":"10.0.1.11","port":1,"protocol":"grpc","health_check_path":"/","weight":0,"labels":{},"status":"healthy","last_seen":1700000090,"resource_version":"3"}`
 	play(t, newMesh(), []step{
 		{"GET", "/services/default/user-service", "", `[]`},
 		{"GET", "/services", "", `[]`},
@@ -64,13 +64,13 @@ func TestTrafficRulesShowWhatIsInForce(t *testing.T) {
 		{"POST", "/traffic-rules/default/user-service", `{"match_headers":{"x-canary":"true"},"match_path":"/api/*","match_method":"GET","destination_service":"user-service","destination_subset":"v2","weight":10,"timeout":1.5,"retry_attempts":1,"circuit_breaker":false}`, `{"status":"rule added"}`},
 		{"POST", "/traffic-rules/default/user-service", `{"match_path":null,"weight":0,"timeout":null}`, `{"status":"rule added"}`},
 		{"GET", "/traffic-rules/default/user-service", "", `[` +
-			`{"id":"r1","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":100,"timeout":30,"retry_attempts":3,"circuit_breaker":true},` +
-			`{"id":"r2","match_headers":{"x-canary":"true"},"match_path":"/api/*","match_method":"GET","destination_service":"user-service","destination_subset":"v2","weight":10,"timeout":1.5,"retry_attempts":1,"circuit_breaker":false},` +
-			`{"id":"r3","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":0,"timeout":30,"retry_attempts":3,"circuit_breaker":true}]`},
+			`{"id":"r1","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":100,"timeout":30,"retry_attempts":3,"circuit_breaker":true,"resource_version":"1","inherits":["timeout","retry_attempts"]},` +
+			`{"id":"r2","match_headers":{"x-canary":"true"},"match_path":"/api/*","match_method":"GET","destination_service":"user-service","destination_subset":"v2","weight":10,"timeout":1.5,"retry_attempts":1,"circuit_breaker":false,"resource_version":"2"},` +
+			`{"id":"r3","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":0,"timeout":30,"retry_attempts":3,"circuit_breaker":true,"resource_version":"3","inherits":["timeout","retry_attempts"]}]`},
 		{"DELETE", "/traffic-rules/default/user-service/r2", "", `{"status":"rule deleted"}`},
 		{"DELETE", "/traffic-rules/default/user-service/r3", "", `{"status":"rule deleted"}`},
 		{"POST", "/config", `{"global_timeout":5,"services":{"user-service":{"retry_attempts":7}}}`, `{"status":"config updated"}`},
-		{"GET", "/traffic-rules/default/user-service", "", `[{"id":"r1","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":100,"timeout":5,"retry_attempts":7,"circuit_breaker":true}]`},
+		{"GET", "/traffic-rules/default/user-service", "", `[{"id":"r1","match_headers":{},"match_path":null,"match_method":null,"destination_service":"","destination_subset":null,"weight":100,"timeout":5,"retry_attempts":7,"circuit_breaker":true,"resource_version":"1","inherits":["timeout","retry_attempts"]}]`},
 	})
 	if r := m.TrafficRules(policy.ServiceName{Namespace: "default", Name: "user-service"})[0]; r.Timeout != 0 || r.RetryAttempts != 0 {
 		t.Errorf("what the mesh decides was stored with the rule: %+v", r)
@@ -85,8 +85,8 @@ func TestSecurityRulesShowTheModeInForce(t *testing.T) {
 		{"POST", "/security-rules", `{"source_namespace":"*","source_service":"*","destination_namespace":"a","destination_service":"b","allowed_methods":["GET"],"required_jwt":true,"mtls_mode":"disabled"}`, `{"status":"security rule added"}`},
 		{"POST", "/config", `{"mtls_mode":"permissive"}`, `{"status":"config updated"}`},
 		{"GET", "/security-rules", "", `[` +
-			`{"id":"r1","source_namespace":"default","source_service":"web","destination_namespace":"default","destination_service":"user-service","allowed_methods":["GET","POST","PUT","DELETE"],"required_jwt":false,"mtls_mode":"permissive"},` +
-			`{"id":"r2","source_namespace":"*","source_service":"*","destination_namespace":"a","destination_service":"b","allowed_methods":["GET"],"required_jwt":true,"mtls_mode":"disabled"}]`},
+			`{"id":"r1","source_namespace":"default","source_service":"web","destination_namespace":"default","destination_service":"user-service","allowed_methods":["GET","POST","PUT","DELETE"],"required_jwt":false,"mtls_mode":"permissive","resource_version":"1","inherits":["mtls_mode"]},` +
+			`{"id":"r2","source_namespace":"*","source_service":"*","destination_namespace":"a","destination_service":"b","allowed_methods":["GET"],"required_jwt":true,"mtls_mode":"disabled","resource_version":"2"}]`},
 		{"DELETE", "/security-rules/r2", "", `{"status":"security rule deleted"}`},
 	})
 	if rules := m.SecurityRules(); len(rules) != 1 || rules[0].MTLSMode != "" {
@@ -134,18 +134,21 @@ func TestCertificatesAndTokens(t *testing.T) {
 
 func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 	m := newMesh()
-	m.figures = policy.Figures{InboundRequests: 1, OutboundRequests: 2, RequestErrors: 3, RequestsRouted: 4, RoutingFailures: 5, BackendFailures: 6}
-	m.proxies = []api.ProxyStatus{{ID: "p1", Namespace: "default", ServiceName: "web", ConnectedAt: 1.5}}
+	m.Connect(policy.Figures{InboundRequests: 1, OutboundRequests: 2, RequestErrors: 3, RequestsRouted: 4, RoutingFailures: 5, BackendFailures: 6},
+		api.ProxyStatus{ID: "p1", Namespace: "default", ServiceName: "web", ConnectedAt: 1.5})
 	sick := policy.DefaultEndpoint()
-	sick.ID, sick.Status = "sick", policy.Unhealthy
-	m.endpoints[policy.ServiceName{Namespace: "default", Name: "sick"}] = []policy.Endpoint{sick}
+	sick.Status = policy.Unhealthy
+	if _, err := m.Change(t.Context(), []policy.Edit{{Ref: policy.Ref{Kind: policy.KindEndpoint, Namespace: "default", Service: "sick", ID: "sick"}, To: &policy.Resource{Endpoint: &sick}}}, false); err != nil {
+		t.Fatal(err)
+	}
 	play(t, m, []step{
 		{"POST", "/services/register", userService1, `{"status":"registered"}`},
 		{"POST", "/traffic-rules/default/only-rules", `{}`, `{"status":"rule added"}`},
 		{"POST", "/security-rules", `{"source_namespace":"default","source_service":"web","destination_namespace":"default","destination_service":"user-service"}`, `{"status":"security rule added"}`},
 		{"GET", "/metrics", "", `{"registry":{"total_services":2,"healthy_endpoints":1,"unhealthy_endpoints":1,"traffic_rules":1,"security_rules":1},` +
 			`"load_balancer":{"requests_routed":4,"routing_failures":5,"backend_failures":6},` +
-			`"proxies":{"total_proxies":1,"total_inbound_requests":1,"total_outbound_requests":2,"total_request_errors":3}}`},
+			`"proxies":{"total_proxies":1,"total_inbound_requests":1,"total_outbound_requests":2,"total_request_errors":3},` +
+			`"api":{"watches":0,"refused":{"missing_token":0,"wrong_token":0,"proxy_certificate":0,"other_site":0}}}`},
 		{"GET", "/status", "", `{"status":"healthy","services":2,"proxies":1,"uptime":90}`},
 		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","control":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
 	})
@@ -153,19 +156,17 @@ func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 
 func TestHealthOfAnEndpointIsTold(t *testing.T) {
 	m := newMesh()
-	sick := policy.DefaultEndpoint()
-	sick.ID, sick.Status = "sick", policy.Unhealthy
-	m.endpoints[policy.ServiceName{Namespace: "shop", Name: "users"}] = []policy.Endpoint{sick}
-	const head = `{"namespace":"shop","service_name":"users","id":"sick","status":"unhealthy",`
+	const sick = `{"id":"sick","service_name":"users","namespace":"shop","ip":"10.0.0.1","port":80}`
+	const head = `{"namespace":"shop","service_name":"users","id":"sick","status":"healthy",`
 	play(t, m, []step{
+		{"POST", "/services/register", sick, `{"status":"registered"}`},
 		{"GET", "/services/shop/users/sick/health", "", head + `"checked":false,"since":0,"next_check":0,"history":[]}`},
 	})
-	m.checks = []api.HealthResult{{At: 1.5, Took: 0.25, Check: "http", Detail: "500 Internal Server Error"}}
+	m.Check(api.HealthResult{At: 1.5, Took: 0.25, Check: "http", Detail: "500 Internal Server Error"})
+	play(t, m, []step{
+		{"GET", "/services/shop/users/sick/health", "", head + `"checked":true,"since":0,"next_check":0,"history":[{"at":1.5,"took":0.25,"check":"http","passed":false,"healthy":false,"detail":"500 Internal Server Error"}]}`},
+	})
 	c := serve(t, m)
-	want := head + `"checked":true,"since":0,"next_check":0,"history":[{"at":1.5,"took":0.25,"check":"http","passed":false,"healthy":false,"detail":"500 Internal Server Error"}]}`
-	if a := send(t, c, "GET", "/api/v1/services/shop/users/sick/health", ""); a.status != 200 || a.body != want {
-		t.Errorf("%d %s\nwant %s", a.status, a.body, want)
-	}
 	if a := send(t, c, "GET", "/api/v1/services/shop/users/none/health", ""); a.status != 404 || a.body != `{"error":"shop/users has no endpoint \"none\""}` {
 		t.Errorf("%d %s", a.status, a.body)
 	}

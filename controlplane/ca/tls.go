@@ -31,9 +31,10 @@ func (a *Authority) ServerTLS() *tls.Config {
 }
 
 // HTTPSTLS is for the REST API on an address that is not loopback: the same
-// certificate, and clients are not asked for one.
+// certificate. Clients are asked for one of the mesh, so that the API can tell a
+// workload that tries by its certificate; it is not verified and opens nothing.
 func (a *Authority) HTTPSTLS() *tls.Config {
-	return a.serverTLS(tls.NoClientCert, "h2", "http/1.1")
+	return a.serverTLS(tls.RequestClientCert, "h2", "http/1.1")
 }
 
 func (a *Authority) serverTLS(auth tls.ClientAuthType, protocols ...string) *tls.Config {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,12 @@ func (s *Store) Change(ctx context.Context, edits []policy.Edit, dryRun bool) (p
 		return policy.Outcome{}, err
 	}
 	var out policy.Outcome
+	var refused error // says itself what it is about
 	err := s.write(ctx, what, func(ctx context.Context) error {
 		p, err := s.plan(ctx, edits)
+		if isRefusal(err) {
+			refused = err
+		}
 		if err != nil {
 			return err
 		}
@@ -45,9 +50,14 @@ func (s *Store) Change(ctx context.Context, edits []policy.Edit, dryRun bool) (p
 		return err
 	})
 	if err != nil {
-		return policy.Outcome{}, err
+		return policy.Outcome{}, cmp.Or(refused, err)
 	}
 	return out, nil
+}
+
+// isRefusal tells whether an edit was refused for what is stored.
+func isRefusal(err error) bool {
+	return errors.Is(err, policy.ErrNotFound) || errors.Is(err, policy.ErrExists) || errors.Is(err, policy.ErrStale)
 }
 
 // prepare gives ids where they are missing and checks what can be checked
@@ -152,7 +162,7 @@ func (p *plan) add(e *policy.Edit, key string, index int, kv *mvccpb.KeyValue) e
 	}
 	// A proxy stays known through a registration at the same address.
 	next.meshed = was.meshed && made != nil && was.Value != nil && was.Value.Endpoint != nil && was.Value.Endpoint.IP == made.Endpoint.IP
-	step := policy.Compare(e.Ref, was.Value, shown(e.Ref, made))
+	step := policy.Compare(e.Ref, was.Value, made)
 	p.steps = append(p.steps, step)
 	// What is the same is not written, but for a registration, which is also
 	// news of the endpoint.
@@ -161,15 +171,6 @@ func (p *plan) add(e *policy.Edit, key string, index int, kv *mvccpb.KeyValue) e
 	}
 	p.write(key, e.Ref, have, next)
 	return nil
-}
-
-// shown is what there is when a value is stored: without settings, the defaults.
-func shown(ref policy.Ref, value *policy.Resource) *policy.Resource {
-	if value == nil && ref.Kind == policy.KindConfig {
-		set := policy.DefaultSettings()
-		return &policy.Resource{Settings: &set}
-	}
-	return value
 }
 
 // carryOut stores a plan, if what it was worked out on still holds. The revision
@@ -185,7 +186,7 @@ func (s *Store) carryOut(ctx context.Context, p *plan) (int64, error) {
 	for _, key := range p.keys {
 		have, then, ref := p.have[key], p.then[key], p.refs[key]
 		conditions = append(conditions, unchanged(key, have.Version))
-		if d := policy.Compare(ref, have.Value, shown(ref, then.Value)); d.Action != policy.Unchanged {
+		if d := policy.Compare(ref, have.Value, then.Value); d.Action != policy.Unchanged {
 			note = append(note, change{Difference: d, Place: have.place, Leased: have.lease != 0})
 		}
 		if then.Value == nil {

@@ -39,8 +39,9 @@ const (
 // change is a difference with what a rollback needs besides.
 type change struct {
 	policy.Difference
-	Place  place // of what was before
-	Leased bool  // what was before was a proxy's, which brings it back itself
+	Place    place // of what was before
+	Leased   bool  // what was before was a proxy's, which brings it back itself
+	revision int64 // where it was read
 }
 
 // storedChange is a change as stored. It does not embed, since Difference reads
@@ -279,6 +280,41 @@ func (s *Store) since(ctx context.Context, revision int64) ([]change, error) {
 	return out, s.reaches(ctx, revision+1) // now, since some may have been removed meanwhile
 }
 
+// Between tells what differs between the states after two revisions in what
+// operators change; 0 as the second is now. The errors are as for Rollback.
+func (s *Store) Between(ctx context.Context, from, to int64) ([]policy.Difference, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	backwards := to > 0 && to < from
+	if backwards {
+		from, to = to, from
+	}
+	changes, err := s.since(ctx, from)
+	if err != nil {
+		return nil, fmt.Errorf("from revision %d: %w", from, err)
+	}
+	at := map[policy.Ref]int{}
+	var out []policy.Difference
+	for _, c := range changes {
+		if to > 0 && c.revision > to {
+			break
+		}
+		if i, again := at[c.Ref]; again {
+			out[i].After = c.After
+			continue
+		}
+		at[c.Ref] = len(out)
+		out = append(out, c.Difference)
+	}
+	for i, d := range out {
+		if backwards {
+			d.Before, d.After = d.After, d.Before
+		}
+		out[i] = policy.Compare(d.Ref, d.Before, d.After)
+	}
+	return slices.DeleteFunc(out, func(d policy.Difference) bool { return d.Action == policy.Unchanged }), nil
+}
+
 // differences reads what belongs to records of the log, in their order.
 func (s *Store) differences(ctx context.Context, class string, records []*mvccpb.KeyValue) ([]change, error) {
 	keys := make([]string, len(records))
@@ -299,7 +335,7 @@ func (s *Store) differences(ctx context.Context, class string, records []*mvccpb
 			return nil, fmt.Errorf("history: revision %d: %w", records[i].ModRevision, err)
 		}
 		for _, c := range list {
-			out = append(out, change{c.Difference, c.Place, c.Leased})
+			out = append(out, change{c.Difference, c.Place, c.Leased, records[i].ModRevision})
 		}
 	}
 	return out, nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -91,6 +92,82 @@ func (s *Store) Seen(namespace, service, id string, unix float64) {
 		s.seen[name] = map[string]float64{}
 	}
 	s.seen[name][id] = unix
+}
+
+// With gives the state as it would be with differences, and what they touch.
+// Rules that are added stand last, and nothing new has a virtual address.
+func (st *State) With(differences []policy.Difference) (*State, Change) {
+	out := *st
+	c := Change{State: &out, Services: map[policy.ServiceName]struct{}{}}
+	services := st.Services.draft()
+	out.Security = slices.Clone(st.Security)
+	for _, d := range differences {
+		switch d.Kind {
+		case policy.KindConfig:
+			c.Settings = true
+			out.Settings = *d.After.Settings
+		case policy.KindSecurityRule:
+			c.Security = true
+			out.Security = replace(out.Security, valueOf(d.After).Security, func(r *policy.SecurityRule) bool { return r.ID == d.ID })
+		default:
+			name := d.Name()
+			svc := &Service{Name: name}
+			if was := services.Get(name); was != nil {
+				svc = was
+			}
+			if _, again := c.Services[name]; !again {
+				svc = &Service{Name: name, VirtualIndex: svc.VirtualIndex, Endpoints: slices.Clone(svc.Endpoints), Rules: slices.Clone(svc.Rules)}
+				services.put(svc)
+				c.Services[name] = struct{}{}
+			}
+			svc.with(&d)
+		}
+	}
+	for name := range c.Services {
+		if svc := services.Get(name); len(svc.Endpoints)+len(svc.Rules) == 0 {
+			services.remove(name)
+		}
+	}
+	out.Services = services.Services
+	return &out, c
+}
+
+func (svc *Service) with(d *policy.Difference) {
+	if d.Kind == policy.KindTrafficRule {
+		svc.Rules = replace(svc.Rules, valueOf(d.After).Traffic, func(r *policy.TrafficRule) bool { return r.ID == d.ID })
+		return
+	}
+	var e *Endpoint
+	if d.After != nil {
+		e = &Endpoint{Endpoint: *d.After.Endpoint}
+	}
+	svc.Endpoints = replace(svc.Endpoints, e, func(e *Endpoint) bool { return e.ID == d.ID })
+}
+
+func valueOf(r *policy.Resource) policy.Resource {
+	if r == nil {
+		return policy.Resource{}
+	}
+	return *r
+}
+
+// replace puts a value in the place of the one that is meant, or at the end;
+// nil removes it.
+func replace[T any](list []T, value *T, is func(*T) bool) []T {
+	for i := range list {
+		if !is(&list[i]) {
+			continue
+		}
+		if value == nil {
+			return slices.Delete(list, i, i+1)
+		}
+		list[i] = *value
+		return list
+	}
+	if value != nil {
+		list = append(list, *value)
+	}
+	return list
 }
 
 func (st *State) endpoint(name policy.ServiceName, id string) (*Endpoint, bool) {

@@ -34,9 +34,9 @@ var (
 	ErrFull = errors.New("no room left")
 	// ErrTooLarge says that a change is more than etcd takes in one transaction.
 	// Nothing was stored.
-	ErrTooLarge = errors.New("too large for one transaction")
+	ErrTooLarge = policy.ErrTooLarge
 	// ErrForgotten says that the history does not reach back so far.
-	ErrForgotten = errors.New("the history does not reach back so far")
+	ErrForgotten = policy.ErrForgotten
 	// ErrUnavailable says that etcd did not answer in time: a cluster without a
 	// majority, or not reachable. Whether a write was stored is not known.
 	ErrUnavailable = errors.New("etcd does not answer")
