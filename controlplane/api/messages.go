@@ -31,7 +31,7 @@ type ProxyStatus struct {
 	Namespace   string          `json:"namespace"`
 	ServiceName string          `json:"service_name"`
 	Version     string          `json:"version"`
-	Control     string          `json:"control" doc:"the control plane it is attached to; what it took and counted is told in full by that one only"`
+	Control     string          `json:"control,omitempty" doc:"the control plane it is attached to; what it took and counted is told in full by that one only"`
 	Addresses   []string        `json:"addresses" doc:"the addresses that the proxy is beside" nullable:"false"`
 	ConnectedAt float64         `json:"connected_at" doc:"Unix seconds"`
 	Subscribed  int             `json:"subscribed" doc:"resources the proxy follows"`
