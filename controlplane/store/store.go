@@ -95,6 +95,10 @@ func (c Config) withDefaults() Config {
 // cluster elects a leader in about a second; after ten there is no majority.
 const requestTimeout = 10 * time.Second
 
+// openTimeout bounds the first question to a cluster: who waits for one wants to
+// hear why soon.
+const openTimeout = 3 * time.Second
+
 // Store is the mesh's state. Its methods may be called by many goroutines.
 type Store struct {
 	cfg    Config
@@ -174,7 +178,7 @@ func dial(ctx context.Context, cfg Config, last *connecting) (*clientv3.Client, 
 	if err != nil {
 		return nil, fmt.Errorf("etcd at %s: %w", at, last.explain(err))
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	if _, err := client.Get(ctx, cfg.Prefix, clientv3.WithCountOnly()); err != nil {
 		return nil, errors.Join(fmt.Errorf("etcd at %s: %w", at, last.explain(err)), client.Close())
@@ -188,7 +192,7 @@ func newClient(cfg Config, last *connecting) (*clientv3.Client, error) {
 		return nil, err
 	}
 	c := clientv3.Config{
-		Endpoints: cfg.Endpoints, Logger: quiet(cfg.Log), DialTimeout: requestTimeout, Username: user, Password: password,
+		Endpoints: cfg.Endpoints, Logger: quiet(cfg.Log), DialTimeout: openTimeout, Username: user, Password: password,
 		MaxCallSendMsgSize: maxRequestBytes + 1<<20,
 		// A peer that vanished without a word is noticed after 15 s, and with a
 		// request under way after 5 s.
