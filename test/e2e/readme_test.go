@@ -154,6 +154,10 @@ func follow(t *testing.T, heading string) {
 
 func TestTheTourOfTheREADMEWorksAsWritten(t *testing.T) { follow(t, "By hand") }
 
+func TestTheSeveralControlPlanesOfTheREADMEWorkAsWritten(t *testing.T) {
+	follow(t, "Several control planes")
+}
+
 func TestTheAPIExamplesOfTheREADMEWorkAsWritten(t *testing.T) { follow(t, "REST API") }
 
 func TestAClaimIsFoundInOrderOnly(t *testing.T) {
