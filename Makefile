@@ -6,6 +6,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 # grpcnotrace: what draws pages of traces keeps the linker from leaving out dead code.
 BUILD_FLAGS := -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
 FUZZTIME    ?= 5s
+SOAK        ?= 3m
 # What to test: make race PACKAGES=./proxy/...
 PACKAGES    ?= ./...
 
@@ -42,6 +43,10 @@ race: build ## all tests with -race: unit, namespaces, end to end
 .PHONY: e2e
 e2e: test-deps build ## the black-box tests only
 	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -count=1 -v -timeout 15m ./test/e2e/...
+
+.PHONY: soak
+soak: test-deps build ## a cluster in random trouble for SOAK (3m), with a ledger of what was answered
+	WEIR_BIN=$(CURDIR)/$(BIN) WEIR_SOAK=$(SOAK) $(GO) test -tags soak -count=1 -v -timeout 24h -run Soak ./test/e2e
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (5s)
