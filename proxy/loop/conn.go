@@ -111,7 +111,7 @@ func (c *Conn) watch() error {
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     c.fd, Pad: c.generation,
 	}
-	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
+	if err := rawEpollCtl(c.l.kernel.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	c.set(watched)
@@ -327,6 +327,9 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 
 // Raw is a descriptor as a syscall.RawConn of which only Control works.
 type Raw int
+
+// FD is the descriptor.
+func (r Raw) FD() int { return int(r) }
 
 // Control implements syscall.RawConn.
 func (r Raw) Control(f func(fd uintptr)) error { f(uintptr(r)); return nil }

@@ -42,17 +42,15 @@ type Config struct {
 // Run, Post and Close.
 type Loop struct {
 	cfg    Config
-	epoll  int
+	kernel kernel
 	wakeFD int // an eventfd: somebody posted
 
 	turn       uint64
-	busy       bool // the last look at the kernel found several events
 	now        time.Time
 	epoch      time.Time // deadlines are counted from here
 	conns      []*Conn   // by descriptor
 	spare      []*waits  // that no connection needs
 	generation int32     // tells a descriptor's new owner from events of its old one
-	events     [128]unix.EpollEvent
 	deadlines  heap[*Conn]
 	timers     heap[*timer]
 	keeps      []*net.KeepAliveConfig // what Conn.keep stands for
@@ -81,17 +79,17 @@ const maxFree = 64
 func New(cfg Config) (*Loop, error) {
 	l := &Loop{cfg: cfg, epoch: time.Now()}
 	l.now = l.epoch
-	var err error
-	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("make an epoll set: %w", err)
+	err := l.kernel.open()
+	if err != nil {
+		return nil, err
 	}
 	if l.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		unix.Close(l.epoll)
+		_ = l.kernel.set.Close()
 		return nil, fmt.Errorf("make an eventfd: %w", err)
 	}
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(l.wakeFD)}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.wakeFD, &ev); err != nil {
-		unix.Close(l.epoll)
+	if err := unix.EpollCtl(l.kernel.epoll, unix.EPOLL_CTL_ADD, l.wakeFD, &ev); err != nil {
+		_ = l.kernel.set.Close()
 		unix.Close(l.wakeFD)
 		return nil, fmt.Errorf("watch an eventfd: %w", err)
 	}
@@ -116,7 +114,7 @@ func (l *Loop) Run() {
 	}
 	l.free = nil
 	l.closePipes()
-	unix.Close(l.epoll)
+	_ = l.kernel.set.Close()
 	unix.Close(l.wakeFD)
 }
 
@@ -214,26 +212,15 @@ func (l *Loop) fire(now time.Duration) {
 // poll waits for events and takes them down, all before any task runs: what a
 // task sees of another connection is then as new as can be.
 func (l *Loop) poll() {
-	wait := -1
-	if len(l.ready) > l.resumed || l.pending.Load() {
-		wait = 0
-	} else if due := min(l.timers.next(), l.deadlines.next()); due != noDeadline {
-		wait = int(max(0, (due-l.since(l.now)+time.Millisecond-1)/time.Millisecond))
-		wait = min(wait, 1<<30)
+	n, now := 0, l.since(l.now)
+	due := min(l.timers.next(), l.deadlines.next())
+	if len(l.ready) > l.resumed || l.pending.Load() || due <= now {
+		n = l.kernel.glance()
+	} else {
+		n = l.kernel.wait(l.epoch, now, due)
 	}
-	n := 0
-	if l.busy || wait == 0 { // most likely there is more: the scheduler need not hear of this call
-		n = rawEpollWait(l.epoll, l.events[:])
-	}
-	if n == 0 && wait != 0 {
-		var err error
-		if n, err = unix.EpollWait(l.epoll, l.events[:], wait); err != nil && err != unix.EINTR {
-			panic("loop: epoll_wait: " + err.Error()) // the set is ours: it cannot be
-		}
-	}
-	l.busy = n > 1
-	for i := range max(n, 0) {
-		ev := &l.events[i]
+	for i := range n {
+		ev := &l.kernel.events[i]
 		if int(ev.Fd) == l.wakeFD {
 			continue // edge-triggered: need not be read
 		}
