@@ -51,8 +51,14 @@ func (p *Proxy) serveOutbound(lc *listen.Conn) {
 func (p *Proxy) serviceAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
 	name, known, answered := p.feed.LookAt(lc.OriginalDst())
 	if !answered {
-		lc.Loop().Block(func() { name, known = p.feed.ServiceAt(p.hard, lc.OriginalDst()) })
+		return p.askAt(lc)
 	}
+	return name, known
+}
+
+// askAt is apart from serviceAt so that the answer is on the heap only here.
+func (p *Proxy) askAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
+	lc.Loop().Block(func() { name, known = p.feed.ServiceAt(p.hard, lc.OriginalDst()) })
 	return name, known
 }
 
@@ -64,22 +70,50 @@ func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 		p.relayOutbound(&lc.Conn, nil, lc, d)
 		return
 	}
-	cfg := detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: lc.Listener().Draining}
-	detect.Peek(&lc.Conn, cfg, func(found detect.Result, peeked []byte, err error) {
-		if len(peeked) == 0 && lc.Listener().Draining() {
-			_ = lc.Close() // nothing was detected: it was woken to end
-			return
-		}
-		p.metrics.Detected(outcomeWord(found))
-		switch {
-		case err != nil || len(peeked) == 0:
-			_ = lc.Close()
-		case byRequest(protocol, true, found):
-			p.serveRequests(&lc.Conn, peeked, lc, d)
-		default:
-			p.relayOutbound(&lc.Conn, peeked, lc, d)
-		}
-	})
+	n, _ := newcomers.Get().(*newcomer)
+	if n == nil {
+		n = &newcomer{}
+		n.enough, n.then = n.draining, n.spoke
+	}
+	n.p, n.lc, n.dest, n.protocol = p, lc, d, protocol
+	detect.Peek(&lc.Conn, detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: n.enough}, n.then)
+}
+
+// newcomer is a connection to a service whose first bytes are awaited. It is used
+// for one connection after another: what is bound in it would be garbage for each,
+// among what is kept of the connections.
+type newcomer struct {
+	p        *Proxy
+	lc       *listen.Conn
+	dest     *destination
+	protocol string
+
+	enough func() bool
+	then   func(detect.Result, []byte, error)
+}
+
+var newcomers sync.Pool
+
+func (n *newcomer) draining() bool { return n.lc.Listener().Draining() }
+
+// spoke goes on with the connection.
+func (n *newcomer) spoke(found detect.Result, peeked []byte, err error) {
+	p, lc, d, protocol := n.p, n.lc, n.dest, n.protocol
+	n.p, n.lc, n.dest = nil, nil, nil
+	newcomers.Put(n)
+	if len(peeked) == 0 && lc.Listener().Draining() {
+		_ = lc.Close() // nothing was detected: it was woken to end
+		return
+	}
+	p.metrics.Detected(outcomeWord(found))
+	switch {
+	case err != nil || len(peeked) == 0:
+		_ = lc.Close()
+	case byRequest(protocol, true, found):
+		p.serveRequests(&lc.Conn, peeked, lc, d)
+	default:
+		p.relayOutbound(&lc.Conn, peeked, lc, d)
+	}
 }
 
 // idleLimit is how long a connection may say nothing where HTTP is declared.

@@ -23,15 +23,26 @@ var ErrNotRedirected = errors.New("redirect: the connection was not redirected")
 // redirected here. IPv4 on a dual-stack listener gives an IPv4 address. A
 // connection that came here by itself gives ErrNotRedirected. A c that knows its
 // own address says so by a method Local() netip.AddrPort, never in mapped form;
-// else the kernel is asked.
+// else the kernel is asked. One with a method FD() int is asked without SyscallConn,
+// which costs three allocations.
 func OriginalDst(c syscall.Conn) (netip.AddrPort, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("redirect: original destination: %w", err)
-	}
 	var local netip.AddrPort
 	if known, ok := c.(interface{ Local() netip.AddrPort }); ok {
 		local = known.Local()
+	}
+	if bare, ok := c.(descriptor); ok {
+		return originalDst(bare.FD(), local)
+	}
+	return originalDstOf(c, local)
+}
+
+// descriptor is a socket that gives its descriptor without a callback.
+type descriptor interface{ FD() int }
+
+func originalDstOf(c syscall.Conn, local netip.AddrPort) (netip.AddrPort, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("redirect: original destination: %w", err)
 	}
 	var dst netip.AddrPort
 	var inner error
@@ -120,17 +131,24 @@ func InboundControl(cfg Config) func(network, address string, c syscall.RawConn)
 }
 
 func passControl(cfg Config, mark uint32, dscp int) func(network, address string, c syscall.RawConn) error {
-	return func(_, _ string, c syscall.RawConn) error {
-		var inner error
-		err := c.Control(func(fd uintptr) {
-			if cfg.ProxyUID == nil {
-				inner = setMark(int(fd), mark)
-			} else {
-				inner = setDSCP(int(fd), dscp)
-			}
-		})
-		return errors.Join(err, inner)
+	set := func(fd int) error {
+		if cfg.ProxyUID == nil {
+			return setMark(fd, mark)
+		}
+		return setDSCP(fd, dscp)
 	}
+	return func(_, _ string, c syscall.RawConn) error {
+		if bare, ok := c.(descriptor); ok {
+			return set(bare.FD())
+		}
+		return onDescriptor(c, set)
+	}
+}
+
+func onDescriptor(c syscall.RawConn, set func(fd int) error) error {
+	var inner error
+	err := c.Control(func(fd uintptr) { inner = set(int(fd)) })
+	return errors.Join(err, inner)
 }
 
 func setMark(fd int, mark uint32) error {

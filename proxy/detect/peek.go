@@ -53,17 +53,24 @@ func Peek(s loop.Stream, cfg Config, then func(Result, []byte, error)) {
 		p.end(err)
 		return
 	}
-	kept := p
+	kept := peeks.Get().(*peek) // not made anew: garbage of just the size of what stays is holes later
+	*kept = p
 	kept.wait()
 }
 
+var peeks = sync.Pool{New: func() any { return new(peek) }}
+
 // Run goes on when the stream was woken.
 func (p *peek) Run() {
-	if done, err := p.read(); done {
-		p.end(err)
+	done, err := p.read()
+	if !done {
+		p.wait()
 		return
 	}
-	p.wait()
+	ended := *p
+	*p = peek{}
+	peeks.Put(p)
+	ended.end(err)
 }
 
 func (p *peek) wait() {

@@ -40,7 +40,7 @@ const (
 )
 
 // trimEvery is after what time that which was not needed meanwhile is let go.
-const trimEvery = 10 * time.Second
+const trimEvery = 2 * time.Second
 
 // stockOf is the stock of a loop.
 func stockOf(l *loop.Loop) *stock {
