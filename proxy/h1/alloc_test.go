@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	smallRequest  = "GET /orders/17?full=1 HTTP/1.1\r\nHost: orders.shop\r\nUser-Agent: bench/1\r\nAccept: */*\r\nX-Trace: 00-aa-bb-01\r\n\r\n"
-	smallResponse = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 128\r\n\r\n"
+	smallRequest = "GET /orders/17?full=1 HTTP/1.1\r\nHost: orders.shop\r\nUser-Agent: bench/1\r\nAccept: */*\r\nX-Trace: 00-aa-bb-01\r\n\r\n"
+	smallBody    = 128
+	largeBody    = 48 << 10 // is spliced
 )
 
 // circuit is a proxy between a client and an upstream that allocate nothing.
@@ -27,7 +28,7 @@ type circuit struct {
 	stop   func()
 }
 
-func newCircuit(t testing.TB) *circuit {
+func newCircuit(t testing.TB, body int) *circuit {
 	back := listen(t)
 	var wg sync.WaitGroup
 	wg.Add(1)
@@ -38,7 +39,8 @@ func newCircuit(t testing.TB) *circuit {
 			return
 		}
 		defer c.Close()
-		answer := append([]byte(smallResponse), bytes.Repeat([]byte("x"), 128)...)
+		answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n", body)
+		answer = append(answer, bytes.Repeat([]byte("x"), body)...)
 		b := make([]byte, 64<<10)
 		for n := 0; ; {
 			m, err := c.Read(b[n:])
@@ -86,10 +88,10 @@ func newCircuit(t testing.TB) *circuit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, r, 128); err != nil {
+	if _, err := io.CopyN(io.Discard, r, int64(body)); err != nil {
 		t.Fatal(err)
 	}
-	l.answer = make([]byte, len(head)+128)
+	l.answer = make([]byte, len(head)+body)
 	l.stop = func() {
 		c.Close()
 		back.Close()
@@ -110,42 +112,49 @@ func (l *circuit) exchange(t testing.TB) {
 	}
 }
 
-// The whole way of a small exchange, three request fields and one response
-// field set, must not allocate: what is allocated is later collected, on
-// somebody's request.
-func TestASmallExchangeAllocatesNothing(t *testing.T) {
-	l := newCircuit(t)
-	defer l.stop()
-	const rounds = 2000
-	best := ^uint64(0)
-	for range 5 { // a collection empties the pools of buffers: take the best of five
-		runtime.GC()
-		for range 100 {
-			l.exchange(t)
-		}
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range rounds {
-			l.exchange(t)
-		}
-		runtime.ReadMemStats(&after)
-		best = min(best, after.Mallocs-before.Mallocs)
-	}
-	limit := uint64(rounds / 100)
-	if raceEnabled {
-		limit = rounds * 4 // sync.Pool drops at random under the race detector
-	}
-	if best > limit {
-		t.Errorf("%d allocations in %d exchanges", best, rounds)
+// The whole way of an exchange, three request fields and one response field set,
+// must not allocate: what is allocated is later collected, on somebody's request.
+func TestAnExchangeAllocatesNothing(t *testing.T) {
+	for _, body := range []int{smallBody, largeBody} {
+		t.Run(strconv.Itoa(body), func(t *testing.T) {
+			l := newCircuit(t, body)
+			defer l.stop()
+			const rounds = 2000
+			best := ^uint64(0)
+			for range 5 { // a collection empties the pools of buffers: take the best of five
+				runtime.GC()
+				for range 100 {
+					l.exchange(t)
+				}
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				for range rounds {
+					l.exchange(t)
+				}
+				runtime.ReadMemStats(&after)
+				best = min(best, after.Mallocs-before.Mallocs)
+			}
+			limit := uint64(rounds / 100)
+			if raceEnabled {
+				limit = rounds * 4 // sync.Pool drops at random under the race detector
+			}
+			if best > limit {
+				t.Errorf("%d allocations in %d exchanges", best, rounds)
+			}
+		})
 	}
 }
 
-func BenchmarkSmallExchange(b *testing.B) {
-	l := newCircuit(b)
-	defer l.stop()
-	b.ReportAllocs()
-	for b.Loop() {
-		l.exchange(b)
+func BenchmarkExchange(b *testing.B) {
+	for _, body := range []int{smallBody, largeBody} {
+		b.Run(strconv.Itoa(body), func(b *testing.B) {
+			l := newCircuit(b, body)
+			defer l.stop()
+			b.ReportAllocs()
+			for b.Loop() {
+				l.exchange(b)
+			}
+		})
 	}
 }
 

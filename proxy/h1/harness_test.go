@@ -66,6 +66,7 @@ func startProxy(t testing.TB, upstream string, change func(*proxy)) *proxy {
 		t.Fatal(err)
 	}
 	unix.SetNonblock(fd, true)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // as proxy/listen does
 	on(p.l, func() {
 		_, err = p.l.Accept(fd, func(fd int, _ netip.AddrPort) {
 			c := p.l.Adopt(fd)

@@ -9,8 +9,9 @@ import (
 
 const (
 	// A body of which so much is still in the kernel is cheaper to splice than to
-	// copy twice.
-	spliceLeast = 16 << 10
+	// copy twice. Of copying it took 1.02 at 18 kB, 0.92 at 26 kB, 0.81 at 128 KiB
+	// and half from 1 MiB on.
+	spliceLeast = 24 << 10
 	// Of an upstream that sends such bodies so much is read at first: the head as
 	// a rule, so that the body stays in the kernel. With our own fields it has to
 	// fit a segment of a network whose packets are 1500 bytes: the kernel keeps

@@ -197,19 +197,6 @@ func (c *Conn) TryWrite(b []byte) (n int, err error) {
 	return max(n, 0), nil
 }
 
-// TryWriteMore is TryWrite of what more follows at once: the kernel keeps what
-// does not fill a segment, for a fifth of a second at most, to send both together.
-func (c *Conn) TryWriteMore(b []byte) (n int, err error) {
-	if c.is(closed) {
-		return 0, net.ErrClosed
-	}
-	n, errno := ignoringEINTR(int(c.fd), b, rawSendMore)
-	if errno != 0 && errno != unix.EAGAIN {
-		return 0, c.failed("write", errno)
-	}
-	return max(n, 0), nil
-}
-
 // Task is what Park begins.
 type Task interface{ Run() }
 

@@ -54,17 +54,17 @@ func (l *Loop) Pipe() (*Pipe, error) {
 	if l.pipes.lent >= lentPipes {
 		return nil, ErrNoPipe
 	}
-	p := (*Pipe)(nil)
 	if last := len(l.pipes.free) - 1; last >= 0 {
-		p, l.pipes.free = l.pipes.free[last], l.pipes.free[:last]
-	} else {
-		var err error
-		if p, err = newPipe(l); err != nil {
-			return nil, err
-		}
+		p := l.pipes.free[last]
+		l.pipes.free = l.pipes.free[:last]
+		l.pipes.lent++
+		return p, nil
 	}
-	l.pipes.lent++
-	return p, nil
+	p, err := newPipe(l)
+	if err == nil {
+		l.pipes.lent++
+	}
+	return p, err
 }
 
 // Pipes are how many pipes of the loop are lent, and how many wait to be.
@@ -92,8 +92,8 @@ func newPipe(l *Loop) (*Pipe, error) {
 }
 
 func (p *Pipe) close() {
-	rawClose(p.r)
-	rawClose(p.w)
+	_ = rawClose(p.r)
+	_ = rawClose(p.w)
 }
 
 // Free gives the pipe back. What it still holds is dropped.
@@ -161,6 +161,19 @@ func (p *Pipe) Pour(to *Conn) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// TryWriteMore is TryWrite of what more follows at once: the kernel keeps what
+// does not fill a segment, for a fifth of a second at most, to send both together.
+func (c *Conn) TryWriteMore(b []byte) (n int, err error) {
+	if c.is(closed) {
+		return 0, net.ErrClosed
+	}
+	n, errno := ignoringEINTR(int(c.fd), b, rawSendMore)
+	if errno != 0 && errno != unix.EAGAIN {
+		return 0, c.failed("write", errno)
+	}
+	return max(n, 0), nil
 }
 
 // splice does not tell the scheduler, as it never blocks. Told, the runtime may
