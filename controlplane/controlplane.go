@@ -200,10 +200,10 @@ func (p *plane) bundleChanged([]byte) { p.pub.Changed(publish.Change{Mesh: true}
 func (p *plane) serveGRPC(ctx context.Context, ln net.Listener) error {
 	srv := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(p.ca.ServerTLS())),
-		// A proxy is idle most of the time: 32 KiB to read and as much to write for
-		// each would be half of what the control plane takes for it. What a proxy
-		// says fits into this; a longer message takes more calls.
-		grpc.ReadBufferSize(2<<10), grpc.SharedWriteBuffer(true),
+		// A proxy is idle most of the time: 32 KiB to read for each would be a third
+		// of what the control plane keeps for it. What a proxy says fits into this; a
+		// longer message takes more calls.
+		grpc.ReadBufferSize(2<<10),
 		// A window of fixed size, here and at the proxy: to find out a better one
 		// gRPC sends a PING and a WINDOW_UPDATE for nearly each message (its
 		// bdpEstimator), so a change and its ACK were six packets instead of two.

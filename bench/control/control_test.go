@@ -22,9 +22,10 @@ func TestNothingIsLostInABurstAndARestart(t *testing.T) {
 		bin, _ = filepath.Abs("../../bin")
 	}
 	z := size{
-		few: 40, all: 200, endpoints: 8, proxies: 50, follows: 20,
+		few: 40, all: 200, endpoints: 8, proxies: 50, follows: 20, applied: 2,
 		changes: 20, every: 5 * time.Millisecond, hub: 10, hubEvery: 5 * time.Millisecond,
 		idle: 50 * time.Millisecond, burst: 300, burstOver: 10, burstIn: 300 * time.Millisecond,
+		checkEvery: time.Second,
 	}
 	rep, err := measure(t.Context(), bin, z, t.Logf)
 	if err != nil {

@@ -36,6 +36,7 @@ func measure(ctx context.Context, bin string, z size, logf func(string, ...any))
 		{"a burst", burst},
 		{"a real proxy in the large mesh", large},
 		{"kill -9 and a restart", restart},
+		{"health checks", checks},
 	} {
 		began := time.Now()
 		if err := step.do(ctx, s, rep); err != nil {
@@ -85,7 +86,13 @@ func loadFew(ctx context.Context, s *stage, rep *report) error {
 
 func loadRest(ctx context.Context, s *stage, rep *report) error {
 	began := time.Now()
-	n, err := s.register(ctx, s.size.few, s.size.all)
+	n, err := s.apply(ctx, s.size.few, s.size.few+s.size.applied)
+	if err != nil {
+		return err
+	}
+	rep.set("apply_endpoints_per_s", float64(n)/time.Since(began).Seconds())
+	began = time.Now()
+	n, err = s.register(ctx, s.size.few+s.size.applied, s.size.all)
 	if err != nil {
 		return err
 	}

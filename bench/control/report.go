@@ -44,8 +44,9 @@ var figures = []figure{
 	{name: "fanout_cpu_us_per_proxy", what: "CPU for a change of the service that all follow, for each of them"},
 	{name: "fanout_cpu_us_per_follower", what: "and of each simulated proxy, on the same CPUs"},
 	{name: "idle_cpu_percent", what: "CPU when nothing changes: leases are kept alive"},
-	{name: "load_seconds", what: "registering the services that nobody follows through the API"},
+	{name: "load_seconds", what: "registering the services that nobody follows through the API, 64 calls at a time"},
 	{name: "load_endpoints_per_s", what: "endpoints of these in a second"},
+	{name: "apply_endpoints_per_s", what: "endpoints in a second by `weir apply`, which makes one call after the other"},
 	{name: "load_retries", what: "registrations that were tried again as etcd did not answer in time"},
 	{name: "certificates_per_s", what: "certificates issued in a second"},
 	{name: "connect_seconds", what: "all proxies come at once, each with an endpoint on a lease, until all hold all they follow"},
@@ -65,6 +66,10 @@ var figures = []figure{
 	{name: "restart_bytes_per_proxy", what: "sent to a proxy meanwhile, TLS handshakes included"},
 	{name: "restart_updates", what: "resources sent that differ from what the proxy had"},
 	{name: "restart_services_lost", what: "services that a proxy lost meanwhile", goal: "0", wrong: true},
+	{name: "checks_per_s", what: "health checks of all endpoints, without proxies, at an interval of 30 s (4 s with -quick)"},
+	{name: "checks_cpu_percent", what: "CPU of the control plane meanwhile"},
+	{name: "checks_cpu_us_each", what: "for each check"},
+	{name: "checks_wrong", what: "endpoints found unhealthy that answer", goal: "0", wrong: true},
 }
 
 // report collects what was measured.

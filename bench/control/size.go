@@ -15,6 +15,7 @@ type size struct {
 	proxies   int // simulated
 	follows   int // services that each follows: the hub, which all do, and others of the few
 	real      int // services that a real proxy uses
+	applied   int // services whose endpoints come by `weir apply`, one call after the other
 
 	changes  int // of services with some followers, in each of two measurements
 	every    time.Duration
@@ -26,20 +27,24 @@ type size struct {
 	burst     int // changes at once
 	burstOver int // services
 	burstIn   time.Duration
+
+	checkEvery time.Duration // interval of the health checks
 }
 
 var (
 	fullSize = size{
-		few: 1000, all: 10_000, endpoints: 10, proxies: 2000, follows: 20, real: 10,
+		few: 1000, all: 10_000, endpoints: 10, proxies: 2000, follows: 20, real: 10, applied: 50,
 		changes: 300, every: 40 * time.Millisecond, hub: 200, hubEvery: 250 * time.Millisecond,
 		idle: 10 * time.Second, settle: 10 * time.Second,
 		burst: 5000, burstOver: 100, burstIn: 10 * time.Second,
+		checkEvery: 30 * time.Second,
 	}
 	quickSize = size{
-		few: 100, all: 1000, endpoints: 10, proxies: 200, follows: 20, real: 10,
+		few: 100, all: 1000, endpoints: 10, proxies: 200, follows: 20, real: 10, applied: 10,
 		changes: 200, every: 20 * time.Millisecond, hub: 100, hubEvery: 50 * time.Millisecond,
 		idle: 4 * time.Second, settle: 5 * time.Second,
 		burst: 1000, burstOver: 50, burstIn: 2 * time.Second,
+		checkEvery: 4 * time.Second,
 	}
 )
 
@@ -48,8 +53,10 @@ func serviceName(i int) policy.ServiceName {
 	return policy.ServiceName{Namespace: "default", Name: fmt.Sprintf("s%05d", i)}
 }
 
-// address gives each endpoint one of its own in 10.128.0.0/9, where nobody is:
-// nothing is sent to it.
+// addresses are those of the endpoints, where nobody is.
+const addresses = "10.128.0.0/9"
+
+// address gives each endpoint one of its own.
 func address(service, endpoint int) string {
 	n := service*64 + endpoint
 	return fmt.Sprintf("10.%d.%d.%d", 128+n>>16, n>>8&255, n&255)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -16,10 +18,6 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/test/meshlab"
 )
-
-// settings leave the health checks out of the first figures: nobody is at the
-// endpoints' addresses.
-const settings = `{"load_balancing": {"health_check": {"enabled": false}}}`
 
 // writers is how many calls of the API are made at a time where it is to go
 // fast.
@@ -44,7 +42,8 @@ func openStage(ctx context.Context, bin string, z size, logf func(string, ...any
 	s := &stage{size: z, mesh: m, logf: logf, fleet: newFleet(&z), http: &http.Client{Transport: &http.Transport{
 		DialContext: m.Host.DialContext, MaxIdleConnsPerHost: writers,
 	}}}
-	if _, err := s.api().UpdateSettings(ctx, json.RawMessage(settings)); err != nil {
+	// Nobody is at the endpoints' addresses before checks.
+	if err := s.setChecks(ctx, 0); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
@@ -116,6 +115,27 @@ func (s *stage) register(ctx context.Context, from, to int) (int, error) {
 			}
 		}
 	})
+}
+
+// apply gives services their endpoints by `weir apply`, as a user would from a
+// file, and tells how many there were.
+func (s *stage) apply(ctx context.Context, from, to int) (int, error) {
+	var text strings.Builder
+	n := 0
+	for service := from; service < to; service++ {
+		for i := range s.size.endpoints {
+			e := endpoint(service, i, 100)
+			fmt.Fprintf(&text, "---\nkind: Endpoint\nservice: %s\nspec: {id: %s, ip: %s, port: %d, labels: {version: %s}}\n",
+				e.ServiceName, e.ID, e.IP, e.Port, e.Labels["version"])
+			n++
+		}
+	}
+	file := filepath.Join(s.mesh.Dir, "endpoints.yml")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		return 0, err
+	}
+	_, err := s.mesh.ControlNode().Output(ctx, s.mesh.Program("weir"), "apply", "-f", file, "--token-file", s.mesh.TokenFile())
+	return n, err
 }
 
 // want is the digest of each of the few services as the API lists it.

@@ -9,9 +9,11 @@ import (
 )
 
 const (
-	// firstWithin is how soon a new endpoint is checked first. The spread keeps
-	// the endpoints of a restarted control plane from being checked all at once.
+	// firstWithin is how soon a new endpoint is checked first, unless it came with
+	// so many that there would be more than firstRate in a second: those of a
+	// control plane that restarts, which has proxies to serve then.
 	firstWithin = time.Second
+	firstRate   = 1000
 	// sooner divides the interval for an endpoint that is unhealthy or whose last
 	// result contradicts its state: an app that starts after its proxy, or
 	// restarts, is not to be away for a whole one, and doubt is to be short.
@@ -63,6 +65,7 @@ func (s *schedule) update(targets []policy.Target, interval time.Duration, thres
 		s.respread(now)
 	}
 	s.round++
+	var fresh []*item
 	for i := range targets {
 		t := &targets[i]
 		k := key{t.Service(), t.ID}
@@ -74,8 +77,11 @@ func (s *schedule) update(targets []policy.Target, interval time.Duration, thres
 		if it != nil {
 			s.remove(it)
 		}
-		s.add(k, *t, now)
+		it = &item{key: k, target: *t, round: s.round, at: -1, healthy: t.Status != policy.Unhealthy}
+		s.items[k] = it
+		fresh = append(fresh, it)
 	}
+	s.add(fresh, now)
 	for _, it := range s.items {
 		if it.round != s.round {
 			s.remove(it)
@@ -89,11 +95,13 @@ func sameCheck(a, b *policy.Target) bool {
 		a.HealthCheckPath == b.HealthCheckPath && a.Meshed == b.Meshed
 }
 
-func (s *schedule) add(k key, t policy.Target, now time.Time) {
-	it := &item{key: k, target: t, round: s.round, healthy: t.Status != policy.Unhealthy}
-	it.due = now.Add(s.upTo(min(firstWithin, s.interval)))
-	s.items[k] = it
-	heap.Push(&s.queue, it)
+// add gives new items their first turn.
+func (s *schedule) add(fresh []*item, now time.Time) {
+	within := min(max(firstWithin, time.Duration(len(fresh))*time.Second/firstRate), s.interval)
+	for _, it := range fresh {
+		it.due = now.Add(s.upTo(within))
+		heap.Push(&s.queue, it)
+	}
 }
 
 // remove forgets an item; a check of it that is running is cut off.

@@ -57,6 +57,23 @@ func TestNewEndpointsAreSpreadOverASecondThenOverTheInterval(t *testing.T) {
 	}
 }
 
+func TestVeryManyNewEndpointsAreCheckedAtABoundedRate(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for n, within := range map[int]time.Duration{10 * firstRate: 10 * time.Second, 100 * firstRate: 30 * time.Second} {
+		s := newSchedule(rng.Float64)
+		targets := make([]policy.Target, n)
+		for i := range targets {
+			targets[i] = target(fmt.Sprint("e", i))
+		}
+		s.update(targets, 30*time.Second, Thresholds{}, t0)
+		half := len(turn(s, t0.Add(within/2)))
+		rest := len(turn(s, t0.Add(within)))
+		if half < n*4/10 || half > n*6/10 || half+rest < n {
+			t.Errorf("of %d new endpoints %d were checked in the first half of %v and %d in the second", n, half, within, rest)
+		}
+	}
+}
+
 func TestRemovedEndpointIsForgottenAndItsCheckCutOff(t *testing.T) {
 	s := newSchedule(middle)
 	s.update([]policy.Target{target("a"), target("b")}, time.Second, Thresholds{}, t0)
