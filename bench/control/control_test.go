@@ -69,10 +69,10 @@ func TestALossEndsTheRun(t *testing.T) {
 
 func TestADigestTellsEndpointsApart(t *testing.T) {
 	a, b := endpoint(1, 0, 100), endpoint(1, 1, 100)
-	want := digest([]policy.Endpoint{a, b})
+	want := digestOf([]policy.Endpoint{a, b})
 	seen := a
 	seen.LastSeen = 17
-	if digest([]policy.Endpoint{b, seen}) != want {
+	if digestOf([]policy.Endpoint{b, seen}) != want {
 		t.Error("the order, or when an endpoint was last heard of, counts as a difference")
 	}
 	for name, change := range map[string]func(*policy.Endpoint){
@@ -83,11 +83,11 @@ func TestADigestTellsEndpointsApart(t *testing.T) {
 	} {
 		other := endpoint(1, 1, 100)
 		change(&other)
-		if digest([]policy.Endpoint{a, other}) == want {
+		if digestOf([]policy.Endpoint{a, other}) == want {
 			t.Errorf("another %s is no difference", name)
 		}
 	}
-	if digest([]policy.Endpoint{a}) == want {
+	if digestOf([]policy.Endpoint{a}) == want {
 		t.Error("a missing endpoint is no difference")
 	}
 }

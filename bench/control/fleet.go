@@ -49,7 +49,7 @@ type follower struct {
 	of    []int                      // services followed
 
 	mu      sync.Mutex // guards digests
-	digests []uint64
+	digests []digest
 }
 
 // dial opens a connection to the control plane.
@@ -135,7 +135,7 @@ func (f *fleet) newFollower(index int, control string, d dial, cfg *tls.Config) 
 	for k, s := range p.of {
 		p.at[serviceName(s)] = k
 	}
-	p.digests = make([]uint64, len(p.of))
+	p.digests = make([]digest, len(p.of))
 	home := f.size.home(index)
 	// The endpoints that proxies bring come before those that are registered.
 	own := endpoint(home, f.size.endpoints-1-index/(f.size.few-1), 100)
@@ -170,15 +170,15 @@ func (p *follower) take(name policy.ServiceName, s *policy.Service) error {
 	if !ok {
 		return fmt.Errorf("%s was not asked for", name)
 	}
-	first, endpoints := -1, make([]policy.Endpoint, len(s.Endpoints))
+	first, sum := -1, digest(0)
 	for i := range s.Endpoints {
-		endpoints[i] = s.Endpoints[i].Endpoint
-		if endpoints[i].ID == "e00" {
-			first = endpoints[i].Weight
+		e := &s.Endpoints[i].Endpoint
+		sum.add(e)
+		if e.ID == "e00" {
+			first = e.Weight
 		}
 	}
 	f.news[p.of[k]].heard(p.index, first, now)
-	sum := digest(endpoints)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.digests[k] = sum
@@ -187,7 +187,7 @@ func (p *follower) take(name policy.ServiceName, s *policy.Service) error {
 
 // behind counts the services of proxies that differ from what they should be,
 // by the digest of each of the few.
-func (f *fleet) behind(want []uint64) int {
+func (f *fleet) behind(want []digest) int {
 	n := 0
 	for _, p := range f.proxies {
 		p.mu.Lock()

@@ -139,12 +139,12 @@ func (s *stage) apply(ctx context.Context, from, to int) (int, error) {
 }
 
 // want is the digest of each of the few services as the API lists it.
-func (s *stage) want(ctx context.Context) ([]uint64, error) {
-	out := make([]uint64, s.size.few)
+func (s *stage) want(ctx context.Context) ([]digest, error) {
+	out := make([]digest, s.size.few)
 	client := s.api()
 	return out, each(ctx, 0, len(out), func(ctx context.Context, i int) error {
 		endpoints, err := client.Endpoints(ctx, serviceName(i))
-		out[i] = digest(endpoints)
+		out[i] = digestOf(endpoints)
 		if err == nil && len(endpoints) != s.size.endpoints {
 			err = fmt.Errorf("%s has %d endpoints, not %d", serviceName(i), len(endpoints), s.size.endpoints)
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,15 +15,25 @@ var digestSeed = maphash.MakeSeed()
 // digest stands for a service's endpoints, in whatever order they come: what
 // the API lists and what a proxy took are compared by it. Whether an endpoint
 // is meshed and when it was last heard of are not in it.
-func digest(endpoints []policy.Endpoint) uint64 {
-	sorted := slices.SortedFunc(slices.Values(endpoints), func(a, b policy.Endpoint) int { return strings.Compare(a.ID, b.ID) })
-	var h maphash.Hash
-	h.SetSeed(digestSeed)
-	for i := range sorted {
-		e := &sorted[i]
-		fmt.Fprintf(&h, "%s %s %d %d %s %s %v\n", e.ID, e.IP, e.Port, e.Weight, e.Protocol, e.Status, e.Labels)
+type digest uint64
+
+func (d *digest) add(e *policy.Endpoint) {
+	var labels uint64
+	for k, v := range e.Labels {
+		labels += maphash.Comparable(digestSeed, [2]string{k, v})
 	}
-	return h.Sum64()
+	*d += digest(maphash.Comparable(digestSeed, struct {
+		id, ip, protocol, status string
+		port, weight             int
+		labels                   uint64
+	}{e.ID, e.IP, e.Protocol, e.Status, e.Port, e.Weight, labels}))
+}
+
+func digestOf(endpoints []policy.Endpoint) (d digest) {
+	for i := range endpoints {
+		d.add(&endpoints[i])
+	}
+	return d
 }
 
 // news waits for one change of a service to reach those who follow it. A change
