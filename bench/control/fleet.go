@@ -201,6 +201,17 @@ func (f *fleet) behind(want []digest) int {
 	return n
 }
 
+// connected counts the proxies that follow at this moment.
+func (f *fleet) connected() int {
+	n := 0
+	for _, p := range f.proxies {
+		if p.feed.Connected() {
+			n++
+		}
+	}
+	return n
+}
+
 // counted counts a connection's bytes.
 type counted struct {
 	net.Conn

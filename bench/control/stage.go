@@ -152,8 +152,9 @@ func (s *stage) want(ctx context.Context) ([]digest, error) {
 	})
 }
 
-// await asks until there is no error, at most a limit, and gives the last one.
-func await(ctx context.Context, limit time.Duration, ask func(context.Context) error) error {
+// await asks every so often until there is no error, at most a limit, and gives
+// the last one.
+func await(ctx context.Context, limit, every time.Duration, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -161,7 +162,7 @@ func await(ctx context.Context, limit time.Duration, ask func(context.Context) e
 		if err == nil {
 			return nil
 		}
-		if sleep(ctx, 50*time.Millisecond) != nil {
+		if sleep(ctx, every) != nil {
 			return err
 		}
 	}
@@ -174,7 +175,7 @@ func (s *stage) equal(ctx context.Context, limit time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return await(ctx, limit, func(context.Context) error {
+	return await(ctx, limit, 10*time.Millisecond, func(context.Context) error {
 		if n := s.fleet.behind(want); n > 0 {
 			return fmt.Errorf("%d services of %d proxies differ from what the API lists", n, s.size.proxies)
 		}
@@ -186,7 +187,12 @@ func (s *stage) equal(ctx context.Context, limit time.Duration) error {
 // following all it asked for.
 func (s *stage) attached(ctx context.Context, limit time.Duration) error {
 	client := s.api()
-	return await(ctx, limit, func(ctx context.Context) error {
+	return await(ctx, limit, 200*time.Millisecond, func(ctx context.Context) error {
+		// The proxies are asked first: a list of thousands, again and again, would
+		// be work for the control plane that it is not to be measured with.
+		if n := s.fleet.connected(); n != s.size.proxies {
+			return fmt.Errorf("%d of %d proxies are connected", n, s.size.proxies)
+		}
 		st, err := client.Status(ctx)
 		if err != nil {
 			return err
