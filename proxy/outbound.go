@@ -79,43 +79,6 @@ func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	detect.Peek(&lc.Conn, detect.Config{Deadline: lc.Loop().Now().Add(idleLimit), Enough: n.enough}, n.then)
 }
 
-// newcomer is a connection to a service whose first bytes are awaited. It is used
-// for one connection after another: what is bound in it would be garbage for each,
-// among what is kept of the connections.
-type newcomer struct {
-	p        *Proxy
-	lc       *listen.Conn
-	dest     *destination
-	protocol string
-
-	enough func() bool
-	then   func(detect.Result, []byte, error)
-}
-
-var newcomers sync.Pool
-
-func (n *newcomer) draining() bool { return n.lc.Listener().Draining() }
-
-// spoke goes on with the connection.
-func (n *newcomer) spoke(found detect.Result, peeked []byte, err error) {
-	p, lc, d, protocol := n.p, n.lc, n.dest, n.protocol
-	n.p, n.lc, n.dest = nil, nil, nil
-	newcomers.Put(n)
-	if len(peeked) == 0 && lc.Listener().Draining() {
-		_ = lc.Close() // nothing was detected: it was woken to end
-		return
-	}
-	p.metrics.Detected(outcomeWord(found))
-	switch {
-	case err != nil || len(peeked) == 0:
-		_ = lc.Close()
-	case byRequest(protocol, true, found):
-		p.serveRequests(&lc.Conn, peeked, lc, d)
-	default:
-		p.relayOutbound(&lc.Conn, peeked, lc, d)
-	}
-}
-
 // idleLimit is how long a connection may say nothing where HTTP is declared.
 const idleLimit = 5 * time.Minute
 
@@ -172,32 +135,6 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 	p.succeeded(e, ticket, l.Now())
 	r := &outboundRelay{p: p, lc: lc, dest: d, endpoint: e, started: age}
 	r.session.Begin(client, up, relay.Config{FromClient: bytes.Clone(peeked), HalfClosedTimeout: halfClosed}, r)
-}
-
-// outboundRelay is a connection of the app whose bytes are not looked at. It is all
-// that is kept of one, beside its two sockets.
-type outboundRelay struct {
-	session  relay.Session
-	p        *Proxy
-	lc       *listen.Conn
-	dest     *destination  // nil where it passes untouched
-	endpoint *endpoint     // the same
-	started  time.Duration // the loop's age
-}
-
-// Relayed counts and logs the end.
-func (r *outboundRelay) Relayed(res relay.Result) {
-	m, to, at := r.p.conns.outboundTCP, "", ""
-	if r.dest != nil {
-		r.endpoint.stats.Cancel()
-		to, at = r.dest.label, r.endpoint.at
-	} else {
-		m = r.p.conns.passThrough
-		to = r.lc.OriginalDst().String()
-		at = to
-	}
-	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-	r.p.logConn(telemetry.Outbound, r.lc, to, at, res.Reason.String(), r.lc.Loop().At(r.started), res)
 }
 
 var (

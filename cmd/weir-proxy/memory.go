@@ -18,14 +18,14 @@ const (
 	// settle is after joining, when what only the start needed is no more used.
 	settle = time.Second
 	// trimEvery is how often an idle process is looked at.
-	trimEvery = 2 * time.Second
+	trimEvery = time.Second
 	// trimFrom is the least that is worth a collection (some ms of one CPU).
 	trimFrom = 512 << 10
 	// idlePart is of how much of the time an idle process uses the processor less.
 	idlePart = 50
 	// quietPart is the same of one that does nothing at all: a connection is held
 	// open, the control plane is heard, but there are no requests.
-	quietPart = 1000
+	quietPart = 400
 	// dropFrom is how much of the program must have come back to be dropped again.
 	// What an idle process itself uses is less, or it would be dropped for ever.
 	dropFrom = 4 << 20

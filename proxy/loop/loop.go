@@ -199,37 +199,6 @@ func (l *Loop) At(age time.Duration) time.Time { return l.epoch.Add(age) }
 
 func (l *Loop) since(t time.Time) time.Duration { return t.Sub(l.epoch) }
 
-// fire runs what is due at now.
-func (l *Loop) fire(now time.Duration) {
-	for t, ok := l.timers.take(now); ok; t, ok = l.timers.take(now) {
-		t.run()
-	}
-	for c, ok := l.deadlines.take(now); ok; c, ok = l.deadlines.take(now) {
-		c.expire()
-	}
-}
-
-// poll waits for events and takes them down, all before any task runs: what a
-// task sees of another connection is then as new as can be.
-func (l *Loop) poll() {
-	n, now := 0, l.since(l.now)
-	due := min(l.timers.next(), l.deadlines.next())
-	if len(l.ready) > l.resumed || l.pending.Load() || due <= now {
-		n = l.kernel.glance()
-	} else {
-		n = l.kernel.wait(l.epoch, now, due)
-	}
-	for i := range n {
-		ev := &l.kernel.events[i]
-		if int(ev.Fd) == l.wakeFD {
-			continue // edge-triggered: need not be read
-		}
-		if c := l.conns[ev.Fd]; c != nil && c.generation == ev.Pad {
-			c.note(ev.Events)
-		}
-	}
-}
-
 // runReady resumes each task that is ready now; those made ready meanwhile wait
 // for the next turn, so that no two tasks can keep the loop for themselves.
 func (l *Loop) runReady() {

@@ -81,3 +81,34 @@ func (k *kernel) wait(epoch time.Time, now, due time.Duration) int {
 	}
 	return k.found
 }
+
+// fire runs what is due at now.
+func (l *Loop) fire(now time.Duration) {
+	for t, ok := l.timers.take(now); ok; t, ok = l.timers.take(now) {
+		t.run()
+	}
+	for c, ok := l.deadlines.take(now); ok; c, ok = l.deadlines.take(now) {
+		c.expire()
+	}
+}
+
+// poll waits for events and takes them down, all before any task runs: what a
+// task sees of another connection is then as new as can be.
+func (l *Loop) poll() {
+	n, now := 0, l.since(l.now)
+	due := min(l.timers.next(), l.deadlines.next())
+	if len(l.ready) > l.resumed || l.pending.Load() || due <= now {
+		n = l.kernel.glance()
+	} else {
+		n = l.kernel.wait(l.epoch, now, due)
+	}
+	for i := range n {
+		ev := &l.kernel.events[i]
+		if int(ev.Fd) == l.wakeFD {
+			continue // edge-triggered: need not be read
+		}
+		if c := l.conns[ev.Fd]; c != nil && c.generation == ev.Pad {
+			c.note(ev.Events)
+		}
+	}
+}
