@@ -22,6 +22,9 @@ const (
 	// a row the rest of the body is copied.
 	smallFill  = 16 << 10
 	smallFills = 4
+	// A body that never has to be waited for lets the others go first after so
+	// much. A turn of the loop costs about 1 µs.
+	turnBytes = 1 << 20
 )
 
 // splices reports whether the rest of the response goes from socket to socket,
@@ -51,7 +54,7 @@ func (x *Exchange) relaySpliced(up *Upstream, how delivery) *Error {
 	c.pipe = p
 	defer func() { c.pipe = nil; p.Free() }()
 	e, err := x.writeBegin(up, how)
-	for small := 0; e == nil; {
+	for small, moved := 0, 0; e == nil; {
 		if err == loop.ErrWouldBlock {
 			err = x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.s.cfg.StreamIdle), c)
 		}
@@ -68,11 +71,19 @@ func (x *Exchange) relaySpliced(up *Upstream, how delivery) *Error {
 			small = 0
 		}
 		x.received += int64(p.Held())
+		moved += p.Held()
 		c.piped(p.Held())
-		if e = x.pour(p); c.done || small == smallFills {
+		if e = x.pour(p); c.done {
 			return e
 		}
-		err = loop.ErrWouldBlock
+		if small == smallFills {
+			up.first = 0 // the next is most likely like it
+			return e
+		}
+		if err = loop.ErrWouldBlock; moved >= turnBytes {
+			moved = 0
+			up.bare.Loop().Yield()
+		}
 	}
 	return e
 }
@@ -160,7 +171,7 @@ func (p *pump) splice() *Error {
 		return nil
 	}
 	defer pipe.Free()
-	for small := 0; !b.done; {
+	for small, moved := 0, 0; !b.done; {
 		if small == smallFills {
 			p.copies = true
 			return nil
@@ -176,12 +187,25 @@ func (p *pump) splice() *Error {
 		if small++; pipe.Held() >= smallFill {
 			small = 0
 		}
+		moved += pipe.Held()
 		b.piped(pipe.Held())
 		p.ending = b.done
-		for pipe.Held() > 0 {
-			if e := p.hand(WriteBody, func() error { _, err := pipe.Pour(p.up.bare); return err }); e != nil {
-				return e
-			}
+		if e := p.pour(pipe); e != nil {
+			return e
+		}
+		if moved >= turnBytes {
+			moved = 0
+			p.up.bare.Loop().Yield()
+		}
+	}
+	return nil
+}
+
+// pour hands a pipeful to the upstream.
+func (p *pump) pour(pipe *loop.Pipe) *Error {
+	for pipe.Held() > 0 {
+		if e := p.hand(WriteBody, func() error { _, err := pipe.Pour(p.up.bare); return err }); e != nil {
+			return e
 		}
 	}
 	return nil
