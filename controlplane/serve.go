@@ -138,7 +138,7 @@ func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease,
 	endpoints := make([]policy.Endpoint, len(hello.Endpoints))
 	for i, t := range hello.Endpoints {
 		e := t.Endpoint
-		e.Status, e.LastSeen = policy.Healthy, now
+		e.Status, e.LastSeen = p.statusOf(hello.ProxyID, &e), now
 		if problems := e.Validate(); len(problems) > 0 {
 			return nil, status.Errorf(codes.InvalidArgument, "endpoint %q: %v", e.ID, problems)
 		}
@@ -149,6 +149,23 @@ func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease,
 		return nil, err
 	}
 	return &lease{l: l, store: p.store, endpoints: endpoints}, nil
+}
+
+// statusOf is what an endpoint is to be taken for that a proxy brings: a proxy
+// that comes from another control plane does not make its app healthy. Without
+// health checks nobody would make it so again.
+func (p *plane) statusOf(proxyID string, e *policy.Endpoint) string {
+	st := p.store.State()
+	s := st.Services[e.Service()]
+	if s == nil || !st.Settings.LoadBalancing.HealthCheck.Enabled {
+		return policy.Healthy
+	}
+	for i := range s.Endpoints {
+		if was := &s.Endpoints[i]; was.ID == e.ID && was.ProxyID == proxyID && was.Addr() == e.Addr() {
+			return was.Status
+		}
+	}
+	return policy.Healthy
 }
 
 // lease is a proxy's lease: its messages show that its endpoints are there.

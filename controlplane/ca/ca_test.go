@@ -394,3 +394,45 @@ func TestAControlPlaneThatWasAwayForYears(t *testing.T) {
 	must(t, err)
 	verifies(t, a.Bundle(), at.Now(), parse(t, chain))
 }
+
+// A clock that ran ahead for an hour makes successors that begin in years. They
+// must not be what is left when the root ends.
+func TestAClockThatRanAheadLeavesNoRootThatNobodyCanVerify(t *testing.T) {
+	a, at := newAuthority(t)
+	first := string(a.Bundle())
+	at.Add(3 * RootTTL)
+	_, err := a.Rotate(t.Context())
+	must(t, err)
+	at.Add(-3 * RootTTL)
+	_, err = a.Rotate(t.Context())
+	must(t, err)
+	if string(a.Bundle()) != first {
+		t.Error("with the clock right again the bundle is another")
+	}
+	for range 40 { // in steps of ten days, over the end of the root
+		at.Add(10 * 24 * time.Hour)
+		_, err = a.Rotate(t.Context())
+		must(t, err)
+		chain, _, err := a.IssueWithKey(cart)
+		must(t, err)
+		verifies(t, a.Bundle(), at.Now(), parse(t, chain))
+	}
+}
+
+func TestAClockThatIsSetBackStillSignsWhatVerifiesThen(t *testing.T) {
+	a, at := newAuthority(t)
+	at.Add(100 * 24 * time.Hour)
+	_, err := a.Rotate(t.Context())
+	must(t, err)
+	at.Add(-50 * 24 * time.Hour)
+	_, err = a.Rotate(t.Context())
+	must(t, err)
+	chain, _, err := a.IssueWithKey(cart)
+	must(t, err)
+	verifies(t, a.Bundle(), at.Now(), parse(t, chain))
+	if token, _, err := a.NewToken(cart, time.Hour); err != nil {
+		t.Error(err)
+	} else if _, err := a.CheckToken(token); err != nil {
+		t.Error(err)
+	}
+}

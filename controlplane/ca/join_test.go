@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"net"
 	"net/url"
 	"strings"
@@ -168,6 +169,10 @@ func TestWhoCannotJoinOrRenew(t *testing.T) {
 	}
 	if logged.Len() != 11 {
 		t.Errorf("%d refusals are logged", logged.Len())
+	}
+	want := map[string]uint64{"token-malformed": 1, "token-signature": 1, "token-expired": 1, "request": 3, "certificate": 3, "name": 1}
+	if got := a.Refused(); !maps.Equal(got, want) {
+		t.Errorf("counted are %v, want %v", got, want)
 	}
 	for _, e := range logged.All() {
 		for _, v := range e.ContextMap() {

@@ -28,6 +28,10 @@ const (
 	successorBefore = 90 * 24 * time.Hour // before the root's end
 	overlap         = 45 * 24 * time.Hour // in the bundle before it signs; the rest is ≥ MaxLeafTTL
 	rotateEvery     = time.Hour
+	// ahead is how far in the future a kept root may begin. One that begins later
+	// was made by a control plane whose clock ran ahead: nobody could verify what
+	// it signs.
+	ahead = 24 * time.Hour
 )
 
 type root struct {
@@ -58,6 +62,11 @@ func (a *Authority) Rotate(ctx context.Context) (changed bool, err error) {
 		r, err := a.parseRoot(kept)
 		if err != nil {
 			return false, fmt.Errorf("root certificate %d, as kept: %w", n, err)
+		}
+		if now.Add(ahead).Before(r.cert.NotBefore) {
+			a.cfg.Log.Warn("a root certificate begins in the future and is passed over; was a control plane's clock wrong, or is this one's?",
+				zap.Int("root", n), zap.Time("begins", r.cert.NotBefore), zap.Time("now", now))
+			continue
 		}
 		if n > 1 {
 			r.from = r.cert.NotBefore.Add(overlap)

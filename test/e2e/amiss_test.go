@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -176,5 +177,56 @@ func TestWhoHasNoBusinessAtTheControlPlaneIsRefusedLoggedAndCounted(t *testing.T
 	log := m.Control.Log()
 	if !strings.Contains(log, "a certificate was refused") || !strings.Contains(log, n.Addr4().String()) || strings.Contains(log, token.Token) {
 		t.Errorf("the log says:\n%s", m.Control.Tail())
+	}
+}
+
+// TestACertificateOfTheMeshIsNoAdminToken: an API that is reached from elsewhere
+// asks a workload for the token as it asks everybody.
+func TestACertificateOfTheMeshIsNoAdminToken(t *testing.T) {
+	m := start(t)
+	n := bare(t, m, "far")
+	api, dir := "https://"+n.Join(8443)+"/api/v1", filepath.Join(m.Dir, "far")
+	if _, err := n.Start(t.Context(), "control-far", 0, m.Program("weir"), "control", "--data-dir", dir, "--http-addr", n.Join(8443), "--grpc-addr", n.Join(8081)); err != nil {
+		t.Fatal(err)
+	}
+	token := func() string {
+		b, err := os.ReadFile(filepath.Join(dir, "admin.token"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return "Authorization: Bearer " + strings.TrimSpace(string(b))
+	}
+	await(t, m, "its API", func() error {
+		_, err := n.Output(t.Context(), "curl", "-sSfk", api+"/certificates/ca", "-o", filepath.Join(m.Dir, "ca.pem"))
+		return err
+	})
+	var issued struct {
+		PrivateKey  string `json:"private_key"`
+		Certificate string `json:"certificate"`
+	}
+	ca := []string{"--cacert", filepath.Join(m.Dir, "ca.pem")}
+	out := curl(t, n, append(ca, "-H", token(), "-d", `{"service_name":"users","namespace":"default"}`, api+"/certificates/issue")...)
+	if err := json.Unmarshal([]byte(out), &issued); err != nil {
+		t.Fatal(err)
+	}
+	cert, key := filepath.Join(m.Dir, "cert.pem"), filepath.Join(m.Dir, "key.pem")
+	if err := errors.Join(os.WriteFile(cert, []byte(issued.Certificate), 0o600), os.WriteFile(key, []byte(issued.PrivateKey), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	var join struct {
+		Token string `json:"token"`
+	}
+	out = curl(t, n, append(ca, "-H", token(), "-d", `{"service_name":"users","namespace":"default"}`, api+"/tokens")...)
+	if err := json.Unmarshal([]byte(out), &join); err != nil || join.Token == "" {
+		t.Fatalf("%s: %v", out, err)
+	}
+	for name, more := range map[string][]string{
+		"a workload's certificate": {"--cert", cert, "--key", key},
+		"and its join token":       {"--cert", cert, "--key", key, "-H", "Authorization: Bearer " + join.Token},
+	} {
+		args := append(append(append([]string{}, ca...), more...), "-o", "/dev/null", "-w", "%{http_code}", api+"/security-rules")
+		if code := curl(t, n, args...); code != "401" {
+			t.Errorf("%s: %s", name, code)
+		}
 	}
 }

@@ -74,7 +74,7 @@ func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
 	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Start(ctx, "proxy-late", 0, m.Program("weir-proxy"), "--control", b.GRPCAddr(), "--service", "late", "--token-file", file, "--app-port", "8001", "--advertise", n.Addr4().String()); err != nil {
+	if _, err := n.Start(ctx, "proxy-late", 0, m.Program("weir-proxy"), "--control", b.GRPCAddr()+","+a.GRPCAddr(), "--service", "late", "--token-file", file, "--app-port", "8001", "--advertise", n.Addr4().String()); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range m.Planes {
@@ -113,6 +113,35 @@ func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
 	unhealthy(b)
 	if strings.Contains(b.Process.Log(), "endpoint turned") {
 		t.Errorf("%s checks health, too:\n%s", b.Name, b.Process.Tail())
+	}
+	// A proxy that moves on does not make its app healthy: nothing listens there.
+	late := func() (policy.Endpoint, error) {
+		eps, err := a.API.Endpoints(ctx, policy.ServiceName{Namespace: "default", Name: "late"})
+		if err == nil && len(eps) != 1 {
+			err = fmt.Errorf("%+v", eps)
+		}
+		return append(eps, policy.Endpoint{})[0], err
+	}
+	await(t, m, "the app of late to be unhealthy", func() error {
+		e, err := late()
+		if err == nil && e.Status != policy.Unhealthy {
+			err = errors.New(e.Status)
+		}
+		return err
+	})
+	b.Process.Kill()
+	await(t, m, "the proxy to move on", func() error {
+		proxies, err := a.API.Proxies(ctx)
+		if e, lateErr := late(); lateErr != nil || e.Status != policy.Unhealthy {
+			t.Errorf("while it moves, its endpoint is %+v, %v", e, lateErr)
+		}
+		if err == nil && (len(proxies) != 1 || proxies[0].Control != a.Name) {
+			err = fmt.Errorf("%+v", proxies)
+		}
+		return err
+	})
+	if err := b.Start(ctx); err != nil {
+		t.Fatal(err)
 	}
 	if err := a.Process.Stop(20 * time.Second); err != nil {
 		t.Errorf("SIGTERM: %v", err)
