@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // figure is something measured. Fewer is better everywhere but where goal says
@@ -157,7 +159,7 @@ func (r *report) markdown(o *options) string {
 		command = "bin/bench-control -quick"
 	}
 	fmt.Fprintf(&b, "%s, %.0f s: `%s`, %s\n\n", r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Seconds(), command, r.commit)
-	fmt.Fprintf(&b, "%d CPUs (%s), Linux %s, built with %s.\n\n", runtime.NumCPU(), cpuModel(), kernel(), runtime.Version())
+	fmt.Fprintf(&b, "%d CPUs (%s), Linux %s, built with %s; etcd's log on %s.\n\n", runtime.NumCPU(), cpuModel(), kernel(), runtime.Version(), fileSystem(os.TempDir()))
 	fmt.Fprintf(&b, "%d services, of which %d are followed; %d endpoints each; %d proxies, each of which follows %d.\n\n",
 		r.size.all, r.size.few, r.size.endpoints, r.size.proxies, r.size.follows)
 	b.WriteString("| measure | value | goal | what |\n|---|---|---|---|\n")
@@ -177,6 +179,18 @@ func cpuModel() string {
 		}
 	}
 	return "CPU not known"
+}
+
+// fileSystem says whether writes are synced to a disk.
+func fileSystem(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return "an unknown file system"
+	}
+	if st.Type == unix.TMPFS_MAGIC {
+		return "a tmpfs: syncing it costs nothing"
+	}
+	return "a disk"
 }
 
 func kernel() string {

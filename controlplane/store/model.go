@@ -113,6 +113,7 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 			svc := m.service(name)
 			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed, Revision: kv.ModRevision}
 			e.shareStrings(svc.name)
+			svc.shareLabels(&e)
 			if id == e.ID {
 				id = e.ID // the other is a part of the key, and would keep it
 			}
@@ -151,6 +152,21 @@ func (e *Endpoint) shareStrings(name policy.ServiceName) {
 	share(&e.Protocol, policy.Protocols...)
 	share(&e.Status, policy.Healthy, policy.Unhealthy)
 	share(&e.HealthCheckPath, "/health")
+}
+
+// shareLabels lets an endpoint use the labels of another of its service, if one
+// of a few has the same: mostly they are of one version or two.
+func (s *serviceModel) shareLabels(e *Endpoint) {
+	tries := 4
+	for _, other := range s.endpoints {
+		if maps.Equal(other.Labels, e.Labels) {
+			e.Labels = other.Labels
+			return
+		}
+		if tries--; tries == 0 {
+			return
+		}
+	}
 }
 
 func share(s *string, with ...string) {

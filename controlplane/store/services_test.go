@@ -1,10 +1,16 @@
 package store
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"testing"
+	"unsafe"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.uber.org/zap"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -77,6 +83,34 @@ func TestNamesOfAMeshAreSpreadOverTheSlots(t *testing.T) {
 	for slot, n := range count {
 		if n > 3*10_000/slots {
 			t.Errorf("slot %d has %d of 10 000 names", slot, n)
+		}
+	}
+}
+
+func TestEqualEndpointsShareWhatTheyCan(t *testing.T) {
+	m := newModel("/weir/", zap.NewNop())
+	for i := range 3 {
+		e := endpoint("cart", fmt.Sprint("e", i))
+		e.Labels = map[string]string{"version": "v1"}
+		value, err := json.Marshal(endpointRecord{Endpoint: e})
+		must(t, err)
+		m.put(&mvccpb.KeyValue{Key: []byte(m.keys.endpoint(shop("cart"), e.ID)), Value: value, ModRevision: int64(i + 1)})
+	}
+	st, _ := m.state(3)
+	all := st.Services.Get(shop("cart")).Endpoints
+	if len(all) != 3 {
+		t.Fatalf("there are %d endpoints", len(all))
+	}
+	for i := range all {
+		e := &all[i]
+		if reflect.ValueOf(e.Labels).Pointer() != reflect.ValueOf(all[0].Labels).Pointer() {
+			t.Errorf("%s has labels of its own", e.ID)
+		}
+		if unsafe.StringData(e.ServiceName) != unsafe.StringData(all[0].ServiceName) || unsafe.StringData(e.HealthCheckPath) != unsafe.StringData(all[0].HealthCheckPath) {
+			t.Errorf("%s has names of its own", e.ID)
+		}
+		if e.Labels["version"] != "v1" || e.ServiceName != "cart" || e.Namespace != "shop" || e.Protocol != "http" || e.HealthCheckPath != "/health" {
+			t.Errorf("what is shared is not what was stored: %+v", e)
 		}
 	}
 }
