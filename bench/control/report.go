@@ -28,8 +28,10 @@ type figure struct {
 var figures = []figure{
 	{name: "propagation_p50_ms", what: "a change reaches the last of a service's followers, from the call of the API, median", goal: ""},
 	{name: "propagation_p99_ms", what: "the same, 99th percentile", goal: "200"},
+	{name: "propagation_changes", what: "changes of which these are"},
 	{name: "propagation_hub_p50_ms", what: "a change of the service that all proxies follow reaches the last of them, median", goal: ""},
 	{name: "propagation_hub_p99_ms", what: "the same, 99th percentile", goal: "200"},
+	{name: "propagation_hub_changes", what: "changes of which these are: fewer than meant where they take too long"},
 	{name: "propagation_few_p50_ms", what: "as propagation, before the services were added that nobody follows, median"},
 	{name: "propagation_few_p99_ms", what: "the same, 99th percentile"},
 	{name: "control_rss_idle_mib", what: "memory of the control plane, nothing stored"},
@@ -102,6 +104,7 @@ func (r *report) times(name string, took []time.Duration) {
 // compare works out what follows from two figures.
 func (r *report) compare() {
 	v := r.values
+	v["propagation_changes"] = v["propagation_all_changes"]
 	v["propagation_p50_ms"], v["propagation_p99_ms"] = v["propagation_all_p50_ms"], v["propagation_all_p99_ms"]
 	v["bytes_per_change"], v["updates_per_change"] = v["bytes_per_change_all"], v["updates_per_change_all"]
 	v["idle_cpu_percent"] = v["idle_cpu_percent_all"]
@@ -160,6 +163,7 @@ func (r *report) markdown(o *options) string {
 	}
 	fmt.Fprintf(&b, "%s, %.0f s: `%s`, %s\n\n", r.began.UTC().Format("2006-01-02 15:04 UTC"), time.Since(r.began).Seconds(), command, r.commit)
 	fmt.Fprintf(&b, "%d CPUs (%s), Linux %s, built with %s; etcd's log on %s.\n\n", runtime.NumCPU(), cpuModel(), kernel(), runtime.Version(), fileSystem(os.TempDir()))
+	fmt.Fprintf(&b, "Load average of the machine at the end, this run included: %s.\n\n", loadAverage())
 	fmt.Fprintf(&b, "%d services, of which %d are followed; %d endpoints each; %d proxies, each of which follows %d.\n\n",
 		r.size.all, r.size.few, r.size.endpoints, r.size.proxies, r.size.follows)
 	b.WriteString("| measure | value | goal | what |\n|---|---|---|---|\n")
@@ -191,6 +195,12 @@ func fileSystem(dir string) string {
 		return "a tmpfs: syncing it costs nothing"
 	}
 	return "a disk"
+}
+
+func loadAverage() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(text))
+	return strings.Join(fields[:min(3, len(fields))], ", ") // of 1, 5 and 15 minutes
 }
 
 func kernel() string {
