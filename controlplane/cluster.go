@@ -221,7 +221,10 @@ func (p *plane) elsewhere(here map[string]bool) []api.ProxyStatus {
 		}
 		s := api.ProxyStatus{
 			ID: id, Namespace: known.Service.Namespace, ServiceName: known.Service.Name, Version: known.Version, Control: known.Control,
-			Addresses: make([]string, len(known.Addresses)), Resources: refused[id],
+			Addresses: make([]string, len(known.Addresses)), Resources: refused[id], ConnectedAt: known.Since, State: api.Elsewhere,
+		}
+		if known.Control == p.cfg.name() {
+			s.State = api.Away
 		}
 		for i, a := range known.Addresses {
 			s.Addresses[i] = a.String()

@@ -87,31 +87,42 @@ func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, 
 	return out, true
 }
 
-// Proxies implements api.Proxies.
+// Proxies implements api.Proxies: those that are connected here, and what the
+// store knows of the others.
 func (p *plane) Proxies() []api.ProxyStatus {
 	known := p.pub.Proxies()
 	out := make([]api.ProxyStatus, 0, len(known))
-	here := map[string]bool{}
+	here := make(map[string]bool, len(known))
 	for i := range known {
-		k := &known[i]
-		here[k.ID] = true
-		s := api.ProxyStatus{
-			ID: k.ID, Namespace: k.Service.Namespace, ServiceName: k.Service.Name, Version: k.Version, Control: p.cfg.name(),
-			Addresses: make([]string, len(k.Addresses)), ConnectedAt: unix(k.ConnectedAt), Subscribed: k.Subscribed,
-			Resources: make([]api.ResourceState, len(k.Types)),
-		}
-		for j, a := range k.Addresses {
-			s.Addresses[j] = a.String()
-		}
-		for j, t := range k.Types {
-			s.Resources[j] = api.ResourceState{Type: t.Type, Version: fmt.Sprint(t.Acked), Refused: t.Nack}
-		}
-		s.SetFigures(k.Figures)
-		out = append(out, s)
+		here[known[i].ID] = true
+		out = append(out, p.viewProxy(&known[i]))
 	}
 	out = append(out, p.elsewhere(here)...)
 	slices.SortStableFunc(out, compareProxies)
 	return out
+}
+
+func (p *plane) viewProxy(k *publish.ProxyStatus) api.ProxyStatus {
+	s := api.ProxyStatus{
+		ID: k.ID, Namespace: k.Service.Namespace, ServiceName: k.Service.Name, Version: k.Version, Control: p.cfg.name(),
+		Addresses: make([]string, len(k.Addresses)), ConnectedAt: unix(k.ConnectedAt), LastSeen: unix(k.LastSeen), Subscribed: k.Subscribed,
+		Resources: make([]api.ResourceState, len(k.Types)), State: api.Current,
+		ConnectedTo: k.Report.Control, MemoryBytes: k.Report.ResidentBytes, CertificateExpires: unix(k.Report.CertificateExpires),
+	}
+	for j, a := range k.Addresses {
+		s.Addresses[j] = a.String()
+	}
+	if !k.InSync() || !k.Attached {
+		s.State = api.Behind
+	}
+	for j, t := range k.Types {
+		s.Resources[j] = api.ResourceState{Type: t.Type, Version: fmt.Sprint(t.Acked), Refused: t.Nack}
+		if t.Nack != "" {
+			s.State = api.Refusing
+		}
+	}
+	s.SetFigures(k.Figures)
+	return s
 }
 
 // authority is the certificate authority as the API wants it.
@@ -144,7 +155,7 @@ func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease,
 		}
 		endpoints[i] = e
 	}
-	l, err := p.store.Attach(ctx, store.Proxy{ID: hello.ProxyID, Service: hello.Service, Addresses: hello.Addresses, Version: hello.Version, Control: p.cfg.name()}, endpoints)
+	l, err := p.store.Attach(ctx, store.Proxy{ID: hello.ProxyID, Service: hello.Service, Addresses: hello.Addresses, Version: hello.Version, Control: p.cfg.name(), Since: now}, endpoints)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +167,7 @@ func (p *plane) attach(ctx context.Context, hello publish.Hello) (publish.Lease,
 // health checks nobody would make it so again.
 func (p *plane) statusOf(proxyID string, e *policy.Endpoint) string {
 	st := p.store.State()
-	s := st.Services[e.Service()]
+	s := st.Services.Get(e.Service())
 	if s == nil || !st.Settings.LoadBalancing.HealthCheck.Enabled {
 		return policy.Healthy
 	}

@@ -269,3 +269,46 @@ func TestNewStateIsTheSameAsStepByStep(t *testing.T) {
 		t.Errorf("step by step %v\nat once     %v", a, b)
 	}
 }
+
+func TestAForeseenViewIsWhatTheViewBecomesAndChangesNothing(t *testing.T) {
+	s := newSteps()
+	s.service(users, 1, "10.0.0.1:80")
+	s.proxies(beside("p", users, "10.0.0.1"))
+	shop := policy.ServiceName{Namespace: "default", Name: "shop"}
+	at := policy.Ref{Kind: policy.KindEndpoint, Namespace: "default", Service: "users", ID: "e0"}
+	moved := s.st.Services.Get(users).Endpoints[0].Endpoint
+	was := moved
+	moved.IP = "10.0.0.2"
+	rule := policy.SecurityRule{ID: "r", SourceNamespace: "default", SourceService: "shop", DestinationNamespace: "default", DestinationService: "users", AllowedMethods: []string{"GET"}}
+	split := policy.DefaultTrafficRule()
+	split.ID = "t"
+	settings := s.st.Settings
+	settings.Egress = "deny"
+
+	before, _ := s.v.Service(users)
+	then, c := s.v.foresee([]policy.Difference{
+		policy.Compare(at, &policy.Resource{Endpoint: &was}, &policy.Resource{Endpoint: &moved}),
+		policy.Compare(policy.Ref{Kind: policy.KindSecurityRule, ID: "r"}, nil, &policy.Resource{Security: &rule}),
+		policy.Compare(policy.Ref{Kind: policy.KindTrafficRule, Namespace: "default", Service: "shop", ID: "t"}, nil, &policy.Resource{Traffic: &split}),
+		policy.Compare(policy.Ref{Kind: policy.KindConfig}, nil, &policy.Resource{Settings: &settings}),
+	})
+	if !c.Mesh || !c.AllInbounds || !slices.Contains(c.Services, users) || !slices.Contains(c.Lookups, "10.0.0.2:80") || !slices.Contains(c.Lookups, "10.0.0.1:80") {
+		t.Errorf("it touches %+v", c)
+	}
+	svc, _ := then.Service(users)
+	other, ok := then.Service(shop)
+	if svc.Endpoints[0].IP != "10.0.0.2" || svc.Endpoints[0].Meshed || !ok || len(other.Rules) != 1 || len(then.Inbound(users).Rules) != 1 || !then.Mesh().EgressDeny {
+		t.Errorf("foreseen: %+v, %+v, %+v", svc, other, then.Inbound(users))
+	}
+	after, _ := s.v.Service(users)
+	if fmt.Sprint(before) != fmt.Sprint(after) || s.v.Mesh().EgressDeny || len(s.v.Inbound(users).Rules) != 0 {
+		t.Error("the view itself has changed")
+	}
+	if _, ok := s.v.Lookup("10.0.0.1:80"); !ok {
+		t.Error("the view itself has lost an address")
+	}
+	gone, c := s.v.foresee([]policy.Difference{policy.Compare(at, &policy.Resource{Endpoint: &was}, nil)})
+	if _, ok := gone.Service(users); ok || len(c.Services) != 1 {
+		t.Errorf("a service without endpoints is there: %+v", c)
+	}
+}

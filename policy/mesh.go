@@ -1,5 +1,7 @@
 package policy
 
+import "time"
+
 // Mesh is what every proxy needs to know of the mesh as a whole.
 type Mesh struct {
 	TrustDomain string
@@ -20,6 +22,13 @@ type Figures struct {
 	RequestsRouted       uint64
 	RoutingFailures      uint64
 	BackendFailures      uint64
+}
+
+// Report is how a proxy is, for those who run it.
+type Report struct {
+	ResidentBytes      uint64    // of memory; 0 where it is not known
+	CertificateExpires time.Time // zero before it has one
+	Control            string    // the control plane's address, as the proxy was told it
 }
 
 // Add sums two proxies' figures.

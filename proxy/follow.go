@@ -50,7 +50,7 @@ func (p *Proxy) follow() error {
 	p.feed, err = feed.New(feed.Config{
 		Control: cfg.Control, TLS: id.ControlTLS, Dial: p.toMesh.DialContext,
 		ProxyID: cfg.ID, Version: cfg.Version, Service: cfg.Service,
-		Addresses: p.addresses(), Endpoints: own, Figures: p.figures,
+		Addresses: p.addresses(), Endpoints: own, Figures: p.figures, Report: p.report,
 		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
 		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService},
 	})
@@ -180,6 +180,24 @@ func (p *Proxy) lookupName(ctx context.Context, namespace, name string) (v4, v6 
 	}
 	p.metrics.DNSQuery("mesh")
 	return d.svc.Virtual4, d.svc.Virtual6, true
+}
+
+func (p *Proxy) report() policy.Report {
+	return policy.Report{ResidentBytes: residentBytes(), CertificateExpires: p.id.Expiry()}
+}
+
+// residentBytes is the process's memory as ps shows it; 0 where /proc does not
+// tell.
+func residentBytes() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, resident uint64
+	if _, err := fmt.Sscan(string(b), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * uint64(os.Getpagesize())
 }
 
 func (p *Proxy) figures() policy.Figures {

@@ -79,15 +79,27 @@ func lines(value json.RawMessage) ([]string, error) {
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimRight(line, "\n")
 		depth := (len(line) - len(strings.TrimLeft(line, " "))) / 2
-		under = under[:min(depth, len(under))]
 		trimmed := strings.TrimSpace(line)
+		if strings.HasPrefix(trimmed, "- ") {
+			depth++ // an element stands below its list, as far in as its name
+		}
+		under = under[:min(depth, len(under))]
 		if key, open := strings.CutSuffix(trimmed, ":"); open {
 			under = append(under, key+".")
+			continue
+		}
+		if leftToMesh(trimmed) {
 			continue
 		}
 		out = append(out, strings.Join(under, "")+trimmed)
 	}
 	return out, nil
+}
+
+// leftToMesh tells a line that says that nothing was said: the mesh's setting
+// holds, or there is nothing to match.
+func leftToMesh(line string) bool {
+	return line == "timeout: 0" || line == "retry_attempts: 0" || strings.HasSuffix(line, `: ""`) || strings.HasSuffix(line, ": {}")
 }
 
 // difference gives the lines that are in one list only, in order; those of a

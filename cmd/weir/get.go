@@ -21,9 +21,9 @@ type getter struct {
 
 var getters = []getter{
 	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices},
-	{"endpoints", "where services answer", "NAMESPACE/SERVICE", getEndpoints},
+	{"endpoints", "where services answer", "NAMESPACE/SERVICE[/ID]", getEndpoints},
 	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth},
-	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE", getTrafficRules},
+	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE[/ID]", getTrafficRules},
 	{"security-rules", "who may call whom", "ID", getSecurityRules},
 	{"config", "the effective settings", "", getConfig},
 	{"proxies", "the connected proxies", "ID", getProxies},
@@ -113,6 +113,50 @@ func (g *getting) service() (policy.ServiceName, error) {
 		return name, usagef("%v", err)
 	}
 	return name, nil
+}
+
+// target is what NAME asks for: one service, or all that there are, and of one
+// perhaps only what has an id.
+func (g *getting) target() (names []policy.ServiceName, id string, err error) {
+	if parts := strings.Split(g.name, "/"); len(parts) == 3 && parts[2] != "" {
+		g.name, id = parts[0]+"/"+parts[1], parts[2]
+	}
+	names, err = g.services()
+	return names, id, err
+}
+
+// asDocuments tells whether resources are to be shown as apply takes them.
+func (g *getting) asDocuments() bool { return g.output != "text" }
+
+// printDocuments shows resources as apply takes them.
+func (g *getting) printDocuments(docs []api.Exported) error {
+	if g.output == "json" {
+		return g.print(docs, nil)
+	}
+	for i := range docs {
+		if i > 0 {
+			if _, err := fmt.Fprintln(g.cmd.OutOrStdout(), "---"); err != nil {
+				return err
+			}
+		}
+		if err := g.print(docs[i], nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exportAll shows the resources of services as documents.
+func (g *getting) exportAll(names []policy.ServiceName, id string, of func(context.Context, policy.ServiceName, string) ([]api.Exported, error)) error {
+	all := []api.Exported{}
+	for _, name := range names {
+		docs, err := of(g.ctx, name, id)
+		if err != nil {
+			return err
+		}
+		all = append(all, docs...)
+	}
+	return g.printDocuments(all)
 }
 
 // services are those that NAME asks for: one, or all that there are.

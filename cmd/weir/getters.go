@@ -43,15 +43,23 @@ func getServices(g *getting) error {
 }
 
 func getEndpoints(g *getting) error {
-	names, err := g.services()
+	names, id, err := g.target()
 	if err != nil {
 		return err
+	}
+	if g.asDocuments() {
+		return g.exportAll(names, id, g.ExportEndpoints)
 	}
 	all := []policy.Endpoint{}
 	for _, name := range names {
 		list, err := g.Endpoints(g.ctx, name)
 		if err != nil {
 			return err
+		}
+		if id != "" {
+			if list, err = only(list, "endpoint", name.String()+"/"+id, func(e *policy.Endpoint) bool { return e.ID == id }); err != nil {
+				return err
+			}
 		}
 		all = append(all, list...)
 	}
@@ -124,33 +132,39 @@ func when(s float64) string {
 	return time.Unix(int64(s), 0).UTC().Format(time.RFC3339)
 }
 
-// listedRule is a traffic rule with the service that it is of, which the API's
-// answer leaves to its path.
+// listedRule is a traffic rule with the service that it is of.
 type listedRule struct {
-	Namespace   string `json:"namespace"`
-	ServiceName string `json:"service_name"`
 	policy.TrafficRule
+	service policy.ServiceName
 }
 
 func getTrafficRules(g *getting) error {
-	names, err := g.services()
+	names, id, err := g.target()
 	if err != nil {
 		return err
 	}
-	all := []listedRule{}
+	if g.asDocuments() {
+		return g.exportAll(names, id, g.ExportTrafficRules)
+	}
+	var all []listedRule
 	for _, name := range names {
 		rules, err := g.TrafficRules(g.ctx, name)
 		if err != nil {
 			return err
 		}
+		if id != "" {
+			if rules, err = only(rules, "traffic rule", name.String()+"/"+id, func(r *policy.TrafficRule) bool { return r.ID == id }); err != nil {
+				return err
+			}
+		}
 		for _, r := range rules {
-			all = append(all, listedRule{name.Namespace, name.Name, r})
+			all = append(all, listedRule{r, name})
 		}
 	}
 	return g.print(all, func(w io.Writer) error {
 		var rows [][]string
 		for _, r := range all {
-			rows = append(rows, []string{r.Namespace, r.ServiceName, r.ID, match(&r.TrafficRule), destination(&r),
+			rows = append(rows, []string{r.service.Namespace, r.service.Name, r.ID, match(&r.TrafficRule), destination(&r),
 				strconv.Itoa(r.Weight), seconds(r.Timeout), strconv.Itoa(r.RetryAttempts)})
 		}
 		return table(w, "NAMESPACE SERVICE ID MATCH DESTINATION WEIGHT TIMEOUT TRIES", rows)
@@ -173,7 +187,7 @@ func match(r *policy.TrafficRule) string {
 // destination names where a rule of a service sends requests: to the service
 // itself unless it says otherwise.
 func destination(r *listedRule) string {
-	to := cmp.Or(r.DestinationService, r.ServiceName)
+	to := cmp.Or(r.DestinationService, r.service.Name)
 	if r.DestinationSubset != "" {
 		to += "[" + r.DestinationSubset + "]"
 	}
@@ -183,6 +197,13 @@ func destination(r *listedRule) string {
 func seconds(s float64) string { return strconv.FormatFloat(s, 'f', -1, 64) + "s" }
 
 func getSecurityRules(g *getting) error {
+	if g.asDocuments() {
+		docs, err := g.ExportSecurityRules(g.ctx, g.name)
+		if err != nil {
+			return err
+		}
+		return g.printDocuments(docs)
+	}
 	all, err := g.SecurityRules(g.ctx)
 	if err == nil && g.name != "" {
 		all, err = only(all, "security rule", g.name, func(r *policy.SecurityRule) bool { return r.ID == g.name })
@@ -216,14 +237,43 @@ func getProxies(g *getting) error {
 					refused = append(refused, r.Type+": "+r.Refused)
 				}
 			}
-			rows = append(rows, []string{p.ID, p.Namespace, p.ServiceName, p.Version, strings.Join(p.Addresses, ","), when(p.ConnectedAt),
-				strconv.Itoa(p.Subscribed), p.Control, strings.Join(refused, "; ")})
+			rows = append(rows, []string{p.ID, p.Namespace, p.ServiceName, p.Version, strings.Join(p.Addresses, ","), cmp.Or(p.Control, p.ConnectedTo), when(p.ConnectedAt),
+				p.State, strconv.Itoa(p.Subscribed), taken(&p), mebibytes(p.MemoryBytes), when(p.CertificateExpires), strings.Join(refused, "; ")})
 		}
-		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONNECTED RESOURCES CONTROL REFUSED", rows)
+		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONTROL-PLANE CONNECTED STATE RESOURCES TAKEN MEMORY CERTIFICATE-ENDS REFUSED", rows)
 	})
 }
 
+// taken is the oldest of the revisions up to which a proxy has taken what it
+// follows.
+func taken(p *api.ProxyStatus) string {
+	oldest := int64(-1)
+	for _, r := range p.Resources {
+		if v, err := strconv.ParseInt(r.Version, 10, 64); err == nil && (oldest < 0 || v < oldest) {
+			oldest = v
+		}
+	}
+	if oldest < 0 {
+		return ""
+	}
+	return strconv.FormatInt(oldest, 10)
+}
+
+func mebibytes(b uint64) string {
+	if b == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(float64(b)/(1<<20), 'f', 1, 64) + "MiB"
+}
+
 func getConfig(g *getting) error {
+	if g.asDocuments() {
+		doc, err := g.ExportConfig(g.ctx)
+		if err != nil {
+			return err
+		}
+		return g.print(doc, nil)
+	}
 	settings, err := g.Settings(g.ctx)
 	if err != nil {
 		return err

@@ -28,7 +28,8 @@ func TestScripts(t *testing.T) {
 			m := apitest.New()
 			m.Connect(policy.Figures{RequestsRouted: 12}, api.ProxyStatus{
 				ID: "p1", Namespace: "default", ServiceName: "web", Version: "v1", Addresses: []string{"10.0.0.1"}, ConnectedAt: 60, Subscribed: 3,
-				Resources: []api.ResourceState{{Type: "Service", Version: "7", Refused: "bad rule"}},
+				Resources: []api.ResourceState{{Type: "Service", Version: "7", Refused: "bad rule"}, {Type: "Mesh", Version: "9"}},
+				State:     api.Refusing, ConnectedTo: "10.0.0.9:8081", MemoryBytes: 9 << 20, CertificateExpires: 4_000_000_000,
 			})
 			var checks []api.HealthResult
 			for i := range 12 {

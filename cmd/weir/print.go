@@ -10,10 +10,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// print writes v as JSON, or by text where text is asked for.
+// print writes v as JSON or YAML, or by text where text is asked for.
 func (o *options) print(cmd *cobra.Command, v any, text func(w io.Writer) error) error {
-	if o.output == "text" {
+	switch o.output {
+	case "text":
 		return text(cmd.OutOrStdout())
+	case "yaml":
+		return printYAML(cmd.OutOrStdout(), v)
 	}
 	enc := json.NewEncoder(cmd.OutOrStdout())
 	enc.SetIndent("", "  ")

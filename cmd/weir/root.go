@@ -36,7 +36,8 @@ func newRootCommand() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newControlCommand(), newDemoCommand(), newVersionCommand(opt), newValidateCommand(opt))
-	for _, cmd := range []*cobra.Command{newTokenCommand(opt), newGetCommand(opt), newDeleteCommand(opt), newApplyCommand(opt)} {
+	for _, cmd := range []*cobra.Command{newTokenCommand(opt), newGetCommand(opt), newDeleteCommand(opt), newApplyCommand(opt),
+		newStatusCommand(opt), newHistoryCommand(opt), newDiffCommand(opt), newRollbackCommand(opt)} {
 		f := cmd.PersistentFlags()
 		f.StringVar(&opt.server, "server", env("WEIR_SERVER", "http://127.0.0.1:8080"), "URL of the control plane (WEIR_SERVER)")
 		f.StringVar(&opt.tokenFile, "token-file", os.Getenv("WEIR_TOKEN_FILE"), "file with the admin token (WEIR_TOKEN_FILE) (default "+defaultTokenFile()+")")
@@ -45,7 +46,7 @@ func newRootCommand() *cobra.Command {
 	}
 	for _, cmd := range root.Commands() {
 		if cmd.Name() != "control" && cmd.Name() != "demo" {
-			cmd.PersistentFlags().StringVarP(&opt.output, "output", "o", "text", "text or json")
+			cmd.PersistentFlags().StringVarP(&opt.output, "output", "o", "text", "text, json or yaml")
 		}
 	}
 	return root
@@ -60,8 +61,8 @@ func (e *failedError) Unwrap() error { return e.error }
 // runs makes a command's function one whose errors are failures.
 func runs(opt *options, f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		if opt != nil && opt.output != "text" && opt.output != "json" {
-			return fmt.Errorf("--output %q is not text or json", opt.output)
+		if opt != nil && opt.output != "text" && opt.output != "json" && opt.output != "yaml" {
+			return fmt.Errorf("--output %q is not text, json or yaml", opt.output)
 		}
 		err := f(cmd, args)
 		var usage *usageError

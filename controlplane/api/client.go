@@ -137,7 +137,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return get[Status](ctx, c, "/status")
 }
 
-// Proxies lists the connected proxies.
+// Proxies lists the proxies, those that are away too.
 func (c *Client) Proxies(ctx context.Context) ([]ProxyStatus, error) {
 	return get[[]ProxyStatus](ctx, c, "/proxies")
 }

@@ -15,7 +15,7 @@ func (s *Server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], 
 	m.Registry.SecurityRules = len(s.Mesh.Snapshot().SecurityRules())
 	f := s.Proxies.Totals()
 	m.LoadBalancer = LoadBalancerMetrics{f.RequestsRouted, f.RoutingFailures, f.BackendFailures}
-	m.Proxies = ProxyMetrics{len(s.Proxies.Proxies()), f.InboundRequests, f.OutboundRequests, f.RequestErrors}
+	m.Proxies = ProxyMetrics{s.connected(), f.InboundRequests, f.OutboundRequests, f.RequestErrors}
 	m.API = APIMetrics{s.feed.watching(), s.refused.total()}
 	if s.Cluster != nil {
 		f := s.Cluster.Figures(ctx)
@@ -25,7 +25,7 @@ func (s *Server) getMetrics(ctx context.Context, _ *nothing) (*output[Metrics], 
 }
 
 func (s *Server) getStatus(ctx context.Context, _ *nothing) (*output[Status], error) {
-	st := Status{Status: "healthy", Proxies: len(s.Proxies.Proxies()), Uptime: s.Now().Sub(s.Started).Seconds()}
+	st := Status{Status: "healthy", Proxies: s.connected(), Uptime: s.Now().Sub(s.Started).Seconds(), Version: s.Version}
 	for _, v := range s.Mesh.Snapshot().Services() {
 		if v.Endpoints > 0 {
 			st.Services++
@@ -51,6 +51,17 @@ func (s *Server) addMembers(ctx context.Context, st *Status) {
 			st.Leader = m.Name
 		}
 	}
+}
+
+// connected counts the proxies that are connected, here or elsewhere.
+func (s *Server) connected() int {
+	n := 0
+	for _, p := range s.Proxies.Proxies() {
+		if p.State != Away {
+			n++
+		}
+	}
+	return n
 }
 
 func (s *Server) listProxies(context.Context, *nothing) (*output[[]ProxyStatus], error) {

@@ -37,12 +37,27 @@ type ProxyStatus struct {
 	Subscribed  int             `json:"subscribed" doc:"resources the proxy follows"`
 	Resources   []ResourceState `json:"resources" nullable:"false"`
 
+	State              string  `json:"state" enum:"current,behind,refusing,elsewhere,away" doc:"current: it has taken all it asked for; refusing: it keeps what it had, resources say why; elsewhere: it is connected to another control plane; away: it was connected here and its lease has not ended"`
+	LastSeen           float64 `json:"last_seen" doc:"Unix seconds; 0 where it is away"`
+	ConnectedTo        string  `json:"connected_to" doc:"the control plane's address, as the proxy was told it"`
+	MemoryBytes        uint64  `json:"memory_bytes" doc:"resident; 0 where it is not known"`
+	CertificateExpires float64 `json:"certificate_expires" doc:"Unix seconds; 0 where it is not known"`
+
 	InboundRequests      uint64  `json:"inbound_requests"`
 	OutboundRequests     uint64  `json:"outbound_requests"`
 	RequestErrors        uint64  `json:"request_errors"`
 	RequestDurationTotal float64 `json:"request_duration_total" doc:"seconds"`
 	CircuitBreakerOpens  uint64  `json:"circuit_breaker_opens"`
 }
+
+// The states of a proxy.
+const (
+	Current   = "current"
+	Behind    = "behind"
+	Refusing  = "refusing"
+	Elsewhere = "elsewhere"
+	Away      = "away"
+)
 
 // SetFigures fills in what the proxy reported of its traffic.
 func (p *ProxyStatus) SetFigures(f policy.Figures) {
@@ -124,6 +139,7 @@ type Status struct {
 	Services int     `json:"services"`
 	Proxies  int     `json:"proxies"`
 	Uptime   float64 `json:"uptime" doc:"seconds since the control plane started"`
+	Version  string  `json:"version"`
 
 	Leader  string   `json:"leader,omitempty" doc:"the control plane that checks health; absent while none is known"`
 	Members []Member `json:"members,omitempty" doc:"the control planes that share the store"`

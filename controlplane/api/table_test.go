@@ -135,7 +135,7 @@ func TestCertificatesAndTokens(t *testing.T) {
 func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 	m := newMesh()
 	m.Connect(policy.Figures{InboundRequests: 1, OutboundRequests: 2, RequestErrors: 3, RequestsRouted: 4, RoutingFailures: 5, BackendFailures: 6},
-		api.ProxyStatus{ID: "p1", Namespace: "default", ServiceName: "web", ConnectedAt: 1.5})
+		api.ProxyStatus{ID: "p1", Namespace: "default", ServiceName: "web", ConnectedAt: 1.5, State: api.Current})
 	sick := policy.DefaultEndpoint()
 	sick.Status = policy.Unhealthy
 	if _, err := m.Change(t.Context(), []policy.Edit{{Ref: policy.Ref{Kind: policy.KindEndpoint, Namespace: "default", Service: "sick", ID: "sick"}, To: &policy.Resource{Endpoint: &sick}}}, false); err != nil {
@@ -149,8 +149,8 @@ func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 			`"load_balancer":{"requests_routed":4,"routing_failures":5,"backend_failures":6},` +
 			`"proxies":{"total_proxies":1,"total_inbound_requests":1,"total_outbound_requests":2,"total_request_errors":3},` +
 			`"api":{"watches":0,"refused":{"missing_token":0,"wrong_token":0,"proxy_certificate":0,"other_site":0}}}`},
-		{"GET", "/status", "", `{"status":"healthy","services":2,"proxies":1,"uptime":90}`},
-		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","control":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
+		{"GET", "/status", "", `{"status":"healthy","services":2,"proxies":1,"uptime":90,"version":""}`},
+		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"state":"current","last_seen":0,"connected_to":"","memory_bytes":0,"certificate_expires":0,"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
 	})
 }
 

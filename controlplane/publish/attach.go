@@ -41,6 +41,7 @@ type attachment struct {
 
 	mu       sync.Mutex // guards what follows; Server.mu is never taken under it
 	figures  policy.Figures
+	report   policy.Report
 	lastSeen time.Time
 }
 
@@ -92,6 +93,7 @@ func (s *Server) attach(ctx context.Context, service policy.ServiceName, req *wi
 	if err != nil {
 		return nil, err
 	}
+	hello.Control = clip(req.GetReport().GetControl())
 	lease, err := s.cfg.Attach(ctx, hello)
 	if err != nil {
 		if _, ok := status.FromError(err); ok {
@@ -209,6 +211,10 @@ func (a *attachment) seen(req *wire.AttachRequest, now time.Time) {
 	if f := req.GetFigures(); f != nil {
 		a.figures = f.Policy()
 	}
+	if r := req.GetReport(); r != nil {
+		a.report = r.Policy()
+		a.report.Control = clip(a.report.Control)
+	}
 }
 
 func (a *attachment) lastFigures() policy.Figures {
@@ -221,5 +227,6 @@ func (a *attachment) describe(p *ProxyStatus) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.Attached, p.Version, p.Addresses, p.Figures = true, a.hello.Version, a.hello.Addresses, a.figures
+	p.Report = a.report
 	p.opened(a.openedAt, a.lastSeen)
 }

@@ -14,6 +14,7 @@ import (
 type Hello struct {
 	ProxyID   string
 	Version   string
+	Control   string // the control plane's address, as the proxy was told it
 	Service   policy.ServiceName
 	Addresses []netip.Addr
 	Endpoints []policy.Target

@@ -26,6 +26,7 @@ type ProxyStatus struct {
 	// LastSeen is when the proxy last sent anything.
 	LastSeen   time.Time
 	Figures    policy.Figures
+	Report     policy.Report
 	Subscribed int // resources, all types together
 	// Types has one entry for each type the proxy follows, in the order Mesh,
 	// Inbound, Service, Lookup.

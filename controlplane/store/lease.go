@@ -105,7 +105,7 @@ func (s *Store) attach(ctx context.Context, l *Lease, p Proxy, endpoints []polic
 	if err != nil {
 		return err
 	}
-	record := proxyRecord{Namespace: p.Service.Namespace, Service: p.Service.Name, Addresses: p.Addresses, Version: p.Version, Control: p.Control}
+	record := proxyRecord{Namespace: p.Service.Namespace, Service: p.Service.Name, Addresses: p.Addresses, Version: p.Version, Control: p.Control, Since: p.Since}
 	keep := map[string]bool{}
 	var ops []clientv3.Op
 	var note []change

@@ -22,6 +22,7 @@ type proxyRecord struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	Version   string       `json:"version,omitempty"`
 	Control   string       `json:"control,omitempty"`
+	Since     float64      `json:"since,omitempty"`
 	Endpoints []string     `json:"endpoints,omitempty"`
 }
 
@@ -137,7 +138,7 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 	case proxyKey:
 		var r proxyRecord
 		if r, err = decode[proxyRecord](kv); err == nil {
-			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version, Control: r.Control}
+			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version, Control: r.Control, Since: r.Since}
 			m.proxies[id] = storedProxy{Proxy: p, lease: kv.Lease}
 		}
 	}

@@ -53,7 +53,8 @@ type Proxy struct {
 	Service   policy.ServiceName
 	Addresses []netip.Addr // those it is beside
 	Version   string
-	Control   string // the name of the control plane it is attached to
+	Control   string  // the name of the control plane it is attached to
+	Since     float64 // Unix seconds: when it attached there
 }
 
 // State gives the newest state this process knows. It never blocks.

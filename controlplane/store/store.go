@@ -95,6 +95,9 @@ func (c Config) withDefaults() Config {
 // cluster elects a leader in about a second; after ten there is no majority.
 const requestTimeout = 10 * time.Second
 
+// embeddedTimeout is requestTimeout for the writes of an embedded etcd.
+const embeddedTimeout = time.Minute
+
 // openTimeout bounds the first question to a cluster: who waits for one wants to
 // hear why soon.
 const openTimeout = 3 * time.Second

@@ -76,7 +76,11 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 	if err := s.server.failure(); err != nil {
 		return fmt.Errorf("%s: %w: %w", what, ErrUnavailable, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	limit := requestTimeout
+	if s.server != nil { // nothing but work takes time there, and thousands of changes at once are much
+		limit = embeddedTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := s.untilWon(ctx, attempt)
 	if s.server != nil && errors.Is(err, rpctypes.ErrNoSpace) {

@@ -219,6 +219,24 @@ func (in *Inbound) Policy() (policy.Inbound, error) {
 	return out, nil
 }
 
+// FromReport converts a proxy's report.
+func FromReport(r policy.Report) *Report {
+	out := &Report{ResidentBytes: r.ResidentBytes, Control: r.Control}
+	if !r.CertificateExpires.IsZero() {
+		out.CertificateExpires = r.CertificateExpires.Unix()
+	}
+	return out
+}
+
+// Policy converts back.
+func (r *Report) Policy() policy.Report {
+	out := policy.Report{ResidentBytes: r.GetResidentBytes(), Control: r.GetControl()}
+	if s := r.GetCertificateExpires(); s != 0 {
+		out.CertificateExpires = time.Unix(s, 0)
+	}
+	return out
+}
+
 // FromFigures converts a proxy's figures.
 func FromFigures(f policy.Figures) *Figures {
 	return &Figures{

@@ -89,6 +89,11 @@ func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
 	if got := throughWire(t, FromFigures(f), &Figures{}).Policy(); got != f {
 		t.Errorf("got %+v", got)
 	}
+	for _, r := range []policy.Report{{}, {ResidentBytes: 1 << 33, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.1:8081"}} {
+		if got := throughWire(t, FromReport(r), &Report{}).Policy(); got != r {
+			t.Errorf("got %+v, want %+v", got, r)
+		}
+	}
 }
 
 func TestWhatIsNotGoodIsRefusedByName(t *testing.T) {

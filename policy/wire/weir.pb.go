@@ -1041,6 +1041,7 @@ type AttachRequest struct {
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`      // in the first message only
 	Figures       *Figures               `protobuf:"bytes,2,opt,name=figures,proto3" json:"figures,omitempty"`  // in every message
 	Leaving       bool                   `protobuf:"varint,3,opt,name=leaving,proto3" json:"leaving,omitempty"` // the endpoints are to be removed at once
+	Report        *Report                `protobuf:"bytes,4,opt,name=report,proto3" json:"report,omitempty"`    // in every message
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1096,6 +1097,74 @@ func (x *AttachRequest) GetLeaving() bool {
 	return false
 }
 
+func (x *AttachRequest) GetReport() *Report {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// Report is how a proxy is, for those who run it.
+type Report struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	ResidentBytes      uint64                 `protobuf:"varint,1,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	CertificateExpires int64                  `protobuf:"varint,2,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds; 0 before it has one
+	Control            string                 `protobuf:"bytes,3,opt,name=control,proto3" json:"control,omitempty"`                                                  // the control plane's address, as the proxy was told it
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Report) Reset() {
+	*x = Report{}
+	mi := &file_weir_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Report) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Report) ProtoMessage() {}
+
+func (x *Report) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Report.ProtoReflect.Descriptor instead.
+func (*Report) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Report) GetResidentBytes() uint64 {
+	if x != nil {
+		return x.ResidentBytes
+	}
+	return 0
+}
+
+func (x *Report) GetCertificateExpires() int64 {
+	if x != nil {
+		return x.CertificateExpires
+	}
+	return 0
+}
+
+func (x *Report) GetControl() string {
+	if x != nil {
+		return x.Control
+	}
+	return ""
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProxyId       string                 `protobuf:"bytes,1,opt,name=proxy_id,json=proxyId,proto3" json:"proxy_id,omitempty"`
@@ -1108,7 +1177,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1189,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1202,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -1180,7 +1249,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1261,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1274,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -1273,7 +1342,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1354,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1367,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -1408,11 +1477,16 @@ const file_weir_proto_rawDesc = "" +
 	"\fJoinResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12!\n" +
-	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\"{\n" +
+	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\"\xa4\x01\n" +
 	"\rAttachRequest\x12$\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.weir.v1.HelloR\x05hello\x12*\n" +
 	"\afigures\x18\x02 \x01(\v2\x10.weir.v1.FiguresR\afigures\x12\x18\n" +
-	"\aleaving\x18\x03 \x01(\bR\aleaving\"\x8b\x01\n" +
+	"\aleaving\x18\x03 \x01(\bR\aleaving\x12'\n" +
+	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"z\n" +
+	"\x06Report\x12%\n" +
+	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12/\n" +
+	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x18\n" +
+	"\acontrol\x18\x03 \x01(\tR\acontrol\"\x8b\x01\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -1448,7 +1522,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -1464,47 +1538,49 @@ var file_weir_proto_goTypes = []any{
 	(*RenewRequest)(nil),        // 11: weir.v1.RenewRequest
 	(*JoinResponse)(nil),        // 12: weir.v1.JoinResponse
 	(*AttachRequest)(nil),       // 13: weir.v1.AttachRequest
-	(*Hello)(nil),               // 14: weir.v1.Hello
-	(*Figures)(nil),             // 15: weir.v1.Figures
-	(*AttachResponse)(nil),      // 16: weir.v1.AttachResponse
-	nil,                         // 17: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 18: weir.v1.TrafficRule.MatchHeadersEntry
-	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
+	(*Report)(nil),              // 14: weir.v1.Report
+	(*Hello)(nil),               // 15: weir.v1.Hello
+	(*Figures)(nil),             // 16: weir.v1.Figures
+	(*AttachResponse)(nil),      // 17: weir.v1.AttachResponse
+	nil,                         // 18: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 19: weir.v1.TrafficRule.MatchHeadersEntry
+	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
 	0,  // 0: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 1: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	4,  // 2: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
 	5,  // 3: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	17, // 4: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	18, // 5: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	19, // 6: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	19, // 7: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	19, // 8: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	18, // 4: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	19, // 5: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	20, // 6: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	20, // 7: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	20, // 8: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
 	6,  // 9: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
 	0,  // 10: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	19, // 11: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	20, // 11: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
 	0,  // 12: weir.v1.Inbound.name:type_name -> weir.v1.Name
 	8,  // 13: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
 	6,  // 14: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
 	0,  // 15: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
 	0,  // 16: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
 	0,  // 17: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	14, // 18: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	15, // 19: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	3,  // 20: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	19, // 21: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	10, // 22: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	11, // 23: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	13, // 24: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	12, // 25: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	12, // 26: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	16, // 27: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	15, // 18: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	16, // 19: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	14, // 20: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	3,  // 21: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	20, // 22: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	10, // 23: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	11, // 24: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	13, // 25: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	12, // 26: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	12, // 27: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	17, // 28: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -1518,7 +1594,7 @@ func file_weir_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

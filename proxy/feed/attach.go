@@ -138,7 +138,7 @@ func receiveTTL(stream attachStream, answers chan<- time.Duration) error {
 
 func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan time.Duration, ended <-chan error) error {
 	ttl, heard := defaultTTL, time.Now() // for the timer only: a span of real time
-	if err := stream.Send(&wire.AttachRequest{Hello: f.hello(), Figures: wire.FromFigures(f.cfg.Figures())}); err != nil && !errors.Is(err, io.EOF) {
+	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello()})); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach: %w", err)
 	}
 	timer := time.NewTimer(ttl / 3)
@@ -166,7 +166,7 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			}
 			timer.Reset(ttl / 3)
 			// io.EOF: the reason comes through ended.
-			if err := stream.Send(&wire.AttachRequest{Figures: wire.FromFigures(f.cfg.Figures())}); err != nil && !errors.Is(err, io.EOF) {
+			if err := stream.Send(f.message(&wire.AttachRequest{})); err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("attachment: %w", err)
 			}
 		}
@@ -176,7 +176,7 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 // takeLeave has our endpoints removed and waits until they are. What fails is
 // cured by the lease, which expires.
 func (f *Feed) takeLeave(stream attachStream, ended <-chan error) error {
-	err := stream.Send(&wire.AttachRequest{Figures: wire.FromFigures(f.cfg.Figures()), Leaving: true})
+	err := stream.Send(f.message(&wire.AttachRequest{Leaving: true}))
 	err = errors.Join(err, stream.CloseSend())
 	if err != nil {
 		f.cfg.Log.Warn("leave was not taken: our endpoints stay until their lease expires", zap.Error(err))
@@ -193,6 +193,14 @@ func (f *Feed) takeLeave(stream attachStream, ended <-chan error) error {
 		f.cfg.Log.Warn("leave was not answered: our endpoints may stay until their lease expires")
 	}
 	return nil
+}
+
+// message adds what every message carries.
+func (f *Feed) message(m *wire.AttachRequest) *wire.AttachRequest {
+	report := f.cfg.Report()
+	report.Control = f.Status().Control
+	m.Figures, m.Report = wire.FromFigures(f.cfg.Figures()), wire.FromReport(report)
+	return m
 }
 
 func (f *Feed) hello() *wire.Hello {

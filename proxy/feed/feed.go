@@ -32,6 +32,7 @@ type Config struct {
 	Endpoints []policy.Target    // registered as long as we are attached
 
 	Figures   func() policy.Figures // nil reports none
+	Report    func() policy.Report  // nil reports nothing but the control plane's address
 	StateFile string                // last known good state, 0600; "" keeps none
 	IdleAfter time.Duration         // what was not touched so long is forgotten; 0 = 10 min
 	Wait      time.Duration         // how long a first lookup may wait for its answer; 0 = 1 s
@@ -134,6 +135,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Figures == nil {
 		c.Figures = func() policy.Figures { return policy.Figures{} }
+	}
+	if c.Report == nil {
+		c.Report = func() policy.Report { return policy.Report{} }
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
