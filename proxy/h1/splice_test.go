@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -31,6 +33,27 @@ var longText = sync.OnceValue(func() []byte {
 func (p *proxy) pipes() (lent, free int) {
 	on(p.l, func() { lent, free = p.l.Pipes() })
 	return lent, free
+}
+
+// holdPipes takes all the pipes there are.
+func (p *proxy) holdPipes() (n int, free func()) {
+	var held []*loop.Pipe
+	on(p.l, func() {
+		for {
+			pipe, err := p.l.Pipe()
+			if err != nil {
+				return
+			}
+			held = append(held, pipe)
+		}
+	})
+	return len(held), func() {
+		on(p.l, func() {
+			for _, pipe := range held {
+				pipe.Free()
+			}
+		})
+	}
 }
 
 // wantPipes checks that bodies went through a pipe, and that none is held.
@@ -287,29 +310,16 @@ func TestWithoutAPipeBodiesAreCopied(t *testing.T) {
 		_, _ = w.Write(b)
 	})
 	p := startProxy(t, addr, nil)
-	var held []*loop.Pipe
-	on(p.l, func() {
-		for {
-			pipe, err := p.l.Pipe()
-			if err != nil {
-				return
-			}
-			held = append(held, pipe)
-		}
-	})
-	defer on(p.l, func() {
-		for _, pipe := range held {
-			pipe.Free()
-		}
-	})
+	held, free := p.holdPipes()
+	defer free()
 	c := httpClient(t)
 	for range 3 {
 		if _, body := do(t, c, newRequest(t, "POST", p.url(), bytes.NewReader(whole))); body != string(whole) {
 			t.Fatalf("%d bytes came back", len(body))
 		}
 	}
-	if lent, _ := p.pipes(); len(held) == 0 || lent != len(held) {
-		t.Errorf("%d pipes are lent, %d of them to the test", lent, len(held))
+	if lent, _ := p.pipes(); held == 0 || lent != held {
+		t.Errorf("%d pipes are lent, %d of them to the test", lent, held)
 	}
 }
 
@@ -417,4 +427,64 @@ func TestALargeUploadThatBreaks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BenchmarkUpload is a body of 8 MiB, spliced and not. CPU is that of the whole
+// process: client, proxy and server.
+func BenchmarkUpload(b *testing.B) {
+	for _, how := range []string{"spliced", "copied"} {
+		b.Run(how, func(b *testing.B) {
+			upload(b, how == "copied")
+		})
+	}
+}
+
+func upload(b *testing.B, copied bool) {
+	const size = 8 << 20
+	ln := listen(b)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for r := bufio.NewReaderSize(c, 256<<10); ; {
+			if _, err := readHeadText(r); err != nil {
+				return
+			}
+			if _, err := io.CopyN(io.Discard, r, size); err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	}()
+	p := startProxy(b, ln.Addr().String(), nil)
+	if copied {
+		_, free := p.holdPipes()
+		defer free()
+	}
+	c, err := net.Dial("tcp", p.addr())
+	if err != nil {
+		b.Fatal(err)
+	}
+	r, body := bufio.NewReader(c), make([]byte, size)
+	var before, after unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
+	for b.Loop() {
+		_, _ = fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n", size)
+		_, _ = c.Write(body)
+		if _, err := readHeadText(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
+	cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+	b.ReportMetric(float64(cpu)/float64(b.N)/1e3, "cpu-µs/op")
+	b.SetBytes(size)
+	c.Close()
+	ln.Close()
+	on(p.l, p.pool.Close)
+	<-done
 }
