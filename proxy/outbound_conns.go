@@ -60,15 +60,16 @@ type outboundRelay struct {
 
 // Relayed counts and logs the end.
 func (r *outboundRelay) Relayed(res relay.Result) {
-	m, to, at := r.p.conns.outboundTCP, "", ""
-	if r.dest != nil {
-		r.endpoint.stats.Cancel()
-		to, at = r.dest.label, r.endpoint.at
-	} else {
-		m = r.p.conns.passThrough
-		to = r.lc.OriginalDst().String()
-		at = to
+	if r.dest == nil {
+		at := r.lc.OriginalDst().String()
+		r.end(r.p.conns.passThrough, at, at, res)
+		return
 	}
+	r.endpoint.stats.Cancel()
+	r.end(r.p.conns.outboundTCP, r.dest.label, r.endpoint.at, res)
+}
+
+func (r *outboundRelay) end(m *telemetry.Connections, to, at string, res relay.Result) {
 	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
 	r.p.logConn(telemetry.Outbound, r.lc, to, at, res.Reason.String(), r.lc.Loop().At(r.started), res)
 }

@@ -95,7 +95,8 @@ func (l *Loop) fire(now time.Duration) {
 // poll waits for events and takes them down, all before any task runs: what a
 // task sees of another connection is then as new as can be.
 func (l *Loop) poll() {
-	n, now := 0, l.since(l.now)
+	var n int
+	now := l.since(l.now)
 	due := min(l.timers.next(), l.deadlines.next())
 	if len(l.ready) > l.resumed || l.pending.Load() || due <= now {
 		n = l.kernel.glance()
