@@ -40,6 +40,7 @@ func measure(ctx context.Context, bin string, z size, logf func(string, ...any))
 	} {
 		began := time.Now()
 		if err := step.do(ctx, s, rep); err != nil {
+			rep.compare()
 			return rep, fmt.Errorf("%s: %w\n%s", step.name, err, s.mesh.Control.Tail())
 		}
 		logf("%s: %.1f s", step.name, time.Since(began).Seconds())

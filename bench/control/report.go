@@ -101,18 +101,33 @@ func (r *report) times(name string, took []time.Duration) {
 	}
 }
 
-// compare works out what follows from two figures.
+// compare works out what follows from other figures, where there are those.
 func (r *report) compare() {
 	v := r.values
-	v["propagation_changes"] = v["propagation_all_changes"]
-	v["propagation_p50_ms"], v["propagation_p99_ms"] = v["propagation_all_p50_ms"], v["propagation_all_p99_ms"]
-	v["bytes_per_change"], v["updates_per_change"] = v["bytes_per_change_all"], v["updates_per_change_all"]
-	v["idle_cpu_percent"] = v["idle_cpu_percent_all"]
-	v["change_cpu_ratio"] = v["change_cpu_us_all"] / v["change_cpu_us_few"]
-	v["control_rss_kib_per_proxy"] = (v["control_rss_proxies_mib"] - v["control_rss_few_mib"]) * 1024 / float64(r.size.proxies)
-	if r.size.real > 0 {
-		v["proxy_rss_ratio"] = v["proxy_rss_all_mib"] / v["proxy_rss_few_mib"]
+	derive := func(name string, f func(of ...float64) float64, from ...string) {
+		var of []float64
+		for _, n := range from {
+			if x, ok := v[n]; ok {
+				of = append(of, x)
+			}
+		}
+		if len(of) == len(from) {
+			v[name] = f(of...)
+		}
 	}
+	same := func(of ...float64) float64 { return of[0] }
+	for name, from := range map[string]string{
+		"propagation_changes": "propagation_all_changes", "propagation_p50_ms": "propagation_all_p50_ms", "propagation_p99_ms": "propagation_all_p99_ms",
+		"bytes_per_change": "bytes_per_change_all", "updates_per_change": "updates_per_change_all", "idle_cpu_percent": "idle_cpu_percent_all",
+	} {
+		derive(name, same, from)
+	}
+	ratio := func(of ...float64) float64 { return of[0] / of[1] }
+	derive("change_cpu_ratio", ratio, "change_cpu_us_all", "change_cpu_us_few")
+	derive("proxy_rss_ratio", ratio, "proxy_rss_all_mib", "proxy_rss_few_mib")
+	derive("control_rss_kib_per_proxy", func(of ...float64) float64 {
+		return (of[0] - of[1]) * 1024 / float64(r.size.proxies)
+	}, "control_rss_proxies_mib", "control_rss_few_mib")
 }
 
 // lines are the last word: one for each figure.
