@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/weir-mesh/weir/policy"
@@ -51,4 +52,26 @@ func BenchmarkState(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What many callers at a time register of new services, ten endpoints each: the
+// first of each service gives it its address, one service after the other.
+func BenchmarkPutEndpointsOfNewServices(b *testing.B) {
+	s, err := Open(b.Context(), Config{DataDir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	go s.Run(b.Context())
+	var next atomic.Int64
+	b.SetParallelism(32)
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			i := int(next.Add(1))
+			if err := s.PutEndpoint(b.Context(), endpoint(fmt.Sprintf("s%d", i/10), fmt.Sprint("e", i%10))); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
 }

@@ -197,6 +197,9 @@ func (s *Store) inServices(ctx context.Context, names []policy.ServiceName, cond
 	// attempts. Other processes are told apart by the transaction.
 	s.allocMu.Lock()
 	defer s.allocMu.Unlock()
+	if slices.ContainsFunc(fresh, s.hasVirtual) {
+		return 0, errRace // another was faster: now it needs no turn
+	}
 	slices.SortFunc(fresh, func(a, b policy.ServiceName) int { return strings.Compare(a.String(), b.String()) })
 	more, alloc, err := s.allocate(ctx, fresh)
 	if err != nil {
