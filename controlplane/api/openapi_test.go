@@ -8,7 +8,12 @@ import (
 )
 
 func TestTheDocumentDescribesEveryRoute(t *testing.T) {
-	got := send(t, serve(t, newMesh()), "GET", "/api/v1/openapi.json", "")
+	c := serve(t, newMesh())
+	got := send(t, c, "GET", "/api/v1/openapi.json", "")
+	if again := send(t, c, "GET", "/openapi.json", ""); again.status != 200 || again.body != got.body {
+		t.Errorf("at the root: %d", again.status)
+	}
+	refusal(t, send(t, c, "GET", "/openapi.json", "", "Authorization: "), 401)
 	var doc struct {
 		OpenAPI string
 		Servers []struct{ URL string }

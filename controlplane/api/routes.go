@@ -26,10 +26,12 @@ func (s *Server) routes() (*http.ServeMux, error) {
 	if err != nil {
 		return nil, err
 	}
-	mux.HandleFunc("GET "+BasePath+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/openapi+json")
-		_, _ = w.Write(document) // a client that is gone needs no document
-	})
+	for _, path := range []string{BasePath + "/openapi.json", "/openapi.json"} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/openapi+json")
+			_, _ = w.Write(document) // a client that is gone needs no document
+		})
+	}
 	return mux, nil
 }
 
