@@ -125,7 +125,10 @@ func (o *options) client() (*api.Client, error) {
 		}
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 	}
-	return &api.Client{BaseURL: o.server, Token: token, HTTP: &http.Client{Transport: transport, Timeout: time.Minute}}, nil
+	return &api.Client{
+		BaseURL: o.server, Token: token, HTTP: &http.Client{Transport: transport, Timeout: time.Minute},
+		Stale: func(why string) { fmt.Fprintln(os.Stderr, "weir: "+why) },
+	}, nil
 }
 
 // token reads the admin token. Where the default file is not there none is

@@ -22,6 +22,8 @@ type Client struct {
 	BaseURL string       // "http://127.0.0.1:8080"
 	Token   string       // the admin token; "" sends none
 	HTTP    *http.Client // nil is http.DefaultClient
+	// Stale hears why the answer to a read may be out of date; may be nil.
+	Stale func(why string)
 }
 
 // Error is an answer of the control plane that is not the one hoped for.
@@ -234,6 +236,9 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) (
 	}
 	if resp.StatusCode != http.StatusOK {
 		return http.Header{}, &Error{Status: resp.StatusCode, Message: errorMessage(resp.Status, answer)}
+	}
+	if w := resp.Header.Get("Warning"); c.Stale != nil && strings.HasPrefix(w, "110 ") {
+		c.Stale(warningText(w))
 	}
 	if raw, ok := out.(*[]byte); ok {
 		*raw = answer
