@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -117,9 +116,10 @@ func TestTheUnitsCommandsWorkAsTheirUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(state, "token")
-	if err := errors.Join(os.WriteFile(file, []byte(token.Token), 0o600), os.Chown(state, meshlab.ProxyUID, meshlab.ProxyUID), os.Chown(file, meshlab.ProxyUID, meshlab.ProxyUID)); err != nil {
+	if err := os.WriteFile(file, []byte(token.Token), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	give(t, state, file)
 	words := execOf(t, dir, "weir-proxy@.service", "ExecStart", "users", map[string]string{
 		"STATE_DIRECTORY":  state,
 		"WEIR_PROXY_FLAGS": fmt.Sprintf("--control %s --service users --app-port 8001 --advertise %s", m.ControlAddr(), h.Addr4()),
@@ -130,9 +130,7 @@ func TestTheUnitsCommandsWorkAsTheirUsers(t *testing.T) {
 			words[i] = file
 		}
 	}
-	uid := strconv.Itoa(meshlab.ProxyUID)
-	as := append([]string{"--reuid", uid, "--regid", uid, "--clear-groups", "--bounding-set", "-all,+net_raw",
-		"--inh-caps", "-all,+net_raw", "--ambient-caps", "-all,+net_raw", "--no-new-privs"}, words...)
+	as := append(asUser("--bounding-set", "-all,+net_raw", "--inh-caps", "-all,+net_raw", "--ambient-caps", "-all,+net_raw"), words...)
 	proxy, err := users.node.Start(t.Context(), "proxy-unit", 0, "setpriv", as...)
 	if err != nil {
 		t.Fatal(err)
@@ -150,6 +148,29 @@ func TestTheUnitsCommandsWorkAsTheirUsers(t *testing.T) {
 	run("weir-init --cleanup", execOf(t, dir, "weir-init@.service", "ExecStop", "users", nil))
 	if after, err := users.node.Output(t.Context(), "iptables-save"); err != nil || rules(after) != rules(before) {
 		t.Errorf("after the stop %v\n%s\nbefore\n%s", err, after, before)
+	}
+}
+
+// asUser are setpriv's arguments for the units' users, where there are others than
+// root.
+func asUser(capabilities ...string) []string {
+	if !meshlab.OtherUsers() {
+		return []string{"--no-new-privs"}
+	}
+	uid := strconv.Itoa(meshlab.ProxyUID)
+	return append([]string{"--no-new-privs", "--reuid", uid, "--regid", uid, "--clear-groups"}, capabilities...)
+}
+
+// give makes files those of the units' users.
+func give(t *testing.T, files ...string) {
+	t.Helper()
+	for _, f := range files {
+		if !meshlab.OtherUsers() {
+			return
+		}
+		if err := os.Chown(f, meshlab.ProxyUID, meshlab.ProxyUID); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -172,7 +193,7 @@ func TestTheControlPlanesUnitIsReadyWhenItAnswers(t *testing.T) {
 	dir, _ := unitFiles(t)
 	n := bare(t, m, "unit")
 	state := filepath.Join(m.Dir, "unit-state")
-	if err := errors.Join(os.Mkdir(state, 0o700), os.Chown(state, meshlab.ProxyUID, meshlab.ProxyUID)); err != nil {
+	if err := os.Mkdir(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(state, "notify")
@@ -181,15 +202,12 @@ func TestTheControlPlanesUnitIsReadyWhenItAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	if err := os.Chown(socket, meshlab.ProxyUID, meshlab.ProxyUID); err != nil {
-		t.Fatal(err)
-	}
+	give(t, state, socket)
 	words := execOf(t, dir, "weir-control.service", "ExecStart", "", map[string]string{
 		"STATE_DIRECTORY": state, "WEIR_CONTROL_FLAGS": "--store " + m.EtcdURLs() + " --name unit --host " + n.Addr4().String(),
 	})
 	words[0] = m.Program("weir")
-	uid := strconv.Itoa(meshlab.ProxyUID)
-	as := append([]string{"NOTIFY_SOCKET=" + socket, "setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs"}, words...)
+	as := append(append([]string{"NOTIFY_SOCKET=" + socket, "setpriv"}, asUser("--bounding-set", "-all", "--inh-caps", "-all")...), words...)
 	control, err := n.Start(t.Context(), "control-unit", 0, "env", as...)
 	if err != nil {
 		t.Fatal(err)

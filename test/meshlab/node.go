@@ -113,7 +113,7 @@ func (n *Node) writeOwned(name string, content []byte) error {
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		return err
 	}
-	if !n.unprivileged() {
+	if !OtherUsers() {
 		return nil
 	}
 	if err := os.Chown(dir, ProxyUID, ProxyUID); err != nil {
@@ -122,9 +122,9 @@ func (n *Node) writeOwned(name string, content []byte) error {
 	return os.Chown(path, ProxyUID, ProxyUID)
 }
 
-// unprivileged tells whether sidecars run as another user: not in a user
-// namespace that knows only one.
-func (n *Node) unprivileged() bool {
+// OtherUsers tells whether there are other users than root, under which sidecars
+// then run: not in a user namespace that knows only one.
+func OtherUsers() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
 	return err == nil && bytes.Contains(b, []byte("4294967295"))
 }
@@ -162,7 +162,7 @@ func (n *Node) StartProxy(ctx context.Context) error {
 // that marks need, or none in uid mode; in a user namespace root it stays.
 func (n *Node) as(args []string) []string {
 	var who []string
-	if n.unprivileged() {
+	if OtherUsers() {
 		uid := strconv.Itoa(ProxyUID)
 		who = []string{"--reuid", uid, "--regid", uid, "--clear-groups"}
 		if !n.workload.UIDMode {
