@@ -99,10 +99,18 @@ func (s *Store) noteOps(ctx context.Context, changes []change, class string) ([]
 	return []clientv3.Op{op, clientv3.OpPut(s.keys.diff(class)+name, string(packed))}, err
 }
 
+// packedFrom is the size from which differences are compressed: a compressor
+// costs a megabyte of memory for a moment.
+const packedFrom = 16 << 10
+
 func pack(v any) ([]byte, error) {
+	text, err := json.Marshal(v)
+	if err != nil || len(text) < packedFrom {
+		return text, err
+	}
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	if err := json.NewEncoder(z).Encode(v); err != nil {
+	if _, err := z.Write(text); err != nil {
 		return nil, err
 	}
 	if err := z.Close(); err != nil {
@@ -112,6 +120,10 @@ func pack(v any) ([]byte, error) {
 }
 
 func unpack(b []byte) (out []storedChange, err error) {
+	if bytes.HasPrefix(b, []byte("[")) {
+		err = json.Unmarshal(b, &out)
+		return out, err
+	}
 	z, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
 		return nil, err

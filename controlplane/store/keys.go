@@ -15,7 +15,7 @@ import (
 //	mesh/settings                                       policy.Settings
 //	mesh/proxies/<id>                                   proxyRecord
 //	history/log/<class>/<time>                          logRecord
-//	history/diff/<class>/<time>                         differences, compressed
+//	history/diff/<class>/<time>                         differences, compressed when large
 //	history/forgotten                                   the newest revision that was removed
 //	virtual-last                                        the last index given out
 //	secrets/<key>                                       raw bytes

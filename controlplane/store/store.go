@@ -112,9 +112,10 @@ type Store struct {
 
 	current atomic.Pointer[State]
 
-	relieveMu sync.Mutex   // held while room is made
-	allocMu   sync.Mutex   // held while a virtual address is given out
-	written   atomic.Int64 // changes noted in the history by this process
+	relieveMu sync.Mutex    // held while room is made
+	turn      chan struct{} // of one place: taken by a writer that lost a race
+	allocMu   sync.Mutex    // held while a virtual address is given out
+	written   atomic.Int64  // changes noted in the history by this process
 
 	mu        sync.Mutex // guards what follows
 	model     *model
@@ -143,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
 		cfg: cfg, keys: keys(cfg.Prefix), watches: map[*Watch]struct{}{},
-		waiters: map[*waiter]struct{}{}, seen: map[policy.ServiceName]map[string]float64{},
+		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), seen: map[policy.ServiceName]map[string]float64{},
 	}
 	s.model = newModel(s.keys, cfg.Log)
 	empty, _ := s.model.state(0)

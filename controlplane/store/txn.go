@@ -100,7 +100,24 @@ func (s *Store) write(ctx context.Context, what string, attempt func(ctx context
 	return nil
 }
 
-func (s *Store) untilWon(ctx context.Context, attempt func(ctx context.Context) error) (err error) {
+func (s *Store) untilWon(ctx context.Context, attempt func(ctx context.Context) error) error {
+	err := attempt(ctx)
+	if err == errRace { //nolint:errorlint // never wrapped
+		err = s.inTurn(ctx, attempt)
+	}
+	return err
+}
+
+// inTurn repeats an attempt that lost, one at a time in this process: else n
+// writers of one thing would make n² attempts. Other processes are raced with.
+func (s *Store) inTurn(ctx context.Context, attempt func(ctx context.Context) error) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", errRace, ctx.Err())
+	}
+	var err error
 	for range maxRaces {
 		if err = attempt(ctx); err != errRace { //nolint:errorlint // never wrapped
 			break
