@@ -339,3 +339,22 @@ func TestTheHistoryIsShownAndTakenBack(t *testing.T) {
 	}
 	refusal(t, send(t, c, "POST", "/api/v1/rollback", `{}`), 400)
 }
+
+func TestManyWhoApplyOneFileAddItsRulesOnce(t *testing.T) {
+	m := newMesh()
+	c := serve(t, m)
+	docs, err := api.ReadDocuments("f", []byte(meshYAML))
+	check(t, err)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := c.Apply(t.Context(), docs, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(m.TrafficRules(web)) != 2 || len(m.SecurityRules()) != 1 {
+		t.Errorf("%+v, %+v", m.TrafficRules(web), m.SecurityRules())
+	}
+}

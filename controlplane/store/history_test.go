@@ -156,6 +156,43 @@ func TestARollbackToAnyRevisionGivesTheStateOfThatRevision(t *testing.T) {
 				t.Fatalf("back at revision %d:\n%s\nit was:\n%s", to, got, states[to])
 			}
 			note(out.Revision)
+			if d, err := s.Between(t.Context(), to, 0); err != nil || len(d) != 0 {
+				t.Fatalf("back at revision %d, and yet %+v differs, %v", to, d, err)
+			}
+		}
+	}
+}
+
+func TestBetweenTellsTheNetDifferenceInBothDirections(t *testing.T) {
+	s, ctx := open(t), t.Context()
+	first := edit(t, s, addRule("cart", "stays", 1), addRule("cart", "goes", 1)).Revision
+	edit(t, s, addRule("cart", "stays", 2), addRule("cart", "comes", 1), addRule("cart", "flickers", 1))
+	second := edit(t, s, addRule("cart", "stays", 3), policy.Edit{Ref: trafficRef(shop("cart"), "goes")}, policy.Edit{Ref: trafficRef(shop("cart"), "flickers")}).Revision
+	third := edit(t, s, addRule("cart", "stays", 1)).Revision
+	for _, c := range []struct {
+		from, to int64
+		want     string
+	}{
+		{first, second, "stays changed 1 3, comes added 0 1, goes removed 1 0"},
+		{second, first, "stays changed 3 1, comes removed 1 0, goes added 0 1"},
+		{first, third, "comes added 0 1, goes removed 1 0"},
+		{second, 0, "stays changed 3 1"},
+		{third, 0, ""},
+	} {
+		differences, err := s.Between(ctx, c.from, c.to)
+		must(t, err)
+		weight := func(r *policy.Resource) int {
+			if r == nil {
+				return 0
+			}
+			return r.Traffic.Weight
+		}
+		var got []string
+		for _, d := range differences {
+			got = append(got, fmt.Sprint(d.ID, " ", d.Action, " ", weight(d.Before), " ", weight(d.After)))
+		}
+		if strings.Join(got, ", ") != c.want {
+			t.Errorf("%d to %d: %s, want %s", c.from, c.to, strings.Join(got, ", "), c.want)
 		}
 	}
 }

@@ -284,6 +284,11 @@ func TestAWorkloadsCertificateOpensNothing(t *testing.T) {
 	if a.Status != http.StatusOK || !strings.Contains(a.Body, `"wrong_token":1,"proxy_certificate":1`) {
 		t.Errorf("counted: %s", a.Body)
 	}
+	// A watch goes over HTTPS (and HTTP/2) as well.
+	got := output(t, n, "sh", "-c", `curl -q -sSN --max-time 2 --cacert "$0" -H "$1" "$2" || true`, filepath.Join(dir, "root"), bearer, base+"/services?watch=1")
+	if !strings.Contains(got, "event: synced") {
+		t.Errorf("a watch over HTTPS: %q", got)
+	}
 	if log := p.Log(); !strings.Contains(log, "an API call was refused") || !strings.Contains(log, "spiffe://weir.local/ns/default/sa/web") {
 		t.Errorf("logged: %s", log)
 	}
