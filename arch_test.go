@@ -22,6 +22,8 @@ var mayImport = map[string][]string{
 	"policy/wire": {"policy"},
 	"redirect":    {},
 
+	"redirect/shortcut": {},
+
 	"proxy":           {"policy", "policy/wire", "proxy/..."},
 	"proxy/balance":   {},
 	"proxy/breaker":   {},
@@ -50,7 +52,7 @@ var mayImport = map[string][]string{
 	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "cmd/weir/demo"},
 	"cmd/weir/demo":  {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
 	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
-	"cmd/weir-init":  {"redirect"},
+	"cmd/weir-init":  {"redirect", "redirect/shortcut"},
 
 	"bench":         {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
 	"bench/control": {"controlplane/api", "policy", "proxy/feed", "test/meshlab"},
@@ -72,6 +74,7 @@ var oneDoor = map[string][]string{
 	"github.com/danielgtaylor/huma":          {"controlplane/api"},
 	"github.com/quic-go/quic-go":             {"proxy/tunnel"},
 	"github.com/coreos/go-iptables":          {"redirect"},
+	"github.com/cilium/ebpf":                 {"redirect/shortcut"},
 	"github.com/golang-jwt/jwt":              {"proxy/jwt"},
 	"golang.org/x/net/dns":                   {"proxy/dns"},
 	"k8s.io":                                 {"controlplane/kube"},
