@@ -28,10 +28,11 @@ const (
 )
 
 // splices reports whether the rest of the response goes from socket to socket,
-// and notes whether the next one may.
+// and notes whether the next one may. Bytes that do not pass through TCP are not
+// found by a splice, and copied by one.
 func (x *Exchange) splices(up *Upstream, how delivery) bool {
 	c := &x.content
-	if x.s.bare == nil || up.bare == nil || how == deliverNothing {
+	if x.s.bare == nil || up.bare == nil || how == deliverNothing || up.bare.ShortCut() || x.s.bare.ShortCut() {
 		return false
 	}
 	up.first = 0
@@ -158,7 +159,8 @@ func (b *body) fill(p *loop.Pipe, from *loop.Conn) error {
 // cannot be sent again, so only when that is no longer possible anyway.
 func (p *pump) splices() bool {
 	b := &p.x.body
-	return !p.copies && p.x.given && b.kind == byLength && b.left >= spliceLeast && p.x.s.bare != nil && p.up.bare != nil
+	return !p.copies && p.x.given && b.kind == byLength && b.left >= spliceLeast && p.x.s.bare != nil && p.up.bare != nil &&
+		!p.x.s.bare.ShortCut() && !p.up.bare.ShortCut()
 }
 
 // splice sends the request body on through a pipe, until it ends or copying does

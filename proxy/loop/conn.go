@@ -24,6 +24,9 @@ type Conn struct {
 	timer      int32 // its place among the deadlines, plus one; 0: it has none
 	state      state
 	keep       uint8  // which keep-alive is to be set if the connection lasts, plus one
+	local      uint8  // what ShortCut found, once asked
+	crowded    uint8  // how often the short cut had no room, less what was forgiven
+	sent       uint32 // bytes written since HasRoom looked
 	waits      *waits // nil: nobody waits and there is no deadline
 	idle       Task   // to be begun when a parked connection has something to say
 	owner      any    // an Owner, or the *Acceptor of a listening socket
@@ -39,6 +42,7 @@ const (
 	hung                       // both directions ended, or an error came
 	room                       // the kernel said that it can be written to
 	closed
+	filled // the last read filled its buffer
 )
 
 func (c *Conn) is(s state) bool { return c.state&s != 0 }
@@ -153,8 +157,11 @@ func (c *Conn) TryRead(b []byte) (int, error) {
 	case n == 0:
 		return 0, io.EOF
 	}
-	if n < len(b) && !c.is(ended) {
+	if n < len(b) && !c.is(ended) && !(c.is(filled) && c.ShortCut()) {
 		c.unset(readable)
+	}
+	if c.unset(filled); n == len(b) {
+		c.set(filled)
 	}
 	return n, nil
 }
@@ -169,9 +176,13 @@ func (c *Conn) Write(b []byte) (int, error) {
 		if c.is(closed) {
 			return done, net.ErrClosed
 		}
-		n, err := ignoringEINTR(int(c.fd), b[done:], rawWrite)
+		n, err := 0, unix.EAGAIN
+		if c.HasRoom() {
+			n, err = ignoringEINTR(int(c.fd), b[done:], rawWrite)
+		}
 		if n > 0 {
 			done += n
+			c.Wrote(n)
 		}
 		switch {
 		case done == len(b):
@@ -190,10 +201,14 @@ func (c *Conn) TryWrite(b []byte) (n int, err error) {
 	if c.is(closed) {
 		return 0, net.ErrClosed
 	}
+	if !c.HasRoom() {
+		return 0, nil
+	}
 	n, errno := ignoringEINTR(int(c.fd), b, rawWrite)
 	if errno != 0 && errno != unix.EAGAIN {
 		return 0, c.failed("write", errno)
 	}
+	c.Wrote(max(n, 0))
 	return max(n, 0), nil
 }
 

@@ -87,17 +87,20 @@ func (c *Conn) WaitWrite() error {
 		return err
 	}
 	defer c.rest()
-	w := c.needs()
+	w, again := c.needs(), c.again()
 	for c.unset(room); ; {
+		now := c.l.since(c.l.now)
 		switch {
 		case c.is(closed):
 			return net.ErrClosed
 		case c.is(room):
 			return nil
-		case w.writeBy <= c.l.since(c.l.now):
+		case w.writeBy <= now:
 			return os.ErrDeadlineExceeded
+		case again <= now:
+			return nil
 		}
-		c.arm(w.writeBy)
+		c.arm(min(again, w.writeBy))
 		w.writer = c.l.current
 		c.l.pause()
 		w.writer = nil
@@ -130,7 +133,7 @@ func (c *Conn) expire() {
 		}
 	}
 	if w.writer != nil {
-		if w.writeBy > now {
+		if w.writeBy > now && c.crowded == 0 {
 			c.arm(w.writeBy)
 		} else {
 			c.l.wake(w.writer)

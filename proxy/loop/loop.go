@@ -44,6 +44,7 @@ type Loop struct {
 	cfg    Config
 	kernel kernel
 	wakeFD int // an eventfd: somebody posted
+	diag   int // a netlink socket for unread; 0 until wanted, -1 when it cannot be had
 
 	turn       uint64
 	now        time.Time
@@ -116,6 +117,9 @@ func (l *Loop) Run() {
 	l.closePipes()
 	_ = l.kernel.set.Close()
 	unix.Close(l.wakeFD)
+	if l.diag > 0 {
+		unix.Close(l.diag)
+	}
 }
 
 func (l *Loop) done() bool {

@@ -124,6 +124,9 @@ func (p *Pipe) Fill(from *Conn, most int) (int, error) {
 	if from.is(closed) {
 		return 0, net.ErrClosed
 	}
+	if from.ShortCut() {
+		return 0, ErrNoSplice
+	}
 	n, errno := splice(int(from.fd), p.w, min(most, p.size))
 	switch errno {
 	case 0:
@@ -149,9 +152,13 @@ func (p *Pipe) Pour(to *Conn) (int, error) {
 		if to.is(closed) {
 			return 0, net.ErrClosed
 		}
-		n, errno := splice(p.r, int(to.fd), p.held)
+		n, errno := 0, unix.EAGAIN
+		if to.HasRoom() {
+			n, errno = splice(p.r, int(to.fd), p.held)
+		}
 		if errno == 0 && n > 0 {
 			p.held -= n
+			to.Wrote(n)
 			return n, nil
 		}
 		if errno != 0 && errno != unix.EAGAIN {
