@@ -28,6 +28,7 @@ type flags struct {
 	virtual4, virtual6                string
 	noDNS, dryRun, verify, cleanup    bool
 	output                            string
+	shortcut, cgroup                  string
 	timeout                           time.Duration
 	proxyUIDGiven, inboundMarkDerived bool
 }
@@ -85,6 +86,8 @@ func (f *flags) define(cmd *cobra.Command) {
 	fl.BoolVar(&f.noDNS, "no-dns", false, "leave DNS alone")
 	fl.StringVar(&f.ipv6, "ipv6", string(d.IPv6), "redirect IPv6: auto, on or off")
 	fl.StringVar(&f.mode, "iptables-mode", string(d.Mode), "back end of iptables: auto, nft or legacy")
+	fl.StringVar(&f.shortcut, "shortcut", shortcutOff, "let the kernel hand bytes between app and proxy past TCP/IP: on, off or auto (where it can be had)")
+	fl.StringVar(&f.cgroup, "cgroup", "", "with --shortcut: directory of cgroup v2 in which app and proxy are (default the root)")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "print the rules and change nothing")
 	fl.BoolVar(&f.verify, "verify", false, "make connections through the installed rules, report what was seen, install nothing")
 	fl.BoolVar(&f.cleanup, "cleanup", false, "remove all that weir-init has installed")
@@ -142,6 +145,9 @@ func (f *flags) check() error {
 	if f.output != "text" && f.output != "json" {
 		return usageError{fmt.Errorf("--output: %q, want text or json", f.output)}
 	}
+	if f.shortcut != shortcutOn && f.shortcut != shortcutOff && f.shortcut != shortcutAuto {
+		return usageError{fmt.Errorf("--shortcut: %q, want on, off or auto", f.shortcut)}
+	}
 	return nil
 }
 
@@ -161,7 +167,7 @@ func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 		return err
 	}
 	if f.dryRun {
-		return f.show(stdout, plan)
+		return f.show(stdout, cfg, plan)
 	}
 	path := ""
 	if f.netns != "" {
@@ -171,14 +177,17 @@ func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	return redirect.InNamespace(path, func() error { return f.act(ctx, stdout, plan) })
+	return redirect.InNamespace(path, func() error { return f.act(ctx, stdout, cfg, plan) })
 }
 
 // act does the one thing that was asked for.
-func (f *flags) act(ctx context.Context, stdout io.Writer, plan *redirect.Plan) error {
+func (f *flags) act(ctx context.Context, stdout io.Writer, cfg redirect.Config, plan *redirect.Plan) error {
 	switch {
 	case f.verify:
 		report, err := plan.Verify(ctx)
+		if err == nil {
+			err = f.verifyShortcut(ctx, cfg, &report)
+		}
 		if err == nil {
 			err = f.write(stdout, report)
 		}
@@ -187,10 +196,10 @@ func (f *flags) act(ctx context.Context, stdout io.Writer, plan *redirect.Plan) 
 		}
 		return err
 	case f.cleanup:
-		res, err := redirect.Remove(ctx)
+		res, err := remove(ctx)
 		return errors.Join(err, f.writeUnless(err, stdout, res))
 	default:
-		res, err := plan.Apply(ctx)
+		res, err := f.install(ctx, cfg, plan)
 		return errors.Join(err, f.writeUnless(err, stdout, res))
 	}
 }
@@ -213,12 +222,13 @@ func (f *flags) write(w io.Writer, p printer) error {
 	return enc.Encode(p)
 }
 
-func (f *flags) show(w io.Writer, plan *redirect.Plan) error {
-	if f.output == "text" {
-		return plan.Print(w)
-	}
+func (f *flags) show(w io.Writer, cfg redirect.Config, plan *redirect.Plan) error {
 	var b strings.Builder
-	if err := plan.Print(&b); err != nil {
+	if err := errors.Join(plan.Print(&b), f.printShortcut(&b, cfg)); err != nil {
+		return err
+	}
+	if f.output == "text" {
+		_, err := io.WriteString(w, b.String())
 		return err
 	}
 	return json.NewEncoder(w).Encode(map[string]string{"plan": b.String()})

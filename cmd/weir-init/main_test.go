@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -29,6 +31,14 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
+		// bpf: this is no user namespace, in which no programs can be loaded.
+		Condition: func(cond string) (bool, error) {
+			if cond != "bpf" {
+				return false, fmt.Errorf("unknown condition %s", cond)
+			}
+			m, err := os.ReadFile("/proc/self/uid_map")
+			return strings.Contains(string(m), "4294967295"), err
+		},
 		Setup: func(env *testscript.Env) error {
 			lab, err := netlab.Open(t.Context(), netlab.Options{})
 			if err != nil {
