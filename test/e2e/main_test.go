@@ -30,6 +30,7 @@ func startWith(t *testing.T, cfg meshlab.Config) *meshlab.Mesh {
 		bin, _ = filepath.Abs("../../bin")
 	}
 	cfg.Bin, cfg.Progress = bin, t.Logf
+	cfg.Init = append(cfg.Init, strings.Fields(os.Getenv("WEIR_INIT_FLAGS"))...)
 	m, err := meshlab.Start(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

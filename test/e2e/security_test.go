@@ -56,7 +56,8 @@ func echoServer(t *testing.T, n *meshlab.Node, port int, greeting string) net.Li
 			go func() {
 				defer func() { _ = c.Close() }()
 				_, _ = io.WriteString(c, greeting)
-				_, _ = io.Copy(c, c)
+				// Not spliced, which Go would do: the short cut does not go with it.
+				_, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 			}()
 		}
 	}()

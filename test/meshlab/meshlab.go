@@ -27,6 +27,7 @@ const ProxyUID = 15001
 type Config struct {
 	Bin       string                           // directory with weir, weir-proxy and weir-init
 	Control   []string                         // more flags for weir control
+	Init      []string                         // more flags for weir-init, on every host
 	Planes    int                              // control planes; 0 is one
 	Etcd      int                              // members of an etcd cluster that they share; 0 is the embedded store
 	EtcdFlags []string                         // more flags for etcd
@@ -212,6 +213,9 @@ func (m *Mesh) Close() error {
 	}
 	wg.Wait()
 	var errs []error
+	for _, n := range m.nodes {
+		errs = append(errs, n.removeShortcut())
+	}
 	if m.Lab != nil {
 		errs = append(errs, m.Lab.Close())
 	}

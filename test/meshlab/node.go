@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -90,13 +91,25 @@ func (n *Node) Name() policy.ServiceName {
 }
 
 func (n *Node) installRules(ctx context.Context) error {
-	args := append([]string{"--netns", n.Path()}, n.workload.Init...)
+	args := slices.Concat([]string{"--netns", n.Path()}, n.mesh.cfg.Init, n.workload.Init)
 	if n.workload.UIDMode {
 		args = append(args, "--proxy-uid", strconv.Itoa(ProxyUID))
 	}
 	out, err := exec.CommandContext(ctx, n.mesh.Program("weir-init"), args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("weir-init in %s: %w\n%s", n.workload.Host, err, out)
+	}
+	return nil
+}
+
+// removeShortcut takes away what a namespace does not take with it when it goes.
+func (n *Node) removeShortcut() error {
+	if !slices.Contains(slices.Concat(n.mesh.cfg.Init, n.workload.Init), "--shortcut") {
+		return nil
+	}
+	out, err := exec.Command(n.mesh.Program("weir-init"), "--netns", n.Path(), "--cleanup").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("weir-init --cleanup in %s: %w\n%s", n.workload.Host, err, out)
 	}
 	return nil
 }
