@@ -58,7 +58,7 @@ func (o *options) check() error {
 			return fmt.Errorf("-work %s: there is %s", name, strings.Join(known, ", "))
 		}
 	}
-	known = []string{"-"}
+	known = []string{"-", shortcutPeer}
 	for _, p := range peers("envoy") {
 		known = append(known, p.name)
 	}

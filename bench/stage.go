@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,10 +97,21 @@ func openStage(ctx context.Context, o *options, logf func(string, ...any)) (_ *s
 	if err = s.addWeir(ctx); err != nil {
 		return nil, nil, fmt.Errorf("weir: %w", err)
 	}
-	if absent, err = s.addPeers(ctx, o, logf); err != nil {
+	asked := slices.Contains(o.peers, shortcutPeer)
+	if asked || len(o.peers) == 0 {
+		failed := s.addShortcut(ctx)
+		if err = failed; asked && err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", shortcutPeer, err)
+		}
+		if failed != nil {
+			absent = append(absent, shortcutPeer+" ("+failed.Error()+")")
+		}
+	}
+	others, err := s.addPeers(ctx, o, logf)
+	if err != nil {
 		return nil, nil, err
 	}
-	return s, absent, s.checkCPUs()
+	return s, append(absent, others...), s.checkCPUs()
 }
 
 // checkCPUs proves that every proxy has the one CPU that is meant for it.

@@ -30,49 +30,66 @@ const settings = `{
 // addWeir puts weir on the stage: rules, a service outside the mesh and one in
 // it, a sidecar beside the client and one beside the far app.
 func (s *stage) addWeir(ctx context.Context) error {
-	sub := &subject{name: "weir"}
 	if _, err := s.api().UpdateSettings(ctx, json.RawMessage(settings)); err != nil {
 		return err
 	}
 	if err := s.registerPlain(ctx); err != nil {
 		return err
 	}
-	var err error
-	if sub.client, err = s.host("c-weir"); err != nil {
+	if err := s.addRules(ctx, "plain"); err != nil {
 		return err
 	}
-	if sub.far, err = s.host("s-weir"); err != nil {
+	return s.addSidecars(ctx, "weir", "front", "meshed")
+}
+
+// shortcutPeer is weir with the short cut, as -peer names it.
+const shortcutPeer = "weir-shortcut"
+
+// addShortcut adds weir once more, with the short cut between app and sidecar.
+func (s *stage) addShortcut(ctx context.Context) error {
+	return s.addSidecars(ctx, shortcutPeer, "front-short", "meshed-short", "--shortcut", "on")
+}
+
+// addSidecars adds a subject: a sidecar beside the client and one beside an app
+// of its own, installed with the given flags of weir-init.
+func (s *stage) addSidecars(ctx context.Context, name, front, meshed string, init ...string) error {
+	sub := &subject{name: name}
+	var err error
+	if sub.client, err = s.host("c-" + name); err != nil {
+		return err
+	}
+	if sub.far, err = s.host("s-" + name); err != nil {
 		return err
 	}
 	if sub.app, err = s.startBackend(ctx, sub.far, meshPort); err != nil {
 		return err
 	}
-	for _, caller := range []string{"front", "shaker"} {
-		if _, err := s.mesh.Allow(ctx, caller, "meshed"); err != nil {
+	for _, caller := range []string{front, "shaker"} {
+		if _, err := s.mesh.Allow(ctx, caller, meshed); err != nil {
 			return err
 		}
 	}
-	if err := s.addRules(ctx, "plain", "meshed"); err != nil {
+	if err := s.addRules(ctx, meshed); err != nil {
 		return err
 	}
 	if sub.shaker, err = s.issue(ctx); err != nil {
 		return err
 	}
-	if err := s.joinWeir(ctx, sub); err != nil {
+	if err := s.joinWeir(ctx, sub, front, meshed, init); err != nil {
 		return err
 	}
 	s.subjects = append(s.subjects, sub)
 	return s.awaitWeir(ctx, sub)
 }
 
-func (s *stage) joinWeir(ctx context.Context, sub *subject) error {
+func (s *stage) joinWeir(ctx context.Context, sub *subject, front, meshed string, init []string) error {
 	err := onCPU(s.cpu, s.nice, func() error {
 		port := func(i int, protocol string) string { return strconv.Itoa(meshPort+i) + "/" + protocol }
-		far := meshlab.Workload{Host: "s-weir", Service: "meshed", Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp")}}
+		far := meshlab.Workload{Host: "s-" + sub.name, Service: meshed, Init: init, Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp")}}
 		if err := s.mesh.Join(ctx, sub.far, far); err != nil {
 			return err
 		}
-		near := meshlab.Workload{Host: "c-weir", Service: "front", Proxy: []string{"--access-log", s.accessLog()}}
+		near := meshlab.Workload{Host: "c-" + sub.name, Service: front, Init: init, Proxy: []string{"--access-log", s.accessLog(sub.name)}}
 		return s.mesh.Join(ctx, sub.client, near)
 	})
 	if err != nil {
@@ -95,7 +112,9 @@ func (s *stage) joinWeir(ctx context.Context, sub *subject) error {
 }
 
 // accessLog is a file that the sidecar's user may write.
-func (s *stage) accessLog() string { return filepath.Join(s.mesh.Dir, "proxy-c-weir", "access.log") }
+func (s *stage) accessLog(subject string) string {
+	return filepath.Join(s.mesh.Dir, "proxy-c-"+subject, "access.log")
+}
 
 func (s *stage) registerPlain(ctx context.Context) error {
 	for i, protocol := range []string{"http", "tcp", "tcp", "http"} {
@@ -192,7 +211,7 @@ func (s *stage) setAccessLog(ctx context.Context, on bool) error {
 	}
 	client := s.subject("weir").client
 	return s.mesh.Await(ctx, "the access log", func(ctx context.Context) error {
-		before, err := os.Stat(s.accessLog())
+		before, err := os.Stat(s.accessLog("weir"))
 		if err != nil {
 			return err
 		}
@@ -203,7 +222,7 @@ func (s *stage) setAccessLog(ctx context.Context, on bool) error {
 		if err := sleep(ctx, 300*time.Millisecond); err != nil {
 			return err
 		}
-		after, err := os.Stat(s.accessLog())
+		after, err := os.Stat(s.accessLog("weir"))
 		if err != nil {
 			return err
 		}
