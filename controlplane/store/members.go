@@ -80,15 +80,13 @@ func (s *Store) TakePart(ctx context.Context, self func() Member, lead func(ctx 
 // takePart is one session: this process's lease, what it tells of itself under
 // it, and its part in the election. done tells that lead returned by itself.
 func (s *Store) takePart(ctx context.Context, self func() Member, lead func(ctx context.Context) error) (done bool, err error) {
-	seconds := int((s.cfg.LeaseTTL + time.Second - 1) / time.Second)
-	// Not ctx: it has ended when the session is to be given back.
-	session, err := concurrency.NewSession(s.client, concurrency.WithTTL(seconds), concurrency.WithContext(context.WithoutCancel(ctx)))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	session, err := s.session(ctx)
 	if err != nil {
 		return false, fmt.Errorf("take part in the election: %w", err)
 	}
 	defer s.giveBack(session)
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		select {
@@ -112,6 +110,24 @@ func (s *Store) takePart(ctx context.Context, self func() Member, lead func(ctx 
 	})
 	err = g.Wait()
 	return done, err
+}
+
+// session takes a lease and keeps it alive until it is given back.
+func (s *Store) session(ctx context.Context) (*concurrency.Session, error) {
+	seconds := int64((s.cfg.LeaseTTL + time.Second - 1) / time.Second)
+	ask, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	lease, err := s.client.Grant(ask, seconds)
+	if err != nil {
+		return nil, err
+	}
+	// A client that ends with ctx: who waits for an election and is told to end
+	// withdraws first, by its client's context, and without the cluster would do so
+	// for ever. What is not withdrawn goes with the lease.
+	c := clientv3.NewCtxClient(ctx)
+	c.KV, c.Lease, c.Watcher = s.client.KV, s.client.Lease, s.client.Watcher
+	// Not ctx: the lease is to be there until it is given back.
+	return concurrency.NewSession(c, concurrency.WithLease(lease.ID), concurrency.WithContext(context.WithoutCancel(ctx)))
 }
 
 var errSessionEnded = fmt.Errorf("the lease ended: %w", ErrUnavailable)

@@ -199,3 +199,22 @@ func TestThatAProxyWasThereOutlivesARegistrationAndNotARemoval(t *testing.T) {
 		t.Errorf("of one that is not there: %v", err)
 	}
 }
+
+func TestWhoTakesPartEndsWithoutTheClusterToo(t *testing.T) {
+	leader := open(t)
+	_, stopLeader := takePart(t, leader, named("a"))
+	defer stopLeader()
+	membersUntil(t, leader, func(m []Member) bool { return len(m) == 1 && m[0].Leader })
+	w := &wire{t: t, addr: "127.0.0.1:0"}
+	w.up()
+	t.Cleanup(func() { w.cut() })
+	s := open(t, func(c *Config) {
+		c.Prefix, c.Endpoints, c.LeaseTTL = leader.cfg.Prefix, []string{"http://" + w.addr}, time.Minute
+	})
+	_, stop := takePart(t, s, named("b")) // waits for its turn
+	membersUntil(t, leader, func(m []Member) bool { return len(m) == 2 })
+	w.cut()
+	stop()
+	_, stop = takePart(t, s, named("b")) // waits for a lease
+	stop()
+}

@@ -30,7 +30,10 @@ func (m *Mesh) addPlane(name string) (*Plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plane{Name: name, Host: h, mesh: m, dataDir: filepath.Join(m.Dir, name)}
+	p := &Plane{Name: name, Host: h, mesh: m, dataDir: filepath.Join(m.Dir, name), API: &api.Client{
+		BaseURL: "http://127.0.0.1:8080",
+		HTTP:    &http.Client{Transport: &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true}, Timeout: 15 * time.Second},
+	}}
 	m.Planes = append(m.Planes, p)
 	return p, nil
 }
@@ -50,10 +53,6 @@ func (p *Plane) Run() error {
 	}
 	var err error
 	p.Process, err = p.mesh.start(p.Host, p.Name, p.mesh.Program("weir"), append(args, p.mesh.cfg.Control...)...)
-	p.API = &api.Client{
-		BaseURL: "http://127.0.0.1:8080",
-		HTTP:    &http.Client{Transport: &http.Transport{DialContext: p.Host.DialContext, DisableKeepAlives: true}, Timeout: 15 * time.Second},
-	}
 	return err
 }
 
@@ -72,7 +71,9 @@ func (p *Plane) Await(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p.API.Token = strings.TrimSpace(string(token))
+		if text := strings.TrimSpace(string(token)); text != p.API.Token { // others may be reading it
+			p.API.Token = text
+		}
 		_, err = p.API.Status(ctx)
 		return err
 	})
