@@ -53,7 +53,7 @@ func (l *Loop) AdoptInto(c *Conn, fd int) {
 // watch is exclusive: a newcomer wakes one loop, not all.
 func (a *Acceptor) watch() error {
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(a.fd), Pad: a.watching.generation}
-	if err := rawEpollCtl(a.l.kernel.epoll, unix.EPOLL_CTL_ADD, a.fd, &ev); err != 0 {
+	if err := rawEpollCtl(a.l.epoll, unix.EPOLL_CTL_ADD, a.fd, &ev); err != 0 {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	return nil
@@ -63,7 +63,7 @@ func (a *Acceptor) watch() error {
 func (a *Acceptor) Pause() {
 	if !a.paused && !a.closed {
 		a.paused = true
-		_ = rawEpollCtl(a.l.kernel.epoll, unix.EPOLL_CTL_DEL, a.fd, nil) // exclusive ones cannot be modified
+		_ = rawEpollCtl(a.l.epoll, unix.EPOLL_CTL_DEL, a.fd, nil) // exclusive ones cannot be modified
 	}
 }
 

@@ -115,7 +115,7 @@ func (c *Conn) watch() error {
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     c.fd, Pad: c.generation,
 	}
-	if err := rawEpollCtl(c.l.kernel.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
+	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	c.set(watched)

@@ -42,16 +42,18 @@ type Config struct {
 // Run, Post and Close.
 type Loop struct {
 	cfg    Config
-	kernel kernel
+	epoll  int
 	wakeFD int // an eventfd: somebody posted
 	diag   int // a netlink socket for unread; 0 until wanted, -1 when it cannot be had
 
 	turn       uint64
+	busy       bool // the last look at the kernel found several events
 	now        time.Time
 	epoch      time.Time // deadlines are counted from here
 	conns      []*Conn   // by descriptor
 	spare      []*waits  // that no connection needs
 	generation int32     // tells a descriptor's new owner from events of its old one
+	events     [128]unix.EpollEvent
 	deadlines  heap[*Conn]
 	timers     heap[*timer]
 	keeps      []*net.KeepAliveConfig // what Conn.keep stands for
@@ -80,17 +82,17 @@ const maxFree = 64
 func New(cfg Config) (*Loop, error) {
 	l := &Loop{cfg: cfg, epoch: time.Now()}
 	l.now = l.epoch
-	err := l.kernel.open()
-	if err != nil {
-		return nil, err
+	var err error
+	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make an epoll set: %w", err)
 	}
 	if l.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		_ = l.kernel.set.Close()
+		unix.Close(l.epoll)
 		return nil, fmt.Errorf("make an eventfd: %w", err)
 	}
 	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(l.wakeFD)}
-	if err := unix.EpollCtl(l.kernel.epoll, unix.EPOLL_CTL_ADD, l.wakeFD, &ev); err != nil {
-		_ = l.kernel.set.Close()
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.wakeFD, &ev); err != nil {
+		unix.Close(l.epoll)
 		unix.Close(l.wakeFD)
 		return nil, fmt.Errorf("watch an eventfd: %w", err)
 	}
@@ -115,7 +117,7 @@ func (l *Loop) Run() {
 	}
 	l.free = nil
 	l.closePipes()
-	_ = l.kernel.set.Close()
+	unix.Close(l.epoll)
 	unix.Close(l.wakeFD)
 	if l.diag > 0 {
 		unix.Close(l.diag)
