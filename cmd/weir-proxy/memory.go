@@ -23,18 +23,11 @@ const (
 	trimFrom = 512 << 10
 	// idlePart is of how much of the time an idle process uses the processor less.
 	idlePart = 50
-	// quietPart is the same of one that does nothing at all: a connection is held
-	// open, the control plane is heard, but there are no requests.
-	quietPart = 400
-	// dropFrom is how much of the program must have come back to be dropped again.
-	// What an idle process itself uses is less, or it would be dropped for ever.
-	dropFrom = 4 << 20
 )
 
 // keepSmall gives memory back, until ctx ends: once what joining the mesh took,
-// then garbage, whenever the process is idle, and what of the program only a burst
-// needed, when it is quiet. Go itself collects at 8 MiB here, which the control
-// plane's health checks alone fill in a few minutes.
+// then garbage, whenever the process is idle. Go itself collects at 8 MiB here,
+// which the control plane's health checks alone fill in a few minutes.
 func keepSmall(ctx context.Context, joined <-chan struct{}) {
 	select {
 	case <-ctx.Done():
@@ -48,7 +41,6 @@ func keepSmall(ctx context.Context, joined <-chan struct{}) {
 	}
 	debug.FreeOSMemory()
 	dropCode()
-	code := mapped()
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()
 	for last, used := readHeap(), cpuTime(); ; last, used = readHeap(), cpuTime() {
@@ -57,27 +49,11 @@ func keepSmall(ctx context.Context, joined <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		spent := cpuTime() - used
-		if h := readHeap(); spent < trimEvery/idlePart && h.collections == last.collections && h.back() >= max(trimFrom, h.live/4) {
+		idle := cpuTime()-used < trimEvery/idlePart
+		if h := readHeap(); idle && h.collections == last.collections && h.back() >= max(trimFrom, h.live/4) {
 			debug.FreeOSMemory()
 		}
-		if spent < trimEvery/quietPart && mapped() >= code+dropFrom {
-			dropCode()
-			code = mapped()
-		}
 	}
-}
-
-// mapped is how much of files is in the process, in bytes: of its program, that is.
-// Without /proc it is 0.
-func mapped() int {
-	text, _ := os.ReadFile("/proc/self/statm")
-	f := strings.Fields(string(text))
-	if len(f) < 3 {
-		return 0
-	}
-	pages, _ := strconv.Atoi(f[2])
-	return pages * os.Getpagesize()
 }
 
 // cpuTime is what the process has used of the processors.
