@@ -35,7 +35,7 @@ func newApplyCommand(opt *options) *cobra.Command {
 				if dryRun {
 					return printForetold(w, &done)
 				}
-				return printApplied(w, done.Results)
+				return printApplied(w, &done)
 			})
 		}),
 	}
@@ -106,8 +106,8 @@ func readFiles(stdin io.Reader, files []string) ([]api.Document, error) {
 	return docs, nil
 }
 
-func printApplied(w io.Writer, done []api.Applied) error {
-	for _, a := range done {
+func printApplied(w io.Writer, done *api.Stored) error {
+	for _, a := range done.Results {
 		line := a.Document + " " + a.Result
 		if a.ID != "" {
 			line += " " + a.ID
@@ -119,5 +119,9 @@ func printApplied(w io.Writer, done []api.Applied) error {
 			return err
 		}
 	}
-	return nil
+	if done.Revision == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "stored as revision %d\n", done.Revision)
+	return err
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/policy"
 )
 
 func endpointWith(field string) string {
@@ -238,6 +239,20 @@ func TestAStoreThatCannotIs503(t *testing.T) {
 	}
 	for _, path := range []string{"/services/default/web/e", "/traffic-rules/default/web/r1", "/security-rules/r1"} {
 		refusal(t, send(t, c, "DELETE", api.BasePath+path, ""), 503)
+	}
+}
+
+func TestWhatTheStoreRefusesHasItsStatus(t *testing.T) {
+	for status, err := range map[int]error{
+		400: policy.Problems{{Path: "weight", Message: "is odd"}}, 404: policy.ErrNotFound, 409: policy.ErrExists, 410: policy.ErrForgotten,
+		412: policy.ErrStale, 413: policy.ErrTooLarge, 503: errors.New("no majority"),
+	} {
+		m := newMesh()
+		m.Break(fmt.Errorf("rule r1: %w", err))
+		text := refusal(t, send(t, serve(t, m), "POST", "/api/v1/traffic-rules/default/web", `{}`), status)
+		if !strings.Contains(text, strings.TrimPrefix(err.Error(), "weight: ")) {
+			t.Errorf("%d %s", status, text)
+		}
 	}
 }
 

@@ -115,6 +115,7 @@ type plan struct {
 	then  map[string]stored // Value is nil for what is removed
 	refs  map[string]policy.Ref
 	steps []policy.Difference
+	when  []clientv3.Cmp // what else must hold
 }
 
 func newPlan() *plan {
@@ -179,7 +180,7 @@ func (s *Store) carryOut(ctx context.Context, p *plan) (int64, error) {
 	if len(p.keys) == 0 {
 		return 0, nil
 	}
-	var conditions []clientv3.Cmp
+	conditions := slices.Clone(p.when)
 	var ops []clientv3.Op
 	services := map[policy.ServiceName]struct{}{}
 	var note []change

@@ -278,18 +278,18 @@ func (s *Store) reaches(ctx context.Context, revision int64) error {
 }
 
 // since reads the changes of operators after a revision, in order. ErrForgotten
-// when there were others.
-func (s *Store) since(ctx context.Context, revision int64) ([]change, error) {
+// when there were others. The condition holds as long as there is none more.
+func (s *Store) since(ctx context.Context, revision int64) (changes []change, noneMore clientv3.Cmp, err error) {
 	resp, err := s.client.Get(ctx, s.keys.log(operators)+"/", clientv3.WithPrefix(), clientv3.WithMinModRev(revision+1),
 		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortAscend))
 	if err != nil {
-		return nil, explain(err)
+		return nil, noneMore, explain(err)
 	}
-	out, err := s.differences(ctx, operators, resp.Kvs)
-	if err != nil {
-		return nil, err
+	if changes, err = s.differences(ctx, operators, resp.Kvs); err != nil {
+		return nil, noneMore, err
 	}
-	return out, s.reaches(ctx, revision+1) // now, since some may have been removed meanwhile
+	noneMore = clientv3.Compare(clientv3.ModRevision(s.keys.log(operators)+"/"), "<", resp.Header.Revision+1).WithPrefix()
+	return changes, noneMore, s.reaches(ctx, revision+1) // now, since some may have been removed meanwhile
 }
 
 // Between tells what differs between the states after two revisions in what
@@ -301,7 +301,7 @@ func (s *Store) Between(ctx context.Context, from, to int64) ([]policy.Differenc
 	if backwards {
 		from, to = to, from
 	}
-	changes, err := s.since(ctx, from)
+	changes, _, err := s.since(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("from revision %d: %w", from, err)
 	}

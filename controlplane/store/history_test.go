@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -268,5 +269,38 @@ func TestAnEndpointThatAProxyTookOverIsBroughtBackOnlyWhenTheProxyIsGone(t *test
 	must(t, err)
 	if e := s.State().Services.Get(shop("cart")).Endpoints[0]; e.Leased || e.Port != 1 {
 		t.Errorf("the endpoint is %+v", e)
+	}
+}
+
+// While others write, a rollback takes back all that is there when it is made,
+// theirs too: nothing of after the revision is left beside it.
+func TestARollbackTakesBackWhatIsWrittenMeanwhile(t *testing.T) {
+	a := open(t)
+	b := open(t, func(c *Config) { c.Prefix = a.cfg.Prefix })
+	good := edit(t, a, addRule("cart", "kept", 1)).Revision
+	for round := range 5 {
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				if _, err := b.Change(t.Context(), []policy.Edit{addRule("cart", fmt.Sprint("r", round, "-", i), i)}, false); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		out, err := a.Rollback(t.Context(), good, false)
+		must(t, err)
+		wg.Wait()
+		if out.Revision == 0 {
+			continue // it was before all of them
+		}
+		// What is there now came after the rollback.
+		svc := until(t, a, "all is known", func(st *State) bool { return st.Revision >= lastRevision(t, b) }).Services[shop("cart")]
+		for i, r := range svc.Rules {
+			if r.ID != "kept" && svc.RuleRevisions[i] < out.Revision {
+				t.Errorf("round %d: rule %s of revision %d is left by the rollback %d", round, r.ID, svc.RuleRevisions[i], out.Revision)
+			}
+		}
+		_, err = a.Rollback(t.Context(), good, false)
+		must(t, err)
 	}
 }

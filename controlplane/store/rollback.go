@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/weir-mesh/weir/policy"
 )
 
@@ -43,7 +45,7 @@ func (s *Store) planRollback(ctx context.Context, revision int64) (*plan, error)
 	if newest := resp.Header.Revision; revision > newest || revision < 0 {
 		return nil, fmt.Errorf("%w: the newest is %d", ErrNotFound, newest)
 	}
-	changes, err := s.since(ctx, revision)
+	changes, noneMore, err := s.since(ctx, revision)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +63,7 @@ func (s *Store) planRollback(ctx context.Context, revision int64) (*plan, error)
 		return nil, err
 	}
 	p := newPlan()
+	p.when = []clientv3.Cmp{noneMore} // one made meanwhile is to be taken back too
 	for i, ref := range refs {
 		now, err := readResource(ref, kvs[keys[i]])
 		if err != nil {
