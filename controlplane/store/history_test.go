@@ -294,7 +294,7 @@ func TestARollbackTakesBackWhatIsWrittenMeanwhile(t *testing.T) {
 			continue // it was before all of them
 		}
 		// What is there now came after the rollback.
-		svc := until(t, a, "all is known", func(st *State) bool { return st.Revision >= lastRevision(t, b) }).Services[shop("cart")]
+		svc := until(t, a, "all is known", func(st *State) bool { return st.Revision >= lastRevision(t, b) }).Services.Get(shop("cart"))
 		for i, r := range svc.Rules {
 			if r.ID != "kept" && svc.RuleRevisions[i] < out.Revision {
 				t.Errorf("round %d: rule %s of revision %d is left by the rollback %d", round, r.ID, svc.RuleRevisions[i], out.Revision)
