@@ -46,10 +46,11 @@ var mayImport = map[string][]string{
 	"controlplane/api/apitest": {"policy", "controlplane/api"},
 	"controlplane/ca":          {"policy", "policy/wire"},
 	"controlplane/health":      {"policy"},
+	"controlplane/meshfile":    {"policy"},
 	"controlplane/publish":     {"policy", "policy/wire"},
 	"controlplane/store":       {"policy"},
 
-	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "cmd/weir/demo"},
+	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "controlplane/meshfile", "cmd/weir/demo"},
 	"cmd/weir/demo":  {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
 	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
 	"cmd/weir-init":  {"redirect", "redirect/shortcut"},

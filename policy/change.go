@@ -16,6 +16,9 @@ var (
 	ErrExists = errors.New("exists already")
 	// ErrStale says that the Condition of an edit does not hold.
 	ErrStale = errors.New("the condition does not hold")
+	// ErrOwned says that what is to be changed is kept by the mesh file, and is to be
+	// changed there.
+	ErrOwned = errors.New("is kept by the mesh file")
 	// ErrTooLarge says that edits are more than can be stored at once.
 	ErrTooLarge = errors.New("too large for one transaction")
 	// ErrForgotten says that the history does not reach back so far.

@@ -17,8 +17,14 @@ type Endpoint struct {
 	HealthCheckPath string            `json:"health_check_path"`
 	Weight          int               `json:"weight"`
 	Labels          map[string]string `json:"labels"`
-	Status          string            `json:"status"`
-	LastSeen        float64           `json:"last_seen"` // Unix seconds
+	// What this endpoint has of its own where others of its service differ: how
+	// long its circuit stays open, in seconds, and how many requests it takes in
+	// the mesh's window. Zero leaves the service's circuit in force, and no limit.
+	CircuitTimeout float64 `json:"circuit_timeout,omitempty"`
+	RateLimit      int     `json:"rate_limit,omitempty"`
+
+	Status   string  `json:"status"`
+	LastSeen float64 `json:"last_seen"` // Unix seconds
 }
 
 // The two states of an endpoint.
@@ -85,6 +91,12 @@ func (e *Endpoint) Validate() Problems {
 	}
 	p.intIn("weight", e.Weight, 0, 1_000_000)
 	checkLabels(&p, "labels", e.Labels)
+	if e.CircuitTimeout != 0 {
+		p.secondsIn("circuit_timeout", e.CircuitTimeout, 0.001)
+	}
+	if e.RateLimit != 0 {
+		p.intIn("rate_limit", e.RateLimit, 1, maxLimit)
+	}
 	if e.Status != "" {
 		p.oneOf("status", e.Status, Healthy, Unhealthy)
 	}

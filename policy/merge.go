@@ -26,17 +26,9 @@ var shortcuts = []struct{ short, path string }{
 // removes them. The error is Problems, each with its path; the settings given
 // are not changed.
 func (s Settings) Merge(patch []byte) (Settings, error) {
-	var tree map[string]any
-	dec := json.NewDecoder(bytes.NewReader(patch))
-	dec.UseNumber()
-	if err := dec.Decode(&tree); err != nil {
-		return s, fmt.Errorf("not a JSON object: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return s, errors.New("not a JSON object: more follows after its end")
-	}
-	if tree == nil {
-		return s, errors.New("not a JSON object: null")
+	tree, err := readPatch(patch)
+	if err != nil {
+		return s, err
 	}
 	if err := expandShortcuts(tree); err != nil {
 		return s, err
@@ -63,6 +55,21 @@ func (s Settings) Merge(patch []byte) (Settings, error) {
 		return s, p
 	}
 	return out, nil
+}
+
+func readPatch(patch []byte) (tree map[string]any, err error) {
+	dec := json.NewDecoder(bytes.NewReader(patch))
+	dec.UseNumber()
+	if err := dec.Decode(&tree); err != nil {
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("not a JSON object: more follows after its end")
+	}
+	if tree == nil {
+		return nil, errors.New("not a JSON object: null")
+	}
+	return tree, nil
 }
 
 func (s Settings) clone() (Settings, error) {

@@ -10,6 +10,12 @@ type Mesh struct {
 	Metrics     bool
 	Tracing     bool
 	Bundle      []byte // the roots to trust, PEM
+
+	MetricsPath     string        // where proxies answer with their metrics; "" is /metrics
+	MetricsInterval time.Duration // between two reports of a proxy's figures; 0 is with each sign of life
+	LogLevel        string        // of the proxies' own logs: debug, info, warn or error
+	LogFormat       string        // json or console
+	LogOutput       string        // of the access logs: stdout or stderr
 }
 
 // Figures are what a proxy has counted since it started.

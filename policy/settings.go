@@ -26,6 +26,7 @@ type ServiceSettings struct {
 	HashKey       string         `json:"hash_key,omitempty"`
 	Timeout       float64        `json:"timeout,omitempty"`
 	RetryAttempts int            `json:"retry_attempts,omitempty"`
+	RetryDelay    *float64       `json:"retry_delay,omitempty"` // seconds; 0 is no wait, nil the mesh's
 	RateLimit     *ServiceLimit  `json:"rate_limit,omitempty"`
 	Breaker       *CircuitValues `json:"circuit_breaker,omitempty"`
 }
@@ -131,7 +132,7 @@ func DefaultSettings() Settings {
 	s.Security.CORS.AllowHeaders = []string{}
 	s.Security.RateLimiting.DefaultLimit, s.Security.RateLimiting.Window = 100, 60
 	s.Security.Authentication.ProtectedPaths = []string{}
-	s.Observability.Metrics.Enabled, s.Observability.Metrics.Path, s.Observability.Metrics.Interval = true, "/metrics", 15
+	s.Observability.Metrics.Enabled, s.Observability.Metrics.Path, s.Observability.Metrics.Interval = true, "/metrics", 3
 	s.Observability.Tracing.JaegerHost, s.Observability.Tracing.JaegerPort = "localhost", 4317
 	s.Observability.Logging.Level, s.Observability.Logging.Format, s.Observability.Logging.Output = "INFO", "json", "stdout"
 	s.Resilience.CircuitBreaker = CircuitValues{Enabled: true, FailureThreshold: 5, Timeout: 60}
@@ -199,15 +200,20 @@ const maxLimit = 10_000_000
 
 func (s *Settings) validateObservability(p *Problems) {
 	o := &s.Observability
-	if !strings.HasPrefix(o.Metrics.Path, "/") {
-		p.add("observability.metrics.path", "%q does not start with /", o.Metrics.Path)
+	switch path := o.Metrics.Path; {
+	case !strings.HasPrefix(path, "/") || strings.ContainsAny(path, " ?#{}\t\r\n"):
+		p.add("observability.metrics.path", "%q is not a path that starts with /", path)
+	case path == "/health" || path == "/ready" || path == "/status" || strings.HasPrefix(path, "/debug/"):
+		p.add("observability.metrics.path", "%q is taken: the proxies answer there with something else", path)
 	}
 	p.secondsIn("observability.metrics.interval", o.Metrics.Interval, 1)
 	p.intIn("observability.tracing.jaeger_port", o.Tracing.JaegerPort, 1, 65535)
 	p.oneOf("observability.logging.level", strings.ToUpper(o.Logging.Level), "DEBUG", "INFO", "WARN", "WARNING", "ERROR")
 	p.oneOf("observability.logging.format", o.Logging.Format, "json", "console")
-	if o.Logging.Output == "" {
-		p.add("observability.logging.output", "is empty; stdout, stderr or a file's path is meant")
+	// A path set here would have every proxy write to it, with the rights that each
+	// has: which file a proxy writes is for who starts it to say.
+	if o.Logging.Output != "stdout" && o.Logging.Output != "stderr" {
+		p.add("observability.logging.output", "%q is not stdout or stderr; a file is named by --access-log of a proxy", o.Logging.Output)
 	}
 }
 
@@ -240,6 +246,9 @@ func (v *ServiceSettings) validate() Problems {
 	if v.RetryAttempts != 0 {
 		p.intIn("retry_attempts", v.RetryAttempts, 1, maxAttempts)
 	}
+	if v.RetryDelay != nil {
+		p.secondsIn("retry_delay", *v.RetryDelay, 0)
+	}
 	if l := v.RateLimit; l != nil {
 		p.intIn("rate_limit.limit", l.Limit, 0, maxLimit)
 		if l.Window != 0 {
@@ -262,12 +271,12 @@ func isHeaderKey(s string) bool {
 
 // TrafficFor gives what holds for a service: its own settings over the mesh's.
 func (s *Settings) TrafficFor(name ServiceName) Traffic {
-	t := Traffic{Strategy: s.LoadBalancing.Strategy, MTLS: s.MTLSMode, Retry: Retry{Attempts: 1}}
+	t := Traffic{Strategy: s.LoadBalancing.Strategy, MTLS: s.MTLSMode, Retry: Retry{Attempts: 1, Delay: seconds(s.Resilience.Retry.Delay)}}
 	if s.Resilience.Timeout.Enabled {
 		t.Timeout = seconds(s.Resilience.Timeout.Default)
 	}
 	if s.Resilience.Retry.Enabled {
-		t.Retry = Retry{Attempts: s.Resilience.Retry.MaxAttempts, Delay: seconds(s.Resilience.Retry.Delay)}
+		t.Retry.Attempts = s.Resilience.Retry.MaxAttempts
 	}
 	t.Breaker = s.Resilience.CircuitBreaker.breaker()
 	window := seconds(s.Security.RateLimiting.Window)
@@ -308,6 +317,9 @@ func (v *ServiceSettings) overlay(t *Traffic, window time.Duration) {
 	}
 	if v.RetryAttempts != 0 {
 		t.Retry.Attempts = v.RetryAttempts
+	}
+	if v.RetryDelay != nil {
+		t.Retry.Delay = seconds(*v.RetryDelay)
 	}
 	if v.Breaker != nil {
 		t.Breaker = v.Breaker.breaker()

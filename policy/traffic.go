@@ -116,7 +116,8 @@ type Service struct {
 // Target is an endpoint as a caller sees it.
 type Target struct {
 	Endpoint
-	Meshed bool // a proxy of the mesh is beside it: it takes mTLS
+	Meshed bool      // a proxy of the mesh is beside it: it takes mTLS
+	Limit  RateLimit // the endpoint's RateLimit with the mesh's window; limit 0 is none
 }
 
 // Traffic is how requests to a service are treated unless a rule says

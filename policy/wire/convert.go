@@ -33,6 +33,8 @@ func FromMesh(m policy.Mesh) *Mesh {
 	return &Mesh{
 		TrustDomain: m.TrustDomain, EgressDeny: m.EgressDeny, AccessLog: m.AccessLog,
 		Metrics: m.Metrics, Tracing: m.Tracing, Bundle: m.Bundle,
+		MetricsPath: m.MetricsPath, MetricsInterval: durationpb.New(m.MetricsInterval),
+		LogLevel: m.LogLevel, LogFormat: m.LogFormat, LogOutput: m.LogOutput,
 	}
 }
 
@@ -44,17 +46,26 @@ func (m *Mesh) Policy() (policy.Mesh, error) {
 	return policy.Mesh{
 		TrustDomain: m.GetTrustDomain(), EgressDeny: m.GetEgressDeny(), AccessLog: m.GetAccessLog(),
 		Metrics: m.GetMetrics(), Tracing: m.GetTracing(), Bundle: m.GetBundle(),
+		MetricsPath: m.GetMetricsPath(), MetricsInterval: duration(m.GetMetricsInterval()),
+		LogLevel: m.GetLogLevel(), LogFormat: m.GetLogFormat(), LogOutput: m.GetLogOutput(),
 	}, nil
 }
 
 // FromEndpoint converts an endpoint as callers see it.
 func FromEndpoint(t policy.Target) *Endpoint {
 	addr := t.Addr()
-	return &Endpoint{
+	e := &Endpoint{
 		Id: t.ID, Ip: addr.Addr().AsSlice(), Port: uint32(addr.Port()), Protocol: t.Protocol,
 		Weight: uint32(max(t.Weight, 0)), Labels: t.Labels, Healthy: t.Status != policy.Unhealthy, Meshed: t.Meshed,
 		HealthCheckPath: t.HealthCheckPath,
 	}
+	if t.CircuitTimeout > 0 {
+		e.CircuitTimeout = durationpb.New(time.Duration(t.CircuitTimeout * float64(time.Second)))
+	}
+	if t.Limit.Limit > 0 {
+		e.RateLimit = fromRateLimit(t.Limit)
+	}
+	return e
 }
 
 // Policy converts back; service names the service the endpoint is of.
@@ -63,7 +74,8 @@ func (e *Endpoint) Policy(service policy.ServiceName) policy.Target {
 		ID: e.GetId(), Namespace: service.Namespace, ServiceName: service.Name,
 		Port: int(e.GetPort()), Protocol: e.GetProtocol(), Weight: int(e.GetWeight()),
 		Labels: e.GetLabels(), Status: policy.Healthy, HealthCheckPath: e.GetHealthCheckPath(),
-	}}
+		CircuitTimeout: duration(e.GetCircuitTimeout()).Seconds(), RateLimit: int(e.GetRateLimit().GetLimit()),
+	}, Limit: e.GetRateLimit().policy()}
 	if ip, ok := netip.AddrFromSlice(e.GetIp()); ok {
 		t.IP = ip.String()
 	}

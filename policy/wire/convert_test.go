@@ -32,10 +32,11 @@ func exampleService() *policy.Service {
 	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = "u-1", "users", "default", "10.0.0.1", 8001
 	e.Labels = map[string]string{"version": "v2"}
 	sick := e
+	e.CircuitTimeout, e.RateLimit = 2.5, 7
 	sick.ID, sick.IP, sick.Status, sick.Labels = "u-2", "fd00::2", policy.Unhealthy, nil
 	return &policy.Service{
 		Name: name, Virtual4: netip.MustParseAddr("240.240.0.7"), Virtual6: netip.MustParseAddr("fd77:6569:7200::7"),
-		Endpoints: []policy.Target{{Endpoint: e, Meshed: true}, {Endpoint: sick}},
+		Endpoints: []policy.Target{{Endpoint: e, Meshed: true, Limit: policy.RateLimit{Limit: 7, Window: time.Minute}}, {Endpoint: sick}},
 		Rules: []policy.TrafficRule{{
 			ID: "r", MatchHeaders: map[string]string{"version": "beta"}, MatchPath: "/a*", MatchMethod: "GET",
 			DestinationService: "other", DestinationSubset: "v2", Weight: 7, Timeout: 1.5, RetryAttempts: 2, CircuitBreaker: true,

@@ -85,7 +85,15 @@ type Mesh struct {
 	Metrics     bool                   `protobuf:"varint,4,opt,name=metrics,proto3" json:"metrics,omitempty"`
 	Tracing     bool                   `protobuf:"varint,5,opt,name=tracing,proto3" json:"tracing,omitempty"`
 	// The trust bundle, PEM; changes when roots rotate.
-	Bundle        []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle []byte `protobuf:"bytes,6,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// Where the proxies answer with their metrics; empty is /metrics.
+	MetricsPath string `protobuf:"bytes,7,opt,name=metrics_path,json=metricsPath,proto3" json:"metrics_path,omitempty"`
+	// Between two reports of a proxy's figures; 0 is with each sign of life.
+	MetricsInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=metrics_interval,json=metricsInterval,proto3" json:"metrics_interval,omitempty"`
+	// The proxies' own logs, and where the access log goes; empty leaves it to each.
+	LogLevel      string `protobuf:"bytes,9,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
+	LogFormat     string `protobuf:"bytes,10,opt,name=log_format,json=logFormat,proto3" json:"log_format,omitempty"`
+	LogOutput     string `protobuf:"bytes,11,opt,name=log_output,json=logOutput,proto3" json:"log_output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +168,41 @@ func (x *Mesh) GetBundle() []byte {
 		return x.Bundle
 	}
 	return nil
+}
+
+func (x *Mesh) GetMetricsPath() string {
+	if x != nil {
+		return x.MetricsPath
+	}
+	return ""
+}
+
+func (x *Mesh) GetMetricsInterval() *durationpb.Duration {
+	if x != nil {
+		return x.MetricsInterval
+	}
+	return nil
+}
+
+func (x *Mesh) GetLogLevel() string {
+	if x != nil {
+		return x.LogLevel
+	}
+	return ""
+}
+
+func (x *Mesh) GetLogFormat() string {
+	if x != nil {
+		return x.LogFormat
+	}
+	return ""
+}
+
+func (x *Mesh) GetLogOutput() string {
+	if x != nil {
+		return x.LogOutput
+	}
+	return ""
 }
 
 // Service is what callers need to know. Name: "<namespace>/<name>".
@@ -258,8 +301,12 @@ type Endpoint struct {
 	Healthy         bool                   `protobuf:"varint,7,opt,name=healthy,proto3" json:"healthy,omitempty"`
 	Meshed          bool                   `protobuf:"varint,8,opt,name=meshed,proto3" json:"meshed,omitempty"`
 	HealthCheckPath string                 `protobuf:"bytes,9,opt,name=health_check_path,json=healthCheckPath,proto3" json:"health_check_path,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The endpoint's own: how long its circuit stays open (0 is the service's), and
+	// how many requests it takes (absent is any number).
+	CircuitTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=circuit_timeout,json=circuitTimeout,proto3" json:"circuit_timeout,omitempty"`
+	RateLimit      *RateLimit           `protobuf:"bytes,11,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
@@ -353,6 +400,20 @@ func (x *Endpoint) GetHealthCheckPath() string {
 		return x.HealthCheckPath
 	}
 	return ""
+}
+
+func (x *Endpoint) GetCircuitTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.CircuitTimeout
+	}
+	return nil
+}
+
+func (x *Endpoint) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
+	}
+	return nil
 }
 
 type TrafficRule struct {
@@ -1385,7 +1446,7 @@ const file_weir_proto_rawDesc = "" +
 	"weir.proto\x12\aweir.v1\x1a\x1egoogle/protobuf/duration.proto\"8\n" +
 	"\x04Name\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xb5\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xf9\x02\n" +
 	"\x04Mesh\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1f\n" +
 	"\vegress_deny\x18\x02 \x01(\bR\n" +
@@ -1394,14 +1455,22 @@ const file_weir_proto_rawDesc = "" +
 	"access_log\x18\x03 \x01(\bR\taccessLog\x12\x18\n" +
 	"\ametrics\x18\x04 \x01(\bR\ametrics\x12\x18\n" +
 	"\atracing\x18\x05 \x01(\bR\atracing\x12\x16\n" +
-	"\x06bundle\x18\x06 \x01(\fR\x06bundle\"\xfb\x01\n" +
+	"\x06bundle\x18\x06 \x01(\fR\x06bundle\x12!\n" +
+	"\fmetrics_path\x18\a \x01(\tR\vmetricsPath\x12D\n" +
+	"\x10metrics_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0fmetricsInterval\x12\x1b\n" +
+	"\tlog_level\x18\t \x01(\tR\blogLevel\x12\x1d\n" +
+	"\n" +
+	"log_format\x18\n" +
+	" \x01(\tR\tlogFormat\x12\x1d\n" +
+	"\n" +
+	"log_output\x18\v \x01(\tR\tlogOutput\"\xfb\x01\n" +
 	"\aService\x12!\n" +
 	"\x04name\x18\x01 \x01(\v2\r.weir.v1.NameR\x04name\x12!\n" +
 	"\fvirtual_ipv4\x18\x02 \x01(\fR\vvirtualIpv4\x12!\n" +
 	"\fvirtual_ipv6\x18\x03 \x01(\fR\vvirtualIpv6\x12/\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x11.weir.v1.EndpointR\tendpoints\x12*\n" +
 	"\x05rules\x18\x05 \x03(\v2\x14.weir.v1.TrafficRuleR\x05rules\x12*\n" +
-	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\xc2\x02\n" +
+	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\xb9\x03\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x12\n" +
@@ -1411,7 +1480,11 @@ const file_weir_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\v2\x1d.weir.v1.Endpoint.LabelsEntryR\x06labels\x12\x18\n" +
 	"\ahealthy\x18\a \x01(\bR\ahealthy\x12\x16\n" +
 	"\x06meshed\x18\b \x01(\bR\x06meshed\x12*\n" +
-	"\x11health_check_path\x18\t \x01(\tR\x0fhealthCheckPath\x1a9\n" +
+	"\x11health_check_path\x18\t \x01(\tR\x0fhealthCheckPath\x12B\n" +
+	"\x0fcircuit_timeout\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x0ecircuitTimeout\x121\n" +
+	"\n" +
+	"rate_limit\x18\v \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xde\x03\n" +
@@ -1547,40 +1620,43 @@ var file_weir_proto_goTypes = []any{
 	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	0,  // 0: weir.v1.Service.name:type_name -> weir.v1.Name
-	3,  // 1: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
-	4,  // 2: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	5,  // 3: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	18, // 4: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	19, // 5: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	20, // 6: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	20, // 7: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	20, // 8: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	6,  // 9: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 10: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	20, // 11: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 12: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	8,  // 13: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	6,  // 14: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 15: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 16: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 17: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	15, // 18: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	16, // 19: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	14, // 20: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	3,  // 21: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	20, // 22: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	10, // 23: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	11, // 24: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	13, // 25: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	12, // 26: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	12, // 27: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	17, // 28: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	26, // [26:29] is the sub-list for method output_type
-	23, // [23:26] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	20, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
+	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
+	4,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
+	5,  // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	18, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	20, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	6,  // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	19, // 8: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	20, // 9: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	20, // 10: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	20, // 11: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	6,  // 12: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 13: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	20, // 14: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 15: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	8,  // 16: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	6,  // 17: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 18: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 19: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 20: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	15, // 21: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	16, // 22: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	14, // 23: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	3,  // 24: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	20, // 25: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	10, // 26: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	11, // 27: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	13, // 28: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	12, // 29: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	12, // 30: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	17, // 31: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	29, // [29:32] is the sub-list for method output_type
+	26, // [26:29] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
