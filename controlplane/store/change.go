@@ -21,7 +21,7 @@ import (
 // that another of the edits is for is refused, but for those of the settings.
 //
 // The error is policy.Problems (under "edits[i]" where there are several edits)
-// or wraps ErrNotFound, ErrConflict, policy.ErrStale, ErrTooLarge or what the
+// or wraps ErrNotFound, ErrConflict, ErrOwned, policy.ErrStale, ErrTooLarge or what the
 // store as such may answer.
 func (s *Store) Change(ctx context.Context, edits []policy.Edit, dryRun bool) (policy.Outcome, error) {
 	edits = slices.Clone(edits)
@@ -57,7 +57,7 @@ func (s *Store) Change(ctx context.Context, edits []policy.Edit, dryRun bool) (p
 
 // isRefusal tells whether an edit was refused for what is stored.
 func isRefusal(err error) bool {
-	return errors.Is(err, policy.ErrNotFound) || errors.Is(err, policy.ErrExists) || errors.Is(err, policy.ErrStale)
+	return errors.Is(err, policy.ErrNotFound) || errors.Is(err, policy.ErrExists) || errors.Is(err, policy.ErrStale) || errors.Is(err, policy.ErrOwned)
 }
 
 // prepare gives ids where they are missing and checks what can be checked
@@ -116,10 +116,25 @@ type plan struct {
 	refs  map[string]policy.Ref
 	steps []policy.Difference
 	when  []clientv3.Cmp // what else must hold
+
+	file    *File // nil for none
+	fileRev int64
 }
 
-func newPlan() *plan {
-	return &plan{have: map[string]stored{}, then: map[string]stored{}, refs: map[string]policy.Ref{}}
+// newPlan reads keys and begins a plan on them.
+func (s *Store) newPlan(ctx context.Context, keys []string) (*plan, map[string]*mvccpb.KeyValue, error) {
+	p := &plan{have: map[string]stored{}, then: map[string]stored{}, refs: map[string]policy.Ref{}}
+	kvs, err := s.getAll(ctx, append(slices.Clip(keys), s.keys.file()))
+	if err != nil {
+		return nil, nil, err
+	}
+	if kv := kvs[s.keys.file()]; kv != nil {
+		p.fileRev = kv.ModRevision
+		if p.file, err = readFile(kv.Value); err != nil {
+			return nil, nil, err
+		}
+	}
+	return p, kvs, nil
 }
 
 func (s *Store) plan(ctx context.Context, edits []policy.Edit) (*plan, error) {
@@ -129,11 +144,10 @@ func (s *Store) plan(ctx context.Context, edits []policy.Edit) (*plan, error) {
 			return nil, fmt.Errorf("%s: %w", edits[i].Ref, ErrNotFound) // a name or id that cannot be
 		}
 	}
-	kvs, err := s.getAll(ctx, keys)
+	p, kvs, err := s.newPlan(ctx, keys)
 	if err != nil {
 		return nil, err
 	}
-	p := newPlan()
 	for i := range edits {
 		if err := p.add(&edits[i], keys[i], i, kvs[keys[i]]); err != nil {
 			return nil, err
@@ -152,7 +166,7 @@ func (p *plan) add(e *policy.Edit, key string, index int, kv *mvccpb.KeyValue) e
 	if !again {
 		was = have
 	}
-	made, err := e.Make(was.Stored)
+	made, err := e.Make(p.shown(e.Kind, was.Stored))
 	if err != nil {
 		return err
 	}
@@ -163,7 +177,13 @@ func (p *plan) add(e *policy.Edit, key string, index int, kv *mvccpb.KeyValue) e
 	}
 	// A proxy stays known through a registration at the same address.
 	next.meshed = was.meshed && made != nil && was.Value != nil && was.Value.Endpoint != nil && was.Value.Endpoint.IP == made.Endpoint.IP
-	step := policy.Compare(e.Ref, was.Value, made)
+	step, err := p.compare(e.Ref, was.Value, made)
+	if err == nil {
+		err = p.notTheFiles(e, &was, step)
+	}
+	if err != nil {
+		return err
+	}
 	p.steps = append(p.steps, step)
 	// What is the same is not written, but for a registration, which is also
 	// news of the endpoint.
@@ -187,9 +207,14 @@ func (s *Store) carryOut(ctx context.Context, p *plan) (int64, error) {
 	for _, key := range p.keys {
 		have, then, ref := p.have[key], p.then[key], p.refs[key]
 		conditions = append(conditions, unchanged(key, have.Version))
-		if d := policy.Compare(ref, have.Value, then.Value); d.Action != policy.Unchanged {
-			note = append(note, change{Difference: d, Place: have.place, Leased: have.lease != 0})
+		if ref.Kind == policy.KindConfig {
+			conditions = append(conditions, unchanged(s.keys.file(), p.fileRev))
 		}
+		c, err := p.noteOf(ref, have, then)
+		if err != nil {
+			return 0, err
+		}
+		note = append(note, c...)
 		if then.Value == nil {
 			ops = append(ops, clientv3.OpDelete(key))
 			continue

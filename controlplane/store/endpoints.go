@@ -13,14 +13,16 @@ import (
 // PutEndpoint registers an endpoint, or registers it anew: all that was
 // registered under its id is replaced, and it belongs to no lease. A service
 // that is new gets its virtual address. An empty Status is healthy. The error is
-// policy.Problems when the endpoint is not valid.
+// policy.Problems when the endpoint is not valid, and ErrOwned when the mesh file has
+// one of this id.
 func (s *Store) PutEndpoint(ctx context.Context, e policy.Endpoint) error {
 	e.Status = cmp.Or(e.Status, policy.Healthy)
 	ref := policy.Ref{Kind: policy.KindEndpoint, Namespace: e.Namespace, Service: e.ServiceName, ID: e.ID}
 	return s.changeOne(ctx, policy.Edit{Ref: ref, To: &policy.Resource{Endpoint: &e}})
 }
 
-// DeleteEndpoint removes an endpoint; ErrNotFound when there is none.
+// DeleteEndpoint removes an endpoint; ErrNotFound when there is none, ErrOwned when
+// it is the mesh file's.
 func (s *Store) DeleteEndpoint(ctx context.Context, namespace, service, id string) error {
 	return s.changeOne(ctx, policy.Edit{Ref: policy.Ref{Kind: policy.KindEndpoint, Namespace: namespace, Service: service, ID: id}})
 }
@@ -57,7 +59,7 @@ func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName,
 		if !ok {
 			return ErrNotFound
 		}
-		record := endpointRecord{Endpoint: have.Endpoint.Endpoint, ProxyID: have.ProxyID, Meshed: have.Meshed}
+		record := endpointRecord{Endpoint: have.Endpoint.Endpoint, ProxyID: have.ProxyID, Meshed: have.Meshed, File: have.File}
 		change(&record)
 		if record.Status == have.Status && record.Meshed == have.Meshed {
 			return nil

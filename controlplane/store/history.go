@@ -39,8 +39,12 @@ const (
 // change is a difference with what a rollback needs besides.
 type change struct {
 	policy.Difference
-	Place    place // of what was before
-	Leased   bool  // what was before was a proxy's, which brings it back itself
+	Place  place // of what was before
+	Leased bool  // what was before was a proxy's, which brings it back itself
+	File   bool  // what was before was the mesh file's, which is the one to bring it back
+	// Base is what the settings were before without those of the mesh file; nil
+	// where there was no file.
+	Base     *policy.Settings
 	revision int64 // where it was read
 }
 
@@ -50,6 +54,8 @@ type storedChange struct {
 	Difference policy.Difference `json:"difference"`
 	Place      place             `json:"place"`
 	Leased     bool              `json:"leased,omitempty"`
+	File       bool              `json:"file,omitempty"`
+	Base       *policy.Settings  `json:"base,omitempty"`
 }
 
 // logRecord is what a list of the history shows of one change. Its revision is
@@ -86,7 +92,7 @@ func (s *Store) noteOps(ctx context.Context, changes []change, class string) ([]
 	list := make([]storedChange, len(changes))
 	for i, c := range changes {
 		rev.Changes = append(rev.Changes, c.Difference)
-		list[i] = storedChange{c.Difference, c.Place, c.Leased}
+		list[i] = storedChange{c.Difference, c.Place, c.Leased, c.File, c.Base}
 	}
 	packed, err := pack(list)
 	if err != nil {
@@ -347,7 +353,7 @@ func (s *Store) differences(ctx context.Context, class string, records []*mvccpb
 			return nil, fmt.Errorf("history: revision %d: %w", records[i].ModRevision, err)
 		}
 		for _, c := range list {
-			out = append(out, change{c.Difference, c.Place, c.Leased, records[i].ModRevision})
+			out = append(out, change{c.Difference, c.Place, c.Leased, c.File, c.Base, records[i].ModRevision})
 		}
 	}
 	return out, nil

@@ -13,6 +13,7 @@ import (
 //	mesh/services/<namespace>/<service>/rules/<id>      policy.TrafficRule
 //	mesh/security/<id>                                  policy.SecurityRule
 //	mesh/settings                                       policy.Settings
+//	mesh/file                                           File
 //	mesh/proxies/<id>                                   proxyRecord
 //	history/log/<class>/<time>                          logRecord
 //	history/diff/<class>/<time>                         differences, compressed when large
@@ -22,6 +23,7 @@ import (
 //	head                                                put by each write; its revision is that of the last one
 //	members/<lease>                                     Member, while the control plane lives
 //	leader/<lease>                                      the election
+//	tasks/<task>/<lease>                                elections among those that can do a task
 //
 // Values are JSON. Only mesh/ is watched and read as a whole, so secrets are
 // read by none but those who ask for them.
@@ -29,6 +31,7 @@ type keys string
 
 func (k keys) mesh() string        { return string(k) + "mesh/" }
 func (k keys) settings() string    { return string(k) + "mesh/settings" }
+func (k keys) file() string        { return string(k) + "mesh/file" }
 func (k keys) virtualLast() string { return string(k) + "virtual-last" }
 
 func (k keys) log(class string) string  { return string(k) + "history/log/" + class }
@@ -40,6 +43,7 @@ func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + 
 func (k keys) secret(key string) string  { return string(k) + "secrets/" + key }
 func (k keys) head() string              { return string(k) + "head" }
 func (k keys) leader() string            { return string(k) + "leader" }
+func (k keys) task(name string) string   { return string(k) + "tasks/" + name }
 func (k keys) members() string           { return string(k) + "members/" }
 
 func (k keys) service(n policy.ServiceName) string {
@@ -64,6 +68,7 @@ const (
 	securityKey
 	settingsKey
 	proxyKey
+	fileKey
 )
 
 // parse reads a key below mesh/.
@@ -77,6 +82,8 @@ func (k keys) parse(key string) (kind, policy.ServiceName, string) {
 	switch {
 	case rest == "settings":
 		return settingsKey, none, ""
+	case rest == "file":
+		return fileKey, none, ""
 	case len(parts) == 2 && parts[0] == "security":
 		return securityKey, none, parts[1]
 	case len(parts) == 2 && parts[0] == "proxies":

@@ -110,6 +110,9 @@ func (s *Store) attach(ctx context.Context, l *Lease, p Proxy, endpoints []polic
 	var ops []clientv3.Op
 	var note []change
 	for _, e := range endpoints {
+		if have, ok := s.storedEndpoint(p.Service, e.ID); ok && have.File {
+			continue // what the file says of it would be lost
+		}
 		at := s.keys.endpoint(p.Service, e.ID)
 		op, err := put(at, endpointRecord{Endpoint: e, ProxyID: p.ID}, clientv3.WithLease(l.id))
 		if err != nil {

@@ -34,8 +34,10 @@ type model struct {
 
 	services map[policy.ServiceName]*serviceModel
 	security map[string]ordered[policy.SecurityRule]
-	settings policy.Settings
-	setRev   int64 // etcd's modification revision of the settings; 0 for the defaults
+	settings policy.Settings // without those of the file
+	setRev   int64           // etcd's modification revision of the settings; 0 for the defaults
+	file     *File
+	fileRev  int64 // the same of the file; 0 for none
 	proxies  map[string]storedProxy
 
 	// What of the last State is still good.
@@ -112,7 +114,7 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 		var r endpointRecord
 		if r, err = decode[endpointRecord](kv); err == nil {
 			svc := m.service(name)
-			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed, Revision: kv.ModRevision}
+			e := Endpoint{Endpoint: r.Endpoint, Leased: kv.Lease != 0, ProxyID: r.ProxyID, Meshed: r.Meshed, File: r.File, Revision: kv.ModRevision}
 			e.shareStrings(svc.name)
 			svc.shareLabels(&e)
 			if id == e.ID {
@@ -134,6 +136,11 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 		var set policy.Settings
 		if set, err = readSettings(kv.Value); err == nil {
 			m.settings, m.setRev = set, kv.ModRevision
+		}
+	case fileKey:
+		var f File
+		if f, err = decode[File](kv); err == nil {
+			m.file, m.fileRev = &f, kv.ModRevision
 		}
 	case proxyKey:
 		var r proxyRecord
@@ -200,6 +207,8 @@ func (m *model) remove(key string, revision int64) {
 		delete(m.security, id)
 	case settingsKey:
 		m.settings, m.setRev = policy.DefaultSettings(), 0
+	case fileKey:
+		m.file, m.fileRev = nil, 0
 	case proxyKey:
 		delete(m.proxies, id)
 	}
@@ -215,7 +224,7 @@ func (m *model) touch(what kind, name policy.ServiceName, revision int64) {
 		s.revision = max(s.revision, revision)
 	case securityKey:
 		c.Security = true
-	case settingsKey:
+	case settingsKey, fileKey:
 		c.Settings = true
 	case proxyKey:
 		c.Proxies = true
@@ -253,7 +262,8 @@ func (m *model) state(revision int64) (*State, Change) {
 		m.last.Security, m.last.SecurityRevisions = inOrder(m.security)
 	}
 	if c.Settings {
-		m.last.Settings, m.last.SettingsRevision = m.settings, m.setRev
+		m.last.Settings, m.last.File = m.inForce(), m.file
+		m.last.SettingsRevision = max(m.setRev, m.fileRev)
 	}
 	if c.Proxies {
 		m.last.Proxies = make(map[string]Proxy, len(m.proxies))
@@ -290,8 +300,19 @@ func (m *model) after(old *model, revision int64) {
 		}
 	}
 	m.touched.Security = !slices.Equal(now.SecurityRevisions, old.last.SecurityRevisions) || !reflect.DeepEqual(now.Security, old.last.Security)
-	m.touched.Settings = now.SettingsRevision != old.last.SettingsRevision || !reflect.DeepEqual(now.Settings, old.last.Settings)
+	m.touched.Settings = now.SettingsRevision != old.last.SettingsRevision || !reflect.DeepEqual(now.Settings, old.last.Settings) || !reflect.DeepEqual(now.File, old.last.File)
 	m.touched.Proxies = !reflect.DeepEqual(now.Proxies, old.last.Proxies)
+}
+
+// inForce lays the file's settings over the others. Both were checked together
+// when they were stored.
+func (m *model) inForce() policy.Settings {
+	merged, err := m.file.over(&m.settings)
+	if err != nil {
+		m.log.Error("the settings of the mesh file do not go with the others and are passed over", zap.Error(err))
+		return m.settings
+	}
+	return *merged
 }
 
 // build gives nil for a service that has nothing but its virtual address.

@@ -15,6 +15,7 @@ type endpointRecord struct {
 	policy.Endpoint
 	ProxyID string `json:"proxy_id,omitempty"`
 	Meshed  bool   `json:"meshed,omitempty"`
+	File    bool   `json:"file,omitempty"`
 }
 
 // trafficRecord is a traffic rule as stored.
@@ -55,6 +56,7 @@ type stored struct {
 	lease   int64
 	proxyID string
 	meshed  bool
+	file    bool // the mesh file keeps it
 }
 
 // key gives the key of a resource; "" for names that cannot be.
@@ -95,12 +97,14 @@ func readResource(ref policy.Ref, kv *mvccpb.KeyValue) (stored, error) {
 		place
 		ProxyID string `json:"proxy_id"`
 		Meshed  bool   `json:"meshed"`
+		File    bool   `json:"file"`
 	}
 	if err := json.Unmarshal(kv.Value, &beside); err != nil {
 		return out, fmt.Errorf("%s as stored: %w", ref, err)
 	}
 	return stored{
-		Stored: policy.Stored{Value: value, Version: kv.ModRevision}, place: beside.at(kv), lease: kv.Lease, proxyID: beside.ProxyID, meshed: beside.Meshed,
+		Stored: policy.Stored{Value: value, Version: kv.ModRevision}, place: beside.at(kv), lease: kv.Lease,
+		proxyID: beside.ProxyID, meshed: beside.Meshed, file: beside.File,
 	}, nil
 }
 
@@ -108,7 +112,7 @@ func readResource(ref policy.Ref, kv *mvccpb.KeyValue) (stored, error) {
 func (s *stored) record() any {
 	switch v := s.Value; {
 	case v.Endpoint != nil:
-		return endpointRecord{Endpoint: *v.Endpoint, Meshed: s.meshed}
+		return endpointRecord{Endpoint: *v.Endpoint, Meshed: s.meshed, File: s.file}
 	case v.Traffic != nil:
 		return trafficRecord{*v.Traffic, s.place}
 	case v.Security != nil:

@@ -11,7 +11,8 @@ import (
 
 // Rollback makes rules, settings and registered endpoints what they were after a
 // revision, as one transaction, which is a revision itself. Endpoints that are a
-// proxy's, then or now, are left alone, and so is the status of the others. When
+// proxy's or the mesh file's, then or now, are left alone, and so is the status of
+// the others; what the file sets stays in force over the settings. When
 // dryRun is set nothing is stored, and the outcome tells what would be. The error
 // is as for Change, or wraps ErrForgotten; ErrNotFound for a revision that is yet
 // to come.
@@ -58,30 +59,37 @@ func (s *Store) planRollback(ctx context.Context, revision int64) (*plan, error)
 			refs, keys = append(refs, c.Ref), append(keys, s.keys.resource(c.Ref))
 		}
 	}
-	kvs, err := s.getAll(ctx, keys)
+	p, kvs, err := s.newPlan(ctx, keys)
 	if err != nil {
 		return nil, err
 	}
-	p := newPlan()
 	p.when = []clientv3.Cmp{noneMore} // one made meanwhile is to be taken back too
 	for i, ref := range refs {
 		now, err := readResource(ref, kvs[keys[i]])
 		if err != nil {
 			return nil, err
 		}
-		if was := first[ref]; !was.Leased && now.lease == 0 {
-			p.restore(ref, keys[i], now, was)
+		if was := first[ref]; !was.Leased && now.lease == 0 && !was.File && !now.file {
+			if err := p.restore(ref, keys[i], now, was); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return p, nil
 }
 
 // restore makes a resource what it was before a change.
-func (p *plan) restore(ref policy.Ref, key string, now stored, was change) {
-	step := policy.Compare(ref, now.Value, was.Before)
+func (p *plan) restore(ref policy.Ref, key string, now stored, was change) error {
+	if p.file != nil && was.Base != nil { // what lies over it is the file's
+		was.Before = &policy.Resource{Settings: was.Base}
+	}
+	step, err := p.compare(ref, now.Value, was.Before)
+	if err != nil {
+		return err
+	}
 	if step.Action == policy.Unchanged {
 		if now.Value == nil || now.Value.Traffic == nil && now.Value.Security == nil || now.place == was.Place {
-			return
+			return nil
 		}
 		step.Action = policy.Changed // it was removed and added again: it stands elsewhere
 	}
@@ -98,6 +106,7 @@ func (p *plan) restore(ref policy.Ref, key string, now stored, was change) {
 	}
 	p.steps = append(p.steps, step)
 	p.write(key, ref, now, then)
+	return nil
 }
 
 // write notes what is to be stored.

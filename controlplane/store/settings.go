@@ -10,7 +10,8 @@ import (
 
 // UpdateSettings lays a JSON object over the mesh's settings. What another
 // writes at the same time is kept too: the patch is laid over the newest. The
-// error is that of policy.Settings.Merge when the patch is refused.
+// error is that of policy.Settings.Merge when the patch is refused, and ErrOwned
+// when it sets what the mesh file sets.
 func (s *Store) UpdateSettings(ctx context.Context, patch []byte) error {
 	// What is wrong whatever is stored needs no etcd to say.
 	if _, err := s.State().Settings.Merge(patch); err != nil {

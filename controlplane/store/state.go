@@ -17,9 +17,12 @@ type State struct {
 	Security []policy.SecurityRule // in order of creation
 	// SecurityRevisions are etcd's at each rule's last change.
 	SecurityRevisions []int64
-	Settings          policy.Settings
-	// SettingsRevision is etcd's at their last change; 0 while they are the defaults.
+	// Settings are those in force: what was set, and over it what a file sets.
+	Settings policy.Settings
+	// SettingsRevision is etcd's at the last change of either; 0 while they are the
+	// defaults.
 	SettingsRevision int64
+	File             *File            // nil when no file was applied
 	Proxies          map[string]Proxy // by id
 }
 
@@ -43,6 +46,7 @@ type Endpoint struct {
 	Leased  bool   // it goes when its proxy is silent for the lease's time
 	ProxyID string // the proxy that attached it; "" when registered otherwise
 	Meshed  bool   // a proxy was seen beside it (SetMeshed)
+	File    bool   // it is the mesh file's
 	// Revision is etcd's at its last change, of its status too.
 	Revision int64
 }

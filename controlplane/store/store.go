@@ -27,6 +27,9 @@ var (
 	ErrNotFound = policy.ErrNotFound
 	// ErrConflict says that what is to be added exists already.
 	ErrConflict = policy.ErrExists
+	// ErrOwned says that what is to be changed is kept by the mesh file, and is to
+	// be changed there.
+	ErrOwned = policy.ErrOwned
 	// ErrLocked says that another process uses the data directory.
 	ErrLocked = errors.New("the data directory is in use")
 	// ErrFull says that there is no room: on the disk, in etcd's quota, or among
