@@ -31,6 +31,7 @@ import (
 // Config is everything a control plane needs.
 type Config struct {
 	DataDir     string   // the embedded store and admin.token
+	ConfigFile  string   // the mesh file to follow; empty is none
 	HTTPAddr    string   // REST API
 	GRPCAddr    string   // proxies
 	Store       []string // etcd URLs; empty is the embedded store
@@ -72,6 +73,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("--insecure-api on %s: an API without a token is served on loopback only; use 127.0.0.1 or leave --insecure-api out", cfg.HTTPAddr)
 	}
 	// Before the store, which may be waited for: what is wrong here is told at once.
+	file, err := newConfigFile(cfg.ConfigFile, cfg.name(), cfg.Log.Named("config"))
+	if err != nil {
+		return err
+	}
 	token, err := adminToken(cfg.DataDir)
 	if err != nil {
 		return err
@@ -90,7 +95,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	p := &plane{cfg: cfg, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1)}
+	if err := file.use(ctx, st, len(cfg.Store) == 0); err != nil {
+		return err
+	}
+	p := &plane{cfg: cfg, file: file, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1)}
 	return p.run(ctx)
 }
 
@@ -116,6 +124,7 @@ type plane struct {
 	started time.Time
 	log     *zap.Logger
 
+	file   *configFile
 	store  *store.Store
 	ca     *ca.Authority
 	view   *view
@@ -155,6 +164,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { return p.follow(ctx, watch) })
 	g.Go(func() error { return ended("health checks", p.takePart(ctx)) })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
+	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
 	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })
 	g.Go(func() error { return ended("API", web.serve(ctx)) })
 	p.log.Info("control plane is running", zap.Stringer("api", web.ln.Addr()), zap.Bool("https", p.secure),

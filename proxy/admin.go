@@ -33,7 +33,7 @@ func (p *Proxy) newAdmin(o *ports) (*admin, error) {
 	mux.HandleFunc("GET /health", p.answerHealth)
 	mux.HandleFunc("GET /ready", p.answerReady)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { p.answerStatus(w, o) })
-	mux.Handle("GET /metrics", p.metricsHandler())
+	mux.Handle("GET /", p.metricsHandler())
 	if p.cfg.Profiles {
 		addProfiles(mux)
 	}
@@ -175,10 +175,17 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, o *ports) {
 	})
 }
 
+// metricsHandler answers at the path that the mesh has set for metrics, and at no
+// other that is left.
 func (p *Proxy) metricsHandler() http.Handler {
 	h := p.metrics.Handler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !p.mesh.Load().Metrics {
+		mesh := p.mesh.Load()
+		if path := cmp.Or(mesh.MetricsPath, "/metrics"); r.URL.Path != path {
+			writeJSON(w, http.StatusNotFound, map[string]any{"error": "there is no " + r.URL.Path + " here; metrics are at " + path})
+			return
+		}
+		if !mesh.Metrics {
 			writeJSON(w, http.StatusNotFound, map[string]any{"error": "metrics are turned off in the mesh's settings (observability.metrics.enabled)"})
 			return
 		}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -8,6 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
 // adminOf runs a sidecar's admin port until the test ends, and asks it.
@@ -40,6 +44,60 @@ func adminOf(t *testing.T, p *Proxy) (ask func(path string) (int, string)) {
 			t.Fatal(err)
 		}
 		return resp.StatusCode, string(b)
+	}
+}
+
+func TestMetricsAreWhereTheMeshSays(t *testing.T) {
+	p := sidecar(t)
+	ask := adminOf(t, p)
+	for _, c := range []struct {
+		path string
+		want map[string]int
+	}{
+		{"", map[string]int{"/metrics": 200, "/": 404, "/health": 200}},
+		{"/stats/weir", map[string]int{"/metrics": 404, "/stats/weir": 200, "/stats": 404, "/health": 200}},
+	} {
+		if err := p.setMesh(policy.Mesh{Metrics: true, MetricsPath: c.path}); err != nil {
+			t.Fatal(err)
+		}
+		for path, want := range c.want {
+			if status, body := ask(path); status != want {
+				t.Errorf("metrics at %q: %s is %d: %.100s", c.path, path, status, body)
+			}
+		}
+	}
+}
+
+func TestLogsAreAsTheMeshSays(t *testing.T) {
+	var first, second bytes.Buffer
+	var told []string
+	p, err := New(Config{Service: users, Control: []string{"127.0.0.1:1"}, TokenFile: "unused", Admin: "127.0.0.1:0", AccessLog: &first,
+		SetLog: func(level, format string) { told = append(told, level+" "+format) },
+		AccessLogAs: func(output string) io.Writer {
+			if output == "stderr" {
+				return &second
+			}
+			return nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, output := range []string{"stdout", "stderr"} {
+		if err := p.setMesh(policy.Mesh{LogLevel: "warn", LogFormat: "console", LogOutput: output}); err != nil {
+			t.Fatal(err)
+		}
+		p.access.Log(&telemetry.Record{Protocol: "to " + output})
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if err := p.access.Run(ended); err != nil { // writes what waits
+			t.Fatal(err)
+		}
+	}
+	if !strings.Contains(first.String(), "to stdout") || strings.Contains(first.String(), "to stderr") || !strings.Contains(second.String(), "to stderr") {
+		t.Errorf("%s\n%s", first.String(), second.String())
+	}
+	if len(told) != 2 || told[0] != "warn console" {
+		t.Errorf("told %v", told)
 	}
 }
 

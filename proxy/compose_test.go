@@ -168,6 +168,73 @@ func TestASelectionAvoidsOpenCircuitsAndWhatWasTried(t *testing.T) {
 	}
 }
 
+func limited(n int) func(*policy.Target) {
+	return func(t *policy.Target) {
+		t.RateLimit, t.Limit = n, policy.RateLimit{Limit: n, Window: time.Minute}
+	}
+}
+
+func TestAnEndpointOverItsOwnLimitIsPassedOver(t *testing.T) {
+	p := sidecar(t)
+	if err := p.setService(users, usersWith(endpointOf("a", "10.0.0.1:80", limited(2)), endpointOf("b", "10.0.0.2:80", limited(3)))); err != nil {
+		t.Fatal(err)
+	}
+	pk := p.dests.Load().byName[users].choose("", 0)
+	now := time.Now()
+	s := &selection{now: now, counted: true}
+	s.usableFn = s.usable
+	took := map[string]int{}
+	for range 5 {
+		s.begin(pk)
+		e, _, ok := s.take(rand.Uint64(), 0)
+		if !ok {
+			t.Fatalf("no choice after %v", took)
+		}
+		took[e.id]++
+	}
+	if took["a"] != 2 || took["b"] != 3 {
+		t.Errorf("took %v", took)
+	}
+	s.begin(pk)
+	if _, _, ok := s.take(1, 0); ok || s.full == nil || s.when.RetryAfter <= 0 || s.when.RetryAfter > time.Minute {
+		t.Errorf("chosen %v, although both are at their limits; %+v", ok, s.when)
+	}
+	s.counted = false // a connection, not a request
+	s.begin(pk)
+	if _, _, ok := s.take(1, 0); !ok {
+		t.Error("a limit of requests holds back a connection")
+	}
+	s.counted, s.now = true, now.Add(time.Minute+time.Second)
+	s.begin(pk)
+	if n := testing.AllocsPerRun(1, func() { s.take(7, 0) }); n != 0 {
+		t.Errorf("a limit costs %v allocations", n)
+	}
+}
+
+func TestWhatIsAnEndpointsOwnOutlivesOtherChanges(t *testing.T) {
+	p := sidecar(t)
+	own := func(n int, circuit float64) *endpoint {
+		t.Helper()
+		target := endpointOf("a", "10.0.0.1:80", limited(n))
+		target.CircuitTimeout = circuit
+		if err := p.setService(users, usersWith(target)); err != nil {
+			t.Fatal(err)
+		}
+		return p.dests.Load().byName[users].choose("", 0).endpoints[0]
+	}
+	first := own(2, 5)
+	if first.limits.Timeout != 5*time.Second {
+		t.Errorf("the circuit stays open for %v", first.limits.Timeout)
+	}
+	if e := own(3, 5); e.circuit != first.circuit || e.limiter == first.limiter {
+		t.Error("with another limit the circuit is to stay")
+	}
+	second := own(3, 6)
+	if e := own(3, 7); e.circuit == second.circuit || e.limiter != second.limiter || e.limits.Timeout != 7*time.Second {
+		t.Error("with another circuit the limit is to stay")
+	}
+}
+
 func TestAllCircuitsOpenIsNoChoice(t *testing.T) {
 	p := sidecar(t)
 	now := time.Now()

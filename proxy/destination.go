@@ -67,9 +67,11 @@ type endpoint struct {
 	protocol string
 	mtls     bool // a proxy is beside it, and policy does not disable mTLS
 	stats    *balance.Stats
-	circuit  *breaker.Circuit // nil when circuits are off
-	limits   policy.Breaker   // what circuit was made with
-	pools    []*h1.Pool       // by loop; each is its loop's alone
+	circuit  *breaker.Circuit   // nil when circuits are off
+	limits   policy.Breaker     // what circuit was made with
+	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
+	limit    policy.RateLimit   // what limiter was made with
+	pools    []*h1.Pool         // by loop; each is its loop's alone
 	metrics  *telemetry.Endpoint
 }
 
@@ -154,12 +156,15 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 	// Connections that were made under another mode are not used again.
 	key := endpointKey{service: svc.Name, id: t.ID, addr: t.Addr(), mtls: mtls}
 	limits := svc.Traffic.Breaker
+	if t.CircuitTimeout > 0 {
+		limits.Timeout = time.Duration(t.CircuitTimeout * float64(time.Second))
+	}
 	e := p.endpoints[key]
-	if e != nil && e.limits == limits && e.protocol == t.Protocol {
+	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol {
 		return e, key, nil
 	}
 	fresh := &endpoint{
-		id: t.ID, addr: key.addr, at: key.addr.String(), protocol: t.Protocol, mtls: mtls, limits: limits,
+		id: t.ID, addr: key.addr, at: key.addr.String(), protocol: t.Protocol, mtls: mtls, limits: limits, limit: t.Limit,
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay
@@ -167,15 +172,32 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 	} else {
 		fresh.stats, fresh.pools = &balance.Stats{}, p.newPools()
 	}
-	if limits.Enabled {
-		c, err := breaker.New(breaker.Config{Threshold: limits.Threshold, Timeout: limits.Timeout}, now)
-		if err != nil {
-			return nil, key, err
-		}
-		fresh.circuit = c
+	if err := fresh.guard(e, now); err != nil {
+		return nil, key, err
 	}
 	p.endpoints[key] = fresh
 	return fresh, key, nil
+}
+
+// guard gives an endpoint its circuit and its limit: those of the old one where
+// their settings are the same.
+func (e *endpoint) guard(old *endpoint, now time.Time) (err error) {
+	switch {
+	case !e.limits.Enabled:
+	case old != nil && old.limits == e.limits:
+		e.circuit = old.circuit
+	default:
+		e.circuit, err = breaker.New(breaker.Config{Threshold: e.limits.Threshold, Timeout: e.limits.Timeout}, now)
+	}
+	if err != nil || e.limit.Limit == 0 {
+		return err
+	}
+	if old != nil && old.limit == e.limit {
+		e.limiter = old.limiter
+		return nil
+	}
+	e.limiter, err = ratelimit.New(ratelimit.Policy{Limit: e.limit.Limit, Window: e.limit.Window}, now)
+	return err
 }
 
 // setPicks makes a set for each subset and port that an endpoint has.

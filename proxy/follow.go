@@ -51,7 +51,8 @@ func (p *Proxy) follow() error {
 		Control: cfg.Control, TLS: id.ControlTLS, Dial: p.toMesh.DialContext,
 		ProxyID: cfg.ID, Version: cfg.Version, Service: cfg.Service,
 		Addresses: p.addresses(), Endpoints: own, Figures: p.figures, Report: p.report,
-		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
+		FiguresEvery: func() time.Duration { return p.mesh.Load().MetricsInterval },
+		StateFile:    state, Now: time.Now, Log: p.log.Named("feed"),
 		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService},
 	})
 	return err
@@ -107,6 +108,14 @@ func (p *Proxy) setMesh(m policy.Mesh) error {
 		}
 	}
 	p.mesh.Store(&m)
+	if p.cfg.SetLog != nil {
+		p.cfg.SetLog(m.LogLevel, m.LogFormat)
+	}
+	if p.cfg.AccessLogAs != nil && p.access != nil {
+		if w := p.cfg.AccessLogAs(m.LogOutput); w != nil {
+			p.access.SetOutput(w)
+		}
+	}
 	return nil
 }
 

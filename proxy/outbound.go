@@ -16,6 +16,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/relay"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
@@ -152,7 +153,7 @@ func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time
 	}
 	sel := selections.Get().(*selection)
 	defer selections.Put(sel)
-	sel.now, sel.ignore = now, false
+	sel.now, sel.ignore, sel.counted = now, false, false // limits are of requests
 	sel.begin(pk)
 	var last error
 	for range max(d.svc.Traffic.Retry.Attempts, 1) {
@@ -209,17 +210,20 @@ func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
 }
 
 // selection chooses endpoints for one request or connection: such as have a
-// circuit that lets it pass and were not tried yet. It is reused between
+// circuit and a limit that let it pass and were not tried yet. It is reused between
 // requests so that choosing allocates nothing.
 type selection struct {
 	pick     *pick
 	now      time.Time
-	ignore   bool // circuits are off for this request
+	ignore   bool               // circuits are off for this request
+	counted  bool               // it counts against the endpoints' own limits
+	full     *endpoint          // of those passed over for their limit the one that soonest takes another,
+	when     ratelimit.Decision // and what its limit said
 	tried    []*endpoint
 	usableFn func(int) bool // usable, bound once
 }
 
-func (s *selection) begin(pk *pick) { s.pick, s.tried = pk, s.tried[:0] }
+func (s *selection) begin(pk *pick) { s.pick, s.tried, s.full = pk, s.tried[:0], nil }
 
 func (s *selection) avoid(e *endpoint) { s.tried = append(s.tried, e) }
 
@@ -233,13 +237,21 @@ func (s *selection) usable(i int) bool {
 			return false
 		}
 	}
-	return true
+	return e.limiter == nil || !s.counted || s.admits(e, e.limiter.Peek(s.now))
+}
+
+// admits notes an endpoint that its limit refuses.
+func (s *selection) admits(e *endpoint, d ratelimit.Decision) bool {
+	if !d.OK && (s.full == nil || d.RetryAfter < s.when.RetryAfter) {
+		s.full, s.when = e, d
+	}
+	return d.OK
 }
 
 // take chooses one and counts it as in flight. When all that may be used were
 // tried they may be tried again; when none may be used ok is false.
 func (s *selection) take(random, hash uint64) (e *endpoint, t breaker.Ticket, ok bool) {
-	for range 4 { // a probe's slot can be lost to another between Ready and Allow
+	for range 4 { // a probe's slot, or a limit's last place, can be lost to another meanwhile
 		i, found := s.pick.set.Pick(balanceRequest(s, random, hash))
 		if !found && len(s.tried) > 0 {
 			s.tried = s.tried[:0]
@@ -249,6 +261,9 @@ func (s *selection) take(random, hash uint64) (e *endpoint, t breaker.Ticket, ok
 			return nil, breaker.Ticket{}, false
 		}
 		e = s.pick.endpoints[i]
+		if e.limiter != nil && s.counted && !s.admits(e, e.limiter.Allow(s.now)) {
+			continue // another request took the last place
+		}
 		if e.circuit == nil || s.ignore {
 			e.stats.Begin(s.now)
 			return e, breaker.Ticket{}, true

@@ -72,6 +72,13 @@ type Config struct {
 	ConnectLimit  time.Duration // for one dial with its handshake; 0 is 5 s
 	HandshakeTime time.Duration // for a peer's first bytes and handshake; 0 is 10 s
 	Log           *zap.Logger
+	// SetLog takes the level and the format that the mesh wants of Log, either of
+	// them empty where it says nothing; nil leaves Log alone.
+	SetLog func(level, format string)
+	// AccessLogAs gives the writer for where the mesh wants the access log: "stdout",
+	// "stderr" or another word, for which nil leaves it where it is. The func may be
+	// nil.
+	AccessLogAs func(output string) io.Writer
 }
 
 // Proxy is one sidecar. Make it with New, then Run it once.

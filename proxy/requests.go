@@ -66,6 +66,7 @@ func (c *outboundConn) Handle(x *h1.Exchange) {
 	o.outboundConn, o.l = c, c.lc.Loop()
 	o.serve(x)
 	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
+	o.sel.full = nil
 	clear(o.sel.tried)
 	outbounds.Put(o)
 }
@@ -161,7 +162,7 @@ func (o *outbound) forward(x *h1.Exchange) int {
 		deadline = o.began.Add(o.route.Timeout)
 	}
 	o.sel.begin(pk)
-	o.sel.ignore = !o.route.Breaker
+	o.sel.ignore, o.sel.counted = !o.route.Breaker, true
 	for {
 		o.attempts++
 		status, again := o.try(x, deadline)
@@ -181,11 +182,7 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 	}
 	e, ticket, ok := o.sel.take(rand.Uint64(), o.hash(x))
 	if !ok {
-		o.service.metrics.RoutingFailed()
-		if o.attempts > 1 { // tries were made and failed: that is what the app is to hear
-			return o.reply(x, upstreamFailed), false
-		}
-		return o.reply(x, circuitOpen), false
+		return o.noneUsable(x), false
 	}
 	o.endpoint = e
 	o.service.metrics.Routed()
@@ -210,6 +207,22 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 		return 0, true
 	}
 	return o.relay(x, resp.Status, up, e), false
+}
+
+// noneUsable answers when no endpoint may be used.
+func (o *outbound) noneUsable(x *h1.Exchange) int {
+	full := o.sel.full
+	switch {
+	case o.attempts > 1: // tries were made and failed: that is what the app is to hear
+		o.service.metrics.RoutingFailed()
+		return o.reply(x, upstreamFailed)
+	case full != nil:
+		o.service.metrics.RateLimited()
+		o.text = setLimitFields(x, o.text[:0], limitPolicy(full.limit), o.sel.when)
+		return o.reply(x, rateLimited)
+	}
+	o.service.metrics.RoutingFailed()
+	return o.reply(x, circuitOpen)
 }
 
 // pool is where the request's loop keeps connections to an endpoint.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/weir-mesh/weir/policy"
@@ -43,6 +42,7 @@ type flags struct {
 	accessLog                string
 	logLevel, logFormat      string
 	pprof                    bool
+	said                     func(flag string) bool // whether it was given
 }
 
 func defaults() *flags {
@@ -58,6 +58,7 @@ func defaults() *flags {
 }
 
 func (f *flags) register(s *pflag.FlagSet) {
+	f.said = s.Changed
 	s.StringSliceVar(&f.control, "control", nil, "control plane address, HOST:PORT; several are tried in turn")
 	s.StringVar(&f.service, "service", "", "name of the app's service")
 	s.StringVar(&f.namespace, "namespace", f.namespace, "namespace of the app's service")
@@ -81,9 +82,9 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.IntVar(&f.maxConns, "max-connections", f.maxConns, "connections at once in each direction; more wait")
 	s.DurationVar(&f.drainDelay, "drain-delay", f.drainDelay, "time between leaving the mesh and refusing connections")
 	s.DurationVar(&f.drainTimeout, "drain-timeout", f.drainTimeout, "time for open connections to end before they are cut")
-	s.StringVar(&f.accessLog, "access-log", f.accessLog, "where the access log goes when the mesh turns it on: stdout, stderr or a file")
-	s.StringVar(&f.logLevel, "log-level", f.logLevel, "debug, info, warn or error")
-	s.StringVar(&f.logFormat, "log-format", f.logFormat, "json or console")
+	s.StringVar(&f.accessLog, "access-log", f.accessLog, "where the access log goes when the mesh turns it on: stdout, stderr or a file; given, it wins over the mesh's setting")
+	s.StringVar(&f.logLevel, "log-level", f.logLevel, "debug, info, warn or error; given, it wins over the mesh's setting")
+	s.StringVar(&f.logFormat, "log-format", f.logFormat, "json or console; given, it wins over the mesh's setting")
 }
 
 // config turns the flags into a configuration; errors name the flag. The func
@@ -98,9 +99,11 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 		NotRedirected: func(err error) bool { return errors.Is(err, redirect.ErrNotRedirected) },
 		MaxConns:      f.maxConns, DrainDelay: f.drainDelay, DrainTimeout: f.drainTimeout,
 	}
-	if cfg.Log, err = f.logger(); err != nil {
+	log, err := f.logger()
+	if err != nil {
 		return cfg, closers, err
 	}
+	cfg.Log, cfg.SetLog, cfg.AccessLogAs = log.logger(), log.set, f.accessLogAs()
 	for _, step := range []func(*proxy.Config) error{f.checkBounds, f.setPorts, f.setLabels, f.setAddresses, f.setMarks, f.setResolvers} {
 		if err := step(&cfg); err != nil {
 			return cfg, closers, err
@@ -220,23 +223,34 @@ func (f *flags) setResolvers(cfg *proxy.Config) error {
 	return nil
 }
 
-func (f *flags) logger() (*zap.Logger, error) {
+func (f *flags) logger() (*logSwitch, error) {
 	level, err := zapcore.ParseLevel(f.logLevel)
 	if err != nil {
 		return nil, fmt.Errorf("--log-level %q: not debug, info, warn or error", f.logLevel)
 	}
-	c := zap.NewProductionConfig()
-	c.Level, c.Sampling, c.DisableStacktrace, c.DisableCaller = zap.NewAtomicLevelAt(level), nil, true, true
-	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	switch f.logFormat {
-	case "json":
-	case "console":
-		c.Encoding = "console"
-		c.EncoderConfig.EncodeLevel = zapcore.CapitalLevelEncoder
-	default:
+	if f.logFormat != "json" && f.logFormat != "console" {
 		return nil, fmt.Errorf("--log-format %q: not json or console", f.logFormat)
 	}
-	return c.Build()
+	s := newLogSwitch(os.Stderr, level, f.logFormat)
+	s.keepLevel, s.keepForm = f.said("log-level"), f.said("log-format")
+	return s, nil
+}
+
+// accessLogAs gives the writers that the mesh may choose among, nil where a flag
+// has chosen.
+func (f *flags) accessLogAs() func(string) io.Writer {
+	if f.said("access-log") {
+		return nil
+	}
+	return func(output string) io.Writer {
+		switch output {
+		case "stdout":
+			return os.Stdout
+		case "stderr":
+			return os.Stderr
+		}
+		return nil
+	}
 }
 
 func openLog(where string) (io.Writer, func(), error) {

@@ -35,6 +35,7 @@ func newControlCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.DataDir, "data-dir", dataDir(), "directory of the embedded store and admin.token (WEIR_DATA_DIR)")
+	f.StringVar(&cfg.ConfigFile, "config", "", "mesh file (mesh-config.yml) with settings and services; its changes are followed")
 	f.StringVar(&cfg.HTTPAddr, "http-addr", "127.0.0.1:8080", "where the REST API is served; HTTPS on any address but loopback")
 	f.StringVar(&cfg.GRPCAddr, "grpc-addr", "0.0.0.0:8081", "where proxies connect")
 	f.StringVar(&store, "store", "embedded", "embedded, or the URLs of an etcd cluster, comma separated")

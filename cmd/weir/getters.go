@@ -298,8 +298,8 @@ func printStatus(w io.Writer, s *api.Status) error {
 			return err
 		}
 	}
-	if len(s.Members) < 2 {
-		return nil
+	if err := printConfigFile(w, s.ConfigFile); err != nil || len(s.Members) < 2 {
+		return err
 	}
 	var rows [][]string
 	for _, m := range s.Members {

@@ -69,6 +69,7 @@ func oversee(ctx context.Context, c *api.Client, now time.Time) (*overview, erro
 	if o.ControlPlane, err = c.Status(ctx); err != nil {
 		return nil, err
 	}
+	o.addConfigFile()
 	services, err := c.Services(ctx)
 	if err != nil {
 		return nil, err
@@ -98,6 +99,21 @@ func oversee(ctx context.Context, c *api.Client, now time.Time) (*overview, erro
 
 func (o *overview) attend(format string, args ...any) {
 	o.Attention = append(o.Attention, fmt.Sprintf(format, args...))
+}
+
+// addConfigFile tells what of the mesh file is not in force. Its warnings are for
+// who asks after it (weir get status).
+func (o *overview) addConfigFile() {
+	f := o.ControlPlane.ConfigFile
+	if f == nil {
+		return
+	}
+	for _, e := range f.Errors {
+		o.attend("the config file is not in force: %s", e)
+	}
+	for _, u := range f.Unresolved {
+		o.attend("the config file has a host name that leads nowhere: %s", u)
+	}
 }
 
 func (o *overview) addServices(services []api.ServiceSummary) {
@@ -165,6 +181,9 @@ func (o *overview) write(w io.Writer) error {
 	row("control plane", "%s, version %s, up %v", c.Status, c.Version, time.Duration(c.Uptime)*time.Second)
 	if c.Trouble != "" {
 		row("store", "%s; shown is what was known", c.Trouble)
+	}
+	if c.ConfigFile != nil {
+		row("config file", "%s", configFileText(c.ConfigFile))
 	}
 	for _, m := range c.Members {
 		leads := ""

@@ -20,7 +20,7 @@ const BasePath = "/api/v1"
 
 // Mesh is the state that the API shows and changes. An error of its methods that
 // is (or wraps) policy.Problems is the request's fault and answered with 400;
-// policy.ErrNotFound with 404, ErrExists with 409, ErrForgotten with 410, ErrStale
+// policy.ErrNotFound with 404, ErrExists and ErrOwned with 409, ErrForgotten with 410, ErrStale
 // with 412, ErrTooLarge with 413. Any other means that it cannot be done now and
 // is answered with 503.
 type Mesh interface {
@@ -121,6 +121,10 @@ type Config struct {
 	Authority Authority
 	Proxies   Proxies
 	Cluster   Cluster // may be nil: nobody else shares the store
+
+	// ConfigFile tells how the mesh file stands, nil where there is none. The func
+	// may be nil.
+	ConfigFile func() *ConfigFile
 
 	// Token is the admin token that callers show as "Authorization: Bearer".
 	Token string

@@ -119,7 +119,7 @@ func (p *application) add(d *Document, endpoint func(policy.Endpoint) policy.Edi
 		p.settings, p.security = merged, nil
 		clear(p.traffic) // what rules inherit may be another now
 		e = policy.Edit{Ref: configRef, Patch: d.settings}
-		if idle := withoutEffect(&merged, d.settings); len(idle) > 0 {
+		if idle := merged.Idle(d.settings); len(idle) > 0 {
 			warns = []string{idleText(idle)}
 		}
 	}

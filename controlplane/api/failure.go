@@ -170,7 +170,8 @@ func (s *Server) answerFor(step string, err error) error {
 		is     error
 		status int
 	}{
-		{policy.ErrNotFound, http.StatusNotFound}, {policy.ErrExists, http.StatusConflict}, {policy.ErrForgotten, http.StatusGone},
+		{policy.ErrNotFound, http.StatusNotFound}, {policy.ErrExists, http.StatusConflict}, {policy.ErrOwned, http.StatusConflict},
+		{policy.ErrForgotten, http.StatusGone},
 		{policy.ErrStale, http.StatusPreconditionFailed}, {policy.ErrTooLarge, http.StatusRequestEntityTooLarge},
 	} {
 		if errors.Is(err, known.is) {

@@ -31,6 +31,9 @@ func (s *Server) getStatus(ctx context.Context, _ *nothing) (*output[Status], er
 			st.Services++
 		}
 	}
+	if s.ConfigFile != nil {
+		st.ConfigFile = s.ConfigFile()
+	}
 	s.addMembers(ctx, &st)
 	return &output[Status]{st}, nil
 }

@@ -144,6 +144,8 @@ type Status struct {
 	Leader  string   `json:"leader,omitempty" doc:"the control plane that checks health; absent while none is known"`
 	Members []Member `json:"members,omitempty" doc:"the control planes that share the store"`
 	Trouble string   `json:"trouble,omitempty" doc:"why status is degraded: what keeps the store from being read or followed"`
+
+	ConfigFile *ConfigFile `json:"config_file,omitempty" doc:"the mesh file; absent where there is none"`
 }
 
 // Member is a control plane as GET /status lists it.
@@ -163,4 +165,16 @@ type ControlMetrics struct {
 	Members      int               `json:"members" doc:"control planes that share the store"`
 	StoreAway    float64           `json:"store_away" doc:"seconds for which the store could not be followed; 0 when it is"`
 	RefusedJoins map[string]uint64 `json:"refused_joins" doc:"certificates that were asked for and refused since the start, by reason" nullable:"false"`
+}
+
+// ConfigFile is how the mesh file stands (weir control --config).
+type ConfigFile struct {
+	Path       string   `json:"path"`
+	State      string   `json:"state" doc:"applied: it is in force; refused: its newest content is not valid, what was in force stays; failing: the store does not take it; waiting: another control plane applies its own file; kept: this control plane follows none, what another applied is in force"`
+	Digest     string   `json:"digest" doc:"of the content in force"`
+	AppliedAt  float64  `json:"applied_at" doc:"Unix seconds"`
+	AppliedBy  string   `json:"applied_by" doc:"the host of the control plane that did"`
+	Errors     []string `json:"errors,omitempty" nullable:"false" doc:"file:line:column: key: what is wrong"`
+	Warnings   []string `json:"warnings,omitempty" nullable:"false"`
+	Unresolved []string `json:"unresolved,omitempty" nullable:"false" doc:"instances whose host names lead nowhere now"`
 }

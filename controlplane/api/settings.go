@@ -3,7 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -41,7 +40,7 @@ func readPatch(settings policy.Settings, body []byte) (patch []byte, merged poli
 }
 
 func withWarning(out *writeOutput, merged *policy.Settings, patch []byte) *writeOutput {
-	if idle := withoutEffect(merged, patch); out != nil && len(idle) > 0 {
+	if idle := merged.Idle(patch); out != nil && len(idle) > 0 {
 		out.Warning = warning(idleText(idle))
 	}
 	return out
@@ -87,37 +86,6 @@ func joinPath(path, message string) string {
 		return path + message
 	}
 	return path + ": " + message
-}
-
-// withoutEffect names the settings that a patch switched on and that nothing
-// acts on as things are: what the gateway and the trace exporter read, and what
-// the programs' flags decide.
-func withoutEffect(merged *policy.Settings, patch []byte) []string {
-	var p struct {
-		Security      map[string]json.RawMessage `json:"security"`
-		Observability map[string]json.RawMessage `json:"observability"`
-	}
-	if json.Unmarshal(patch, &p) != nil {
-		return nil // Merge took it, so this cannot be
-	}
-	var idle []string
-	note := func(on bool, in map[string]json.RawMessage, group string, keys ...string) {
-		for _, key := range keys {
-			if _, ok := in[key]; ok && on {
-				idle = append(idle, group+"."+key)
-			}
-		}
-	}
-	note(merged.Security.CORS.Enabled, p.Security, "security", "cors")
-	note(merged.Security.SSL.Enabled, p.Security, "security", "ssl")
-	note(merged.Security.Authentication.Enabled, p.Security, "security", "authentication")
-	note(merged.Observability.Tracing.Enabled, p.Observability, "observability", "tracing", "tracing_enabled")
-	was := policy.DefaultSettings().Observability
-	note(merged.Observability.Logging != was.Logging, p.Observability, "observability", "logging")
-	if merged.Observability.Metrics.Path != was.Metrics.Path || merged.Observability.Metrics.Interval != was.Metrics.Interval {
-		note(true, p.Observability, "observability", "metrics")
-	}
-	return idle
 }
 
 // warning makes a Warning header (RFC 7234 section 5.5) of plain text without

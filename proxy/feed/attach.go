@@ -138,10 +138,11 @@ func receiveTTL(stream attachStream, answers chan<- time.Duration) error {
 
 func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan time.Duration, ended <-chan error) error {
 	ttl, heard := defaultTTL, time.Now() // for the timer only: a span of real time
-	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello()})); err != nil && !errors.Is(err, io.EOF) {
+	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello(), Figures: wire.FromFigures(f.cfg.Figures())})); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach: %w", err)
 	}
-	timer := time.NewTimer(ttl / 3)
+	reported := heard
+	timer := time.NewTimer(f.pause(ttl))
 	defer timer.Stop()
 	limit := func() time.Duration { return patience(ttl, len(f.cfg.Control), f.moves()) }
 	for {
@@ -157,26 +158,47 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			f.answered()
 			if d = max(d, minTTL); d != ttl {
 				ttl = d
-				timer.Reset(ttl / 3)
+				timer.Reset(f.pause(ttl))
 			}
 		case <-timer.C:
-			if time.Since(heard) > limit() {
+			now := time.Now()
+			if now.Sub(heard) > limit() {
 				f.moved()
 				return errSilent
 			}
-			timer.Reset(ttl / 3)
+			timer.Reset(f.pause(ttl))
+			sign := &wire.AttachRequest{}
+			if now.Sub(reported) >= f.figuresEvery() {
+				sign.Figures, reported = wire.FromFigures(f.cfg.Figures()), now
+			}
 			// io.EOF: the reason comes through ended.
-			if err := stream.Send(f.message(&wire.AttachRequest{})); err != nil && !errors.Is(err, io.EOF) {
+			if err := stream.Send(f.message(sign)); err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("attachment: %w", err)
 			}
 		}
 	}
 }
 
+// pause is the time between two signs of life: three in a lease's time, or as many
+// as there are to be reports.
+func (f *Feed) pause(ttl time.Duration) time.Duration {
+	if every := f.figuresEvery(); every > 0 {
+		return min(ttl/3, every)
+	}
+	return ttl / 3
+}
+
+func (f *Feed) figuresEvery() time.Duration {
+	if f.cfg.FiguresEvery == nil {
+		return 0
+	}
+	return f.cfg.FiguresEvery()
+}
+
 // takeLeave has our endpoints removed and waits until they are. What fails is
 // cured by the lease, which expires.
 func (f *Feed) takeLeave(stream attachStream, ended <-chan error) error {
-	err := stream.Send(f.message(&wire.AttachRequest{Leaving: true}))
+	err := stream.Send(f.message(&wire.AttachRequest{Leaving: true, Figures: wire.FromFigures(f.cfg.Figures())}))
 	err = errors.Join(err, stream.CloseSend())
 	if err != nil {
 		f.cfg.Log.Warn("leave was not taken: our endpoints stay until their lease expires", zap.Error(err))
@@ -199,7 +221,7 @@ func (f *Feed) takeLeave(stream attachStream, ended <-chan error) error {
 func (f *Feed) message(m *wire.AttachRequest) *wire.AttachRequest {
 	report := f.cfg.Report()
 	report.Control = f.Status().Control
-	m.Figures, m.Report = wire.FromFigures(f.cfg.Figures()), wire.FromReport(report)
+	m.Report = wire.FromReport(report)
 	return m
 }
 

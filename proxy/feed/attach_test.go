@@ -2,6 +2,7 @@ package feed
 
 import (
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,39 @@ func TestAttachedWithHelloThenKeptAlive(t *testing.T) {
 			t.Error("figures are not those of now:", m.Figures)
 		}
 		last = m.Figures.GetInboundRequests()
+	}
+}
+
+func TestFiguresAreReportedAsOftenAsTheMeshSays(t *testing.T) {
+	c := newControl(t)
+	c.ttl = time.Hour // signs of life are not what brings the first figures
+	at, _ := c.serve("", nil)
+	var a app
+	var every atomic.Int64
+	every.Store(int64(20 * time.Millisecond))
+	_, stop := start(t, &a, []string{at}, offering, func(cfg *Config) {
+		cfg.FiguresEvery = func() time.Duration { return time.Duration(every.Load()) }
+	})
+	c.message("hello", hello)
+	for range 3 {
+		if m := c.message("a report", alive); m.Figures == nil {
+			t.Error("a sign of life for nothing")
+		}
+	}
+	stop()
+
+	c = newControl(t)
+	c.ttl = minTTL
+	at, _ = c.serve("", nil)
+	every.Store(int64(time.Hour))
+	start(t, &a, []string{at}, offering, func(cfg *Config) {
+		cfg.FiguresEvery = func() time.Duration { return time.Duration(every.Load()) }
+	})
+	c.message("hello", hello)
+	for range 3 {
+		if m := c.message("a sign of life", alive); m.Figures != nil {
+			t.Errorf("figures before their time: %v", m.Figures)
+		}
 	}
 }
 

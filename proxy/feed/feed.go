@@ -31,15 +31,18 @@ type Config struct {
 	Addresses []netip.Addr       // those this proxy is beside
 	Endpoints []policy.Target    // registered as long as we are attached
 
-	Figures   func() policy.Figures // nil reports none
-	Report    func() policy.Report  // nil reports nothing but the control plane's address
-	StateFile string                // last known good state, 0600; "" keeps none
-	IdleAfter time.Duration         // what was not touched so long is forgotten; 0 = 10 min
-	Wait      time.Duration         // how long a first lookup may wait for its answer; 0 = 1 s
-	Now       func() time.Time      // nil is time.Now
-	Rand      func() float64        // in [0,1), spreads reconnects; nil is math/rand/v2
-	Log       *zap.Logger           // nil logs nothing
-	Hooks     Hooks
+	Figures func() policy.Figures // nil reports none
+	// FiguresEvery is asked how much time lies between two reports of them; 0, or no
+	// func, is with each sign of life.
+	FiguresEvery func() time.Duration
+	Report       func() policy.Report // nil reports nothing but the control plane's address
+	StateFile    string               // last known good state, 0600; "" keeps none
+	IdleAfter    time.Duration        // what was not touched so long is forgotten; 0 = 10 min
+	Wait         time.Duration        // how long a first lookup may wait for its answer; 0 = 1 s
+	Now          func() time.Time     // nil is time.Now
+	Rand         func() float64       // in [0,1), spreads reconnects; nil is math/rand/v2
+	Log          *zap.Logger          // nil logs nothing
+	Hooks        Hooks
 }
 
 // Hooks hear of new state, one call at a time, in order. They may call Touch,

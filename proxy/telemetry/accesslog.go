@@ -38,12 +38,12 @@ type Record struct {
 
 // AccessLog writes records as JSON lines. A nil *AccessLog is valid and writes nothing.
 type AccessLog struct {
-	w     io.Writer
 	size  int
 	lines sync.Pool     // of *[]byte
 	full  chan struct{} // tells Run that half of the room is used
 
 	mu      sync.Mutex // guards what follows
+	w       io.Writer
 	waiting []byte
 	records int // in waiting
 	dropped uint64
@@ -59,6 +59,13 @@ func NewAccessLog(w io.Writer, size int) *AccessLog {
 		lines: sync.Pool{New: func() any { return new([]byte) }},
 		full:  make(chan struct{}, 1),
 	}
+}
+
+// SetOutput has what is written from now on go elsewhere; what waits, too.
+func (l *AccessLog) SetOutput(w io.Writer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.w = w
 }
 
 // Log adds a record to those that wait. It never blocks on the writer: if that stalls until there is no room, the record is dropped and counted.
@@ -117,7 +124,7 @@ func (l *AccessLog) Run(ctx context.Context) error {
 // flush writes what waits and gives its buffer back; before is the outcome of the last write, and stays if there is nothing to write.
 func (l *AccessLog) flush(spare []byte, before error) ([]byte, error) {
 	l.mu.Lock()
-	batch, records := l.waiting, l.records
+	w, batch, records := l.w, l.waiting, l.records
 	if records == 0 {
 		l.mu.Unlock()
 		return spare, before
@@ -125,7 +132,7 @@ func (l *AccessLog) flush(spare []byte, before error) ([]byte, error) {
 	l.waiting, l.records = spare[:0], 0
 	l.mu.Unlock()
 
-	n, err := l.w.Write(batch)
+	n, err := w.Write(batch)
 	if err == nil && n < len(batch) {
 		err = io.ErrShortWrite
 	}

@@ -160,6 +160,8 @@ func TestTheSeveralControlPlanesOfTheREADMEWorkAsWritten(t *testing.T) {
 
 func TestTheAPIExamplesOfTheREADMEWorkAsWritten(t *testing.T) { follow(t, "REST API") }
 
+func TestTheMeshFileOfTheREADMEIsFollowedAsWritten(t *testing.T) { follow(t, "The mesh file") }
+
 func TestAClaimIsFoundInOrderOnly(t *testing.T) {
 	const printed = "one\ntwo 2\nthree\n"
 	for _, c := range []struct {
