@@ -1,0 +1,114 @@
+package controlplane
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
+)
+
+// Mesh implements publish.Source.
+func (v *view) Mesh() policy.Mesh {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := &v.state.Settings
+	o := &s.Observability
+	return policy.Mesh{
+		TrustDomain: v.trustDomain, EgressDeny: s.Egress == "deny", AccessLog: o.AccessLogging,
+		Metrics: o.Metrics.Enabled, Tracing: o.Tracing.Enabled, Bundle: v.bundle(),
+		MetricsPath: o.Metrics.Path, MetricsInterval: duration(o.Metrics.Interval),
+		LogLevel: logLevel(o.Logging.Level), LogFormat: o.Logging.Format, LogOutput: o.Logging.Output,
+	}
+}
+
+// logLevel gives a level of the settings, which are in the spelling of Python's
+// logging in seed A, as zap calls it.
+func logLevel(s string) string {
+	s = strings.ToLower(s)
+	if s == "warning" {
+		return "warn"
+	}
+	return s
+}
+
+// Service implements publish.Source.
+func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := v.state.Services.Get(name)
+	if s == nil {
+		return nil, false
+	}
+	out := &policy.Service{Name: name, Rules: s.Rules, Traffic: v.state.Settings.TrafficFor(name)}
+	out.Virtual4, out.Virtual6, _ = policy.VirtualAddrs(s.VirtualIndex)
+	declared := addressesInFile(s)
+	for i := range s.Endpoints {
+		// An instance that its own proxy registers too is one endpoint, not two: the
+		// file's, which says how it is to be treated.
+		if e := &s.Endpoints[i]; e.ProxyID == "" || !declared[e.Addr()] {
+			out.Endpoints = append(out.Endpoints, v.targetLocked(e))
+		}
+	}
+	for i := range v.state.Security {
+		r := &v.state.Security[i]
+		if r.MTLSMode == policy.Disabled && r.AppliesTo(name) {
+			out.Traffic.PlaintextFrom = append(out.Traffic.PlaintextFrom, r.Source())
+		}
+	}
+	return out, true
+}
+
+// addressesInFile are where a mesh file has a service's endpoints; nil where it has
+// none.
+func addressesInFile(s *store.Service) map[netip.AddrPort]bool {
+	var out map[netip.AddrPort]bool
+	for i := range s.Endpoints {
+		if e := &s.Endpoints[i]; e.File {
+			if out == nil {
+				out = map[netip.AddrPort]bool{}
+			}
+			out[e.Addr()] = true
+		}
+	}
+	return out
+}
+
+func (v *view) targetLocked(e *store.Endpoint) policy.Target {
+	t := policy.Target{Endpoint: e.Endpoint, Meshed: e.Meshed || v.meshed[e.Addr().Addr()]}
+	if e.RateLimit > 0 {
+		t.Limit = policy.RateLimit{Limit: e.RateLimit, Window: duration(v.state.Settings.Security.RateLimiting.Window)}
+	}
+	t.LastSeen = 0 // not for proxies: it would make every check a change
+	return t
+}
+
+// Inbound implements publish.Source.
+func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	s := &v.state.Settings
+	in := policy.Inbound{Service: name, MTLS: s.MTLSMode, DefaultAllow: s.DefaultPolicy == "allow"}
+	needsSecret := false
+	for i := range v.state.Security {
+		r := &v.state.Security[i]
+		if !r.AppliesTo(name) {
+			continue
+		}
+		rule := policy.InboundRule{SecurityRule: *r}
+		if r.MTLSMode == policy.Disabled || (r.MTLSMode == "" && s.MTLSMode == policy.Disabled) {
+			rule.Addresses = v.addressesLocked(r.Source())
+		}
+		needsSecret = needsSecret || r.RequiredJWT
+		in.Rules = append(in.Rules, rule)
+	}
+	limit := s.TrafficFor(name).RateLimit
+	if limit.Key == "source" || limit.Key == "jwt:sub" {
+		in.RateLimit = limit
+		needsSecret = needsSecret || limit.Key == "jwt:sub"
+	}
+	if needsSecret {
+		in.JWTSecret = s.Security.JWTSecret
+	}
+	return in
+}
