@@ -415,10 +415,14 @@ func TestTheSeedsMeshFileIsFollowedAsItStands(t *testing.T) {
 	await(t, m, "the seed's instances", func() error {
 		out, err := m.ControlNode().Output(t.Context(), m.Program("weir"), "get", "endpoints", "-o", "json", "--token-file", m.TokenFile())
 		var eps []struct {
-			ID          string `json:"id"`
-			ServiceName string `json:"service_name"`
-			Status      string `json:"status"`
-			RateLimit   int    `json:"rate_limit"`
+			Service string `json:"service"`
+			Spec    struct {
+				ID        string `json:"id"`
+				RateLimit int    `json:"rate_limit"`
+			} `json:"spec"`
+			Status struct {
+				Status string `json:"status"`
+			} `json:"status"`
 		}
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &eps)
@@ -427,7 +431,7 @@ func TestTheSeedsMeshFileIsFollowedAsItStands(t *testing.T) {
 			return fmt.Errorf("%d endpoints, %w", len(eps), err)
 		}
 		for _, e := range eps {
-			if got := want[e.ServiceName+"/"+e.ID]; got != e.Status || e.RateLimit != 100 {
+			if got := want[e.Service+"/"+e.Spec.ID]; got != e.Status.Status || e.Spec.RateLimit != 100 {
 				return fmt.Errorf("%+v", e)
 			}
 		}
