@@ -309,6 +309,12 @@ func fileKeeps(t *testing.T, m *fileMesh) {
 	refused("POST", "/config", `{"services": {"users.default": {"timeout": 5}}}`, "services.default/users is")
 	refused("POST", "/config", `{"services": {"users": null}}`, "services.default/users is")
 	refused("DELETE", "/services/default/users/"+m.users[0].node.Addr4().String()+":8001", "", "endpoint "+m.users[0].node.Addr4().String()+":8001 of default/users is")
+	// What is shown is what is in force: applied as it is, it changes nothing.
+	weir := m.Program("weir") + " --token-file " + m.TokenFile() + " "
+	out, err := m.ControlNode().Output(t.Context(), "sh", "-ec", "D=$(mktemp -d); for k in config 'endpoints users'; do "+weir+"get $k -o yaml >$D/doc; cat $D/doc; "+weir+"apply -f $D/doc; done; rm -r $D; "+weir+"history --limit 1")
+	if err != nil || !strings.Contains(out, "    default: 7\n") || strings.Count(out, " unchanged") != 3 || !strings.Contains(out, "file "+m.path) {
+		t.Errorf("%v\n%s", err, out)
+	}
 	set(t, m.Mesh, `{"global_timeout": 7, "egress": "deny"}`) // what is so, and what the file does not name
 	set(t, m.Mesh, `{"egress": "allow"}`)
 }
