@@ -24,9 +24,8 @@ type Conn struct {
 	timer      int32 // its place among the deadlines, plus one; 0: it has none
 	state      state
 	keep       uint8  // which keep-alive is to be set if the connection lasts, plus one
-	local      uint8  // what ShortCut found, once asked
-	crowded    uint8  // how often the short cut had no room, less what was forgiven
-	sent       uint32 // bytes written since HasRoom looked
+	short      uint8  // what ShortCut found, once asked, and how crowded it is
+	sent       uint8  // so many times sentPiece was written since HasRoom looked
 	waits      *waits // nil: nobody waits and there is no deadline
 	idle       Task   // to be begun when a parked connection has something to say
 	owner      any    // an Owner, or the *Acceptor of a listening socket

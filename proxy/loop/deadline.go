@@ -133,7 +133,7 @@ func (c *Conn) expire() {
 		}
 	}
 	if w.writer != nil {
-		if w.writeBy > now && c.crowded == 0 {
+		if w.writeBy > now && c.crowded() == 0 {
 			c.arm(w.writeBy)
 		} else {
 			c.l.wake(w.writer)

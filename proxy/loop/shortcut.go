@@ -15,6 +15,8 @@ import (
 // sockets; it spells "weir". The kernel uses it for nothing on loopback.
 const shortCutPriority = 0x77656972
 
+// What Conn.short says; 0 is that nobody asked. Above isShort it counts how often
+// there was no room, less what was forgiven.
 const (
 	notShort = 1 + iota
 	isShort
@@ -25,19 +27,22 @@ const (
 // splice(2) must not be used to read from such a connection: it would find only
 // what came through TCP, and overtake the rest.
 func (c *Conn) ShortCut() bool {
-	if c.local == 0 && !c.is(closed) {
-		c.local = notShort
+	if c.short == 0 && !c.is(closed) {
+		c.short = notShort
 		if p, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_PRIORITY); err == nil && p == shortCutPriority {
-			c.local = isShort
+			c.short = isShort
 		}
 	}
-	return c.local == isShort
+	return c.short >= isShort
 }
 
 const (
 	// How many bytes are written before the kernel is asked what of them the app
 	// has not read. A question takes some microseconds, a MiB several hundred.
-	askAfter = 1 << 20
+	// Smaller writes count as a sentPiece: the question is sooner then, and still
+	// a hundredth of what they cost.
+	askAfter  = 1 << 20
+	sentPiece = 8 << 10
 	// So many may wait: with askAfter and the last write it is what TCP allows a
 	// connection by default (tcp_rmem, 4 to 6 MiB).
 	unreadMost = 3 << 20
@@ -54,24 +59,31 @@ const (
 // means that the app has much to read already, and WaitWrite helps. It makes a
 // system call every MiB.
 func (c *Conn) HasRoom() bool {
-	if c.sent < askAfter {
+	if c.sent < askAfter/sentPiece {
 		return true
 	}
 	if !c.is(closed) && c.ShortCut() && c.l.unread(c) > unreadMost {
-		c.crowded = min(c.crowded+1, crowdedMost)
+		c.short = min(c.short+1, isShort+crowdedMost)
 		return false
 	}
-	c.sent, c.crowded = 0, c.crowded/2
+	if c.sent = 0; c.short > isShort {
+		c.short -= (c.crowded() + 1) / 2
+	}
 	return true
 }
 
 // Wrote takes down that n bytes were written.
-func (c *Conn) Wrote(n int) { c.sent += uint32(n) }
+func (c *Conn) Wrote(n int) {
+	c.sent = uint8(min(int(c.sent)+(n+sentPiece-1)/sentPiece, askAfter/sentPiece))
+}
+
+// crowded is how often there was no room, less what was forgiven.
+func (c *Conn) crowded() uint8 { return max(c.short, isShort) - isShort }
 
 // again is when to look for room whatever the kernel says.
 func (c *Conn) again() time.Duration {
-	if c.crowded == 0 {
+	if c.crowded() == 0 {
 		return noDeadline
 	}
-	return c.l.since(c.l.now) + crowdedWait<<(c.crowded-1)
+	return c.l.since(c.l.now) + crowdedWait<<(c.crowded()-1)
 }

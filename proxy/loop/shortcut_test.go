@@ -105,7 +105,7 @@ func TestAWriterWaitsWhileMuchIsUnread(t *testing.T) {
 				}
 			}
 		})
-		for c.crowded < 3 && !w.Ended() {
+		for c.crowded() < 3 && !w.Ended() {
 			l.Sleep(time.Millisecond)
 		}
 		if w.Ended() || wrote > unreadMost+askAfter+128<<10 {
