@@ -61,6 +61,7 @@ func TestNoWayInChangesWhatTheFileKeeps(t *testing.T) {
 		"a service's removed":            {patch(`{"services":{"shop/users":null}}`)},
 		"all of them, one otherwise":     {whole(func(s *policy.Settings) { s.Egress = "allow" })},
 		"all of them, a service's less":  {whole(func(s *policy.Settings) { s.Services = nil })},
+		"all of them, a service's none":  {whole(func(s *policy.Settings) { s.Services = map[string]policy.ServiceSettings{} })},
 		"all of them reset":              {{Ref: configRef}},
 		"a rule with an endpoint":        {addRule("users", "r", 1), addEndpoint("users", "a", 9)},
 		"a setting with an endpoint new": {addEndpoint("users", "b", 9), patch(`{"egress":"allow"}`)},
@@ -163,6 +164,25 @@ func TestARollbackLeavesWhatIsTheFiles(t *testing.T) {
 	}
 }
 
+// What a rollback restores lies below the file: what the file had set at that time
+// does not become the API's.
+func TestARollbackDoesNotTakeTheFilesSettingsForTheAPIs(t *testing.T) {
+	s := open(t)
+	ctx := t.Context()
+	must(t, s.ApplyFile(ctx, meshFile("1", `{"egress":"deny"}`), nil))
+	then := s.State().Revision
+	edit(t, s, patch(`{"global_timeout":9}`))
+	_, err := s.Rollback(ctx, then, false)
+	must(t, err)
+	if set := s.State().Settings; set.Egress != "deny" || set.Resilience.Timeout.Default != 30 {
+		t.Errorf("in force: %+v", set)
+	}
+	must(t, s.ApplyFile(ctx, meshFile("2", `{}`), nil))
+	if set := s.State().Settings; set.Egress != policy.DefaultSettings().Egress {
+		t.Errorf("without the file: %+v", set)
+	}
+}
+
 // Before the file there was an endpoint of somebody's; it comes back when the file
 // has it no more and somebody asks for the time before.
 func TestARollbackBringsBackWhatTheFileHadTakenOver(t *testing.T) {
@@ -222,6 +242,10 @@ func TestHealthProxiesAndMarksLeaveTheFileItsEndpoint(t *testing.T) {
 			t.Errorf("after %s: %+v", after, e)
 		}
 	}
+	lighter := endpoint("users", "a")
+	lighter.Weight = 3
+	must(t, s.ApplyFile(ctx, meshFile("1b", `{}`), []policy.Endpoint{lighter}))
+	is("another weight", false, policy.Healthy)
 	must(t, s.SetMeshed(ctx, "shop", "users", "a"))
 	is("a mark", true, policy.Healthy)
 	must(t, s.SetStatus(ctx, "shop", "users", "a", policy.Unhealthy))
