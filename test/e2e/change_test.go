@@ -96,7 +96,7 @@ func TestAMistakeIsForetoldAppliedSeenAndTakenBack(t *testing.T) {
 		t.Errorf("after kill -9 the history is %s", again)
 	}
 	await(t, m, "the proxies' return", func() error {
-		if out = operate(t, m, "status"); !strings.Contains(out, "3 current, 0 behind, 0 refusing, 0 away") {
+		if out = operate(t, m, "status"); !strings.Contains(out, "3 current, 0 behind, 0 refusing, 0 elsewhere, 0 away") {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
