@@ -148,6 +148,10 @@ func (s *Store) noted(ctx context.Context, ops []clientv3.Op) {
 	if len(ops) == 0 || s.written.Add(1)%pruneEvery != 0 && len(ops[len(ops)-1].ValueBytes()) < historyBytes/pruneEvery {
 		return
 	}
+	if !s.pruneMu.TryLock() {
+		return // one at a time: thousands of proxies that come at once would all read all of it
+	}
+	defer s.pruneMu.Unlock()
 	err := errors.Join(s.prune(ctx, operators, s.cfg.History), s.prune(ctx, proxies, s.cfg.History/2))
 	if err != nil && !errors.Is(err, errRace) { // another prunes
 		s.cfg.Log.Warn("the history is longer than it is to be", zap.Error(err))

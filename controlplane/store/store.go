@@ -119,6 +119,7 @@ type Store struct {
 	turn      chan struct{} // of one place: taken by a writer that lost a race
 	allocMu   sync.Mutex    // held while a virtual address is given out
 	written   atomic.Int64  // changes noted in the history by this process
+	pruneMu   sync.Mutex    // held while the history is cut to its bounds
 
 	mu        sync.Mutex // guards what follows
 	model     *model
