@@ -9,9 +9,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
-	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -56,89 +53,15 @@ func (s *Store) TakePart(ctx context.Context, self func() Member, lead func(ctx 
 	if s.server != nil {
 		return lead(ctx)
 	}
-	last := ""
-	for ctx.Err() == nil {
-		done, err := s.takePart(ctx, self, lead)
-		if done || s.isClosed() {
-			return err
-		}
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if text := err.Error(); text != last { // the same for hours is told once
-			last = text
-			s.cfg.Log.Warn("not among the control planes of this store; trying again", zap.Error(explain(err)))
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryAfter):
-		}
-	}
-	return nil
-}
-
-// takePart is one session: this process's lease, what it tells of itself under
-// it, and its part in the election. done tells that lead returned by itself.
-func (s *Store) takePart(ctx context.Context, self func() Member, lead func(ctx context.Context) error) (done bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	session, err := s.session(ctx)
-	if err != nil {
-		return false, fmt.Errorf("take part in the election: %w", err)
-	}
-	defer s.giveBack(session)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		select {
-		case <-session.Done():
-			return errSessionEnded
-		case <-ctx.Done():
-			return nil
-		}
+	return s.hold(ctx, &election{
+		key: s.keys.leader(), name: func() string { return self().Name },
+		beside: func(ctx context.Context, lease clientv3.LeaseID) error { return s.tell(ctx, lease, self) },
+		lead: func(ctx context.Context) error {
+			s.cfg.Log.Info("this control plane leads")
+			defer s.cfg.Log.Info("this control plane leads no longer")
+			return lead(ctx)
+		},
 	})
-	g.Go(func() error { return s.tell(ctx, session.Lease(), self) })
-	g.Go(func() error {
-		defer cancel()
-		if err := concurrency.NewElection(session, s.keys.leader()).Campaign(ctx, self().Name); err != nil {
-			return fmt.Errorf("wait for the election: %w", err)
-		}
-		s.cfg.Log.Info("this control plane leads")
-		err := lead(ctx)
-		done = ctx.Err() == nil
-		s.cfg.Log.Info("this control plane leads no longer")
-		return err
-	})
-	err = g.Wait()
-	return done, err
-}
-
-// session takes a lease and keeps it alive until it is given back.
-func (s *Store) session(ctx context.Context) (*concurrency.Session, error) {
-	seconds := int64((s.cfg.LeaseTTL + time.Second - 1) / time.Second)
-	ask, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	lease, err := s.client.Grant(ask, seconds)
-	if err != nil {
-		return nil, err
-	}
-	// A client that ends with ctx: who waits for an election and is told to end
-	// withdraws first, by its client's context, and without the cluster would do so
-	// for ever. What is not withdrawn goes with the lease.
-	c := clientv3.NewCtxClient(ctx)
-	c.KV, c.Lease, c.Watcher = s.client.KV, s.client.Lease, s.client.Watcher
-	// Not ctx: the lease is to be there until it is given back.
-	return concurrency.NewSession(c, concurrency.WithLease(lease.ID), concurrency.WithContext(context.WithoutCancel(ctx)))
-}
-
-var errSessionEnded = fmt.Errorf("the lease ended: %w", ErrUnavailable)
-
-// giveBack ends a session, so that another need not wait for its lease to end.
-// What is not given back in a second ends by itself.
-func (s *Store) giveBack(session *concurrency.Session) {
-	session.Orphan()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_, _ = s.client.Revoke(ctx, session.Lease())
 }
 
 // tell writes what self says under the lease, now and as often as it changes.

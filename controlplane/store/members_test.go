@@ -213,8 +213,17 @@ func TestWhoTakesPartEndsWithoutTheClusterToo(t *testing.T) {
 	})
 	_, stop := takePart(t, s, named("b")) // waits for its turn
 	membersUntil(t, leader, func(m []Member) bool { return len(m) == 2 })
+	// So does who waits for a task of its own.
+	ctx, end := context.WithCancel(t.Context())
+	led, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- s.Lead(ctx, "task", "b", func(ctx context.Context) error { close(led); <-ctx.Done(); return ctx.Err() })
+	}()
+	<-led
 	w.cut()
 	stop()
+	end()
+	must(t, <-ended)
 	_, stop = takePart(t, s, named("b")) // waits for a lease
 	stop()
 }
