@@ -35,7 +35,7 @@ func (c *Checker) probeGRPC(ctx context.Context, t *policy.Target) (string, erro
 	resp, err := healthpb.NewHealthClient(cc).Check(ctx, &healthpb.HealthCheckRequest{})
 	switch {
 	case status.Code(err) == codes.Unimplemented:
-		return "connected; the gRPC health service is not implemented", nil
+		return "connected; the app offers no gRPC health service", nil
 	case err != nil:
 		return "", &stepError{"gRPC health", errors.New(status.Code(err).String() + ": " + status.Convert(err).Message())}
 	case resp.GetStatus() != healthpb.HealthCheckResponse_SERVING:

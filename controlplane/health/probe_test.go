@@ -175,7 +175,7 @@ var probes = map[string]struct {
 	"http2 that is gRPC":     {grpcApp(withHealth(healthpb.HealthCheckResponse_NOT_SERVING)), "http2", false, "grpc", "gRPC health: NOT_SERVING"},
 	"grpc serving":           {grpcApp(withHealth(healthpb.HealthCheckResponse_SERVING)), "grpc", true, "grpc", "SERVING"},
 	"grpc not serving":       {grpcApp(withHealth(healthpb.HealthCheckResponse_NOT_SERVING)), "grpc", false, "grpc", "gRPC health: NOT_SERVING"},
-	"grpc without health":    {grpcApp(func(*grpc.Server) {}), "grpc", true, "grpc", "connected; the gRPC health service is not implemented"},
+	"grpc without health":    {grpcApp(func(*grpc.Server) {}), "grpc", true, "grpc", "connected; the app offers no gRPC health service"},
 	"grpc that is HTTP/1":    {httpApp(false, answers(200, "")), "grpc", false, "grpc", "gRPC health: Unavailable"},
 	"grpc down":              {nil, "grpc", false, "grpc", "connect: "},
 	"tcp silent":             {rawApp(untilClosed), "tcp", true, "tcp", "connected"},
