@@ -129,7 +129,7 @@ func (r *result) summarise(w *work, f figure, names []string) summary {
 		if name != "weir" && name != "direct" {
 			if sp, ok := compare(f, ours, r.series(f, name)); ok {
 				sf.Ratio = &sp
-				if sp.Median > s.Ratio && name != shortcutPeer { // which is weir itself
+				if sp.Median > s.Ratio && !isWeir(name) {
 					s.Best, s.Ratio = name, sp.Median
 				}
 			}

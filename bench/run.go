@@ -21,6 +21,7 @@ type options struct {
 	out, doc     string
 	list         bool
 	nice         int
+	before       string
 }
 
 func parseOptions(args []string) (*options, error) {
@@ -38,6 +39,7 @@ func parseOptions(args []string) (*options, error) {
 	f.StringVar(&o.out, "out", "bench/out", "directory for result.json")
 	f.StringVar(&o.doc, "doc", "", "Markdown file whose tables are to be replaced")
 	f.IntVar(&o.nice, "nice", 0, "priority of all that is measured and of its load, -20 to 19; below 0 against other work on the machine")
+	f.StringVar(&o.before, "before", "", "a weir-proxy to measure beside, as \""+beforePeer+"\": what a change gained or cost")
 	f.BoolVar(&o.list, "list", false, "list the works and end")
 	if err := f.Parse(args); err != nil {
 		return nil, err

@@ -97,6 +97,11 @@ func openStage(ctx context.Context, o *options, logf func(string, ...any)) (_ *s
 	if err = s.addWeir(ctx); err != nil {
 		return nil, nil, fmt.Errorf("weir: %w", err)
 	}
+	if o.before != "" {
+		if err = s.addBefore(ctx, o.before); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", beforePeer, err)
+		}
+	}
 	asked := slices.Contains(o.peers, shortcutPeer)
 	if asked || len(o.peers) == 0 {
 		failed := s.addShortcut(ctx)

@@ -39,7 +39,7 @@ func (s *stage) addWeir(ctx context.Context) error {
 	if err := s.addRules(ctx, "plain"); err != nil {
 		return err
 	}
-	return s.addSidecars(ctx, "weir", "front", "meshed")
+	return s.addSidecars(ctx, sidecars{name: "weir", front: "front", meshed: "meshed"})
 }
 
 // shortcutPeer is weir with the short cut, as -peer names it.
@@ -47,49 +47,69 @@ const shortcutPeer = "weir-shortcut"
 
 // addShortcut adds weir once more, with the short cut between app and sidecar.
 func (s *stage) addShortcut(ctx context.Context) error {
-	return s.addSidecars(ctx, shortcutPeer, "front-short", "meshed-short", "--shortcut", "on")
+	return s.addSidecars(ctx, sidecars{name: shortcutPeer, front: "front-short", meshed: "meshed-short", init: []string{"--shortcut", "on"}})
 }
 
-// addSidecars adds a subject: a sidecar beside the client and one beside an app
-// of its own, installed with the given flags of weir-init.
-func (s *stage) addSidecars(ctx context.Context, name, front, meshed string, init ...string) error {
-	sub := &subject{name: name}
+// beforePeer is weir as it was before a change: with the proxy that -before names.
+const beforePeer = "weir-before"
+
+// addBefore adds weir once more, with another program as its proxy.
+func (s *stage) addBefore(ctx context.Context, program string) error {
+	return s.addSidecars(ctx, sidecars{name: beforePeer, front: "front-before", meshed: "meshed-before", program: program})
+}
+
+// isWeir tells weir in another form from its peers.
+func isWeir(subject string) bool {
+	return subject == "weir" || subject == shortcutPeer || subject == beforePeer
+}
+
+// sidecars are a sidecar beside the client and one beside an app of its own.
+type sidecars struct {
+	name          string   // of the subject
+	front, meshed string   // the services that they are
+	init          []string // flags of weir-init
+	program       string   // in the place of weir-proxy
+}
+
+// addSidecars adds a subject.
+func (s *stage) addSidecars(ctx context.Context, as sidecars) error {
+	sub := &subject{name: as.name}
 	var err error
-	if sub.client, err = s.host("c-" + name); err != nil {
+	if sub.client, err = s.host("c-" + as.name); err != nil {
 		return err
 	}
-	if sub.far, err = s.host("s-" + name); err != nil {
+	if sub.far, err = s.host("s-" + as.name); err != nil {
 		return err
 	}
 	if sub.app, err = s.startBackend(ctx, sub.far, meshPort); err != nil {
 		return err
 	}
-	for _, caller := range []string{front, "shaker"} {
-		if _, err := s.mesh.Allow(ctx, caller, meshed); err != nil {
+	for _, caller := range []string{as.front, "shaker"} {
+		if _, err := s.mesh.Allow(ctx, caller, as.meshed); err != nil {
 			return err
 		}
 	}
-	if err := s.addRules(ctx, meshed); err != nil {
+	if err := s.addRules(ctx, as.meshed); err != nil {
 		return err
 	}
 	if sub.shaker, err = s.issue(ctx); err != nil {
 		return err
 	}
-	if err := s.joinWeir(ctx, sub, front, meshed, init); err != nil {
+	if err := s.joinWeir(ctx, sub, as); err != nil {
 		return err
 	}
 	s.subjects = append(s.subjects, sub)
 	return s.awaitWeir(ctx, sub)
 }
 
-func (s *stage) joinWeir(ctx context.Context, sub *subject, front, meshed string, init []string) error {
+func (s *stage) joinWeir(ctx context.Context, sub *subject, as sidecars) error {
 	err := onCPU(s.cpu, s.nice, func() error {
 		port := func(i int, protocol string) string { return strconv.Itoa(meshPort+i) + "/" + protocol }
-		far := meshlab.Workload{Host: "s-" + sub.name, Service: meshed, Init: init, Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp")}}
+		far := meshlab.Workload{Host: "s-" + sub.name, Service: as.meshed, Init: as.init, Program: as.program, Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp")}}
 		if err := s.mesh.Join(ctx, sub.far, far); err != nil {
 			return err
 		}
-		near := meshlab.Workload{Host: "c-" + sub.name, Service: front, Init: init, Proxy: []string{"--access-log", s.accessLog(sub.name)}}
+		near := meshlab.Workload{Host: "c-" + sub.name, Service: as.front, Init: as.init, Program: as.program, Proxy: []string{"--access-log", s.accessLog(sub.name)}}
 		return s.mesh.Join(ctx, sub.client, near)
 	})
 	if err != nil {

@@ -209,7 +209,7 @@ func latencyWork(name string, rate float64, without []string) work {
 		}
 		return perUnit(got, l.mode)
 	}
-	w.only = []string{"direct", "weir", shortcutPeer, "haproxy", "nginx", "envoy"}
+	w.only = []string{"direct", "weir", shortcutPeer, beforePeer, "haproxy", "nginx", "envoy"}
 	return w
 }
 

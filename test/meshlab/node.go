@@ -2,6 +2,7 @@ package meshlab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,6 +30,7 @@ type Workload struct {
 	Proxy     []string // more flags for weir-proxy
 	Init      []string // more flags for weir-init
 	UIDMode   bool     // the proxy is told by its uid, and has no capability
+	Program   string   // in the place of the mesh's weir-proxy
 }
 
 // Node is a host with redirection and a sidecar.
@@ -182,7 +184,7 @@ func (n *Node) as(args []string) []string {
 			who = append(who, "--inh-caps", "-all,+net_raw", "--ambient-caps", "-all,+net_raw")
 		}
 	}
-	who = append(who, "--no-new-privs", n.mesh.Program("weir-proxy"))
+	who = append(who, "--no-new-privs", cmp.Or(n.workload.Program, n.mesh.Program("weir-proxy")))
 	return append(who, args...)
 }
 
