@@ -47,6 +47,7 @@ type Loop struct {
 	turn       uint64
 	busy       bool // the last look at the kernel found several events
 	now        time.Time
+	yielded    time.Time // when the scheduler was last let in
 	epoch      time.Time // deadlines are counted from here
 	conns      []*Conn   // by descriptor
 	spare      []*waits  // that no connection needs

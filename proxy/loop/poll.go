@@ -1,6 +1,7 @@
 package loop
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,12 @@ func (l *Loop) fire(now time.Duration) {
 	}
 }
 
+// yieldEvery is how often a loop ends its turn in the eyes of the Go scheduler,
+// whose monitor is after whoever has not done so for 10 ms: it sends signals to
+// one that runs, and takes the processor from one that waits in the kernel,
+// again after every wait, which costs both threads a wake-up.
+const yieldEvery = 5 * time.Millisecond
+
 // poll waits for events and takes them down, all before any task runs: what a
 // task sees of another connection is then as new as can be.
 func (l *Loop) poll() {
@@ -25,6 +32,10 @@ func (l *Loop) poll() {
 	} else if due := min(l.timers.next(), l.deadlines.next()); due != noDeadline {
 		wait = int(max(0, (due-l.since(l.now)+time.Millisecond-1)/time.Millisecond))
 		wait = min(wait, 1<<30)
+	}
+	if l.now.Sub(l.yielded) >= yieldEvery {
+		l.yielded = l.now
+		runtime.Gosched()
 	}
 	n := 0
 	if l.busy || wait == 0 { // most likely there is more: the scheduler need not hear of this call
