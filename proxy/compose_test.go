@@ -98,7 +98,7 @@ func TestAChangeOfAServiceKeepsCircuitsAndPools(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := p.dests.Load().byName[users].choose("", 0).endpoints[0]
-	if again.circuit.State(now) != breaker.Open || again.pools[0] != a.pools[0] || again.stats != a.stats {
+	if again.circuit.State(now) != breaker.Open || again.kept[0] != a.kept[0] || again.stats != a.stats {
 		t.Error("what was known of an endpoint that stayed is lost")
 	}
 	if len(p.endpoints) != 2 {

@@ -8,7 +8,6 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/balance"
 	"github.com/weir-mesh/weir/proxy/breaker"
-	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
@@ -71,7 +70,7 @@ type endpoint struct {
 	limits   policy.Breaker     // what circuit was made with
 	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
 	limit    policy.RateLimit   // what limiter was made with
-	pools    []*h1.Pool         // by loop; each is its loop's alone
+	kept     []kept             // by loop; each is its loop's alone
 	metrics  *telemetry.Endpoint
 }
 
@@ -110,7 +109,7 @@ func (p *Proxy) dropEndpoints(name policy.ServiceName, kept map[endpointKey]bool
 	for k, e := range p.endpoints {
 		if k.service == name && !kept[k] {
 			delete(p.endpoints, k)
-			p.closePools(e.pools)
+			p.closeKept(e.kept)
 			e.metrics.Forget()
 		}
 	}
@@ -168,9 +167,9 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay
-		fresh.stats, fresh.pools = e.stats, e.pools
+		fresh.stats, fresh.kept = e.stats, e.kept
 	} else {
-		fresh.stats, fresh.pools = &balance.Stats{}, p.newPools()
+		fresh.stats, fresh.kept = &balance.Stats{}, p.newKept()
 	}
 	if err := fresh.guard(e, now); err != nil {
 		return nil, key, err

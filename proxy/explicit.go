@@ -80,7 +80,7 @@ func (e *explicit) Handle(x *h1.Exchange) {
 		return
 	}
 	if !e.in.trusted {
-		_ = answer(x, notLocal, "")
+		_ = answer(&h1Hop{Exchange: x}, notLocal, "")
 		return
 	}
 	name := policy.ServiceName{Namespace: e.p.cfg.Service.Namespace, Name: target}
@@ -88,12 +88,12 @@ func (e *explicit) Handle(x *h1.Exchange) {
 		name.Namespace = ns
 	}
 	if name.Validate() != nil {
-		_ = answer(x, noTarget, "")
+		_ = answer(&h1Hop{Exchange: x}, noTarget, "")
 		return
 	}
 	e.out.dest = e.p.destination(e.out.lc.Loop(), name)
 	if e.out.dest == nil {
-		_ = answer(x, noEndpoints, "")
+		_ = answer(&h1Hop{Exchange: x}, noEndpoints, "")
 		return
 	}
 	e.out.Handle(x)

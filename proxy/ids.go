@@ -3,8 +3,6 @@ package proxy
 import (
 	"encoding/hex"
 	"math/rand/v2"
-
-	"github.com/weir-mesh/weir/proxy/h1"
 )
 
 // ids are a request's id and trace context. The strings are views of buffers
@@ -19,21 +17,21 @@ type ids struct {
 
 // begin keeps the X-Request-ID and traceparent that the client sent, or makes
 // them: the id always, the trace when tracing is on. The id is also returned.
-func (i *ids) begin(x *h1.Exchange, tracing bool) {
+func (i *ids) begin(x exchange, tracing bool) {
 	i.trace = ""
-	id, ok := x.Req.Get("X-Request-ID")
+	id, ok := x.Get("X-Request-ID")
 	if !ok || id == "" {
 		id = i.makeID()
 		x.Set("X-Request-ID", id)
 	}
 	i.request = id
 	x.SetResponse("X-Request-ID", id)
-	parent, ok := x.Req.Get("traceparent")
+	parent, ok := x.Get("traceparent")
 	if ok && len(parent) >= 55 {
 		i.trace = parent[3:35]
 		return
 	}
-	if b3, ok := x.Req.Get("X-B3-TraceId"); ok {
+	if b3, ok := x.Get("X-B3-TraceId"); ok {
 		i.trace = b3
 		return
 	}

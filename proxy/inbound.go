@@ -58,14 +58,23 @@ type inbound struct {
 // caller might be allowed without TLS, the app is dialled meanwhile.
 func (i *inbound) listen(then func(*firstBytes, error)) {
 	g := i.p.guard.Load()
-	dial := i.dial
+	dial := i.dialApp
 	if clientFirst(i.protocol) || !g.TakesPlaintext() || !g.Authorize(i.caller, "").Allow {
 		dial = nil
 	}
 	i.p.listenBoth(&i.lc.Conn, i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime), dial, then)
 }
 
-func (i *inbound) dial() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
+func (i *inbound) dialApp() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
+
+// dial is dialApp for requests.
+func (i *inbound) dial(time.Time) (loop.Stream, error) {
+	c, err := i.dialApp()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
 
 // serveMesh ends the mesh's TLS and serves what is inside.
 func (i *inbound) serveMesh(first *firstBytes) {
@@ -109,7 +118,7 @@ func (i *inbound) listenInside(tc *secure.Conn, then func(*firstBytes, error)) {
 	case !i.p.guard.Load().Authorize(i.caller, "").Allow:
 		i.p.listenBoth(tc, now.Add(i.p.cfg.HandshakeTime), nil, then)
 	default:
-		i.p.listenBoth(tc, time.Time{}, i.dial, then)
+		i.p.listenBoth(tc, time.Time{}, i.dialApp, then)
 	}
 }
 
@@ -170,7 +179,7 @@ func (i *inbound) upstream(first *firstBytes) (*loop.Conn, error) {
 			return up, nil
 		}
 	}
-	return i.dial()
+	return i.dialApp()
 }
 
 // deny counts and logs a refused call.

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/jwt"
 	"github.com/weir-mesh/weir/proxy/loop"
-	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
@@ -20,6 +19,7 @@ import (
 // request, and held by no connection that is idle.
 type inboundRequests struct {
 	in   *inbound
+	h1   h1Hop // the request, unless the caller speaks HTTP/2
 	l    *loop.Loop
 	ids  ids
 	text []byte
@@ -35,19 +35,25 @@ var inboundPool = sync.Pool{New: func() any { return &inboundRequests{text: make
 func (i *inbound) Handle(x *h1.Exchange) {
 	r := inboundPool.Get().(*inboundRequests)
 	r.in, r.l = i, i.lc.Loop()
-	r.serve(x)
+	r.h1 = h1Hop{Exchange: x, l: r.l}
+	r.serve(&r.h1)
+	r.h1 = h1Hop{}
+	r.free()
+}
+
+func (r *inboundRequests) free() {
 	r.in = nil
 	inboundPool.Put(r)
 }
 
 // serve is the order of the request path inwards.
-func (r *inboundRequests) serve(x *h1.Exchange) {
+func (r *inboundRequests) serve(x hop) {
 	r.begin(x)
 	status := r.pass(x)
 	r.end(x, status)
 }
 
-func (r *inboundRequests) begin(x *h1.Exchange) {
+func (r *inboundRequests) begin(x hop) {
 	r.began = x.Now()
 	r.reason, r.rule = "", ""
 	r.ids.begin(x, false) // a trace is begun by whoever calls first
@@ -56,12 +62,15 @@ func (r *inboundRequests) begin(x *h1.Exchange) {
 		x.Set("X-Source-Service", r.in.caller.Name.Name)
 		x.Set("X-Source-Namespace", r.in.caller.Name.Namespace)
 	} else {
-		x.Del("X-Source-Service", "X-Source-Namespace")
+		x.Del(sourceFields...)
 	}
 }
 
+// sourceFields tell the app who calls.
+var sourceFields = forgeable[:2]
+
 // pass carries one request and returns the status the caller got, 0 for none.
-func (r *inboundRequests) pass(x *h1.Exchange) int {
+func (r *inboundRequests) pass(x hop) int {
 	if status := r.authorize(x); status != 0 {
 		return status
 	}
@@ -70,12 +79,12 @@ func (r *inboundRequests) pass(x *h1.Exchange) int {
 
 // authorize applies the security rules, the token that a rule may demand, and
 // limits that go by who calls.
-func (r *inboundRequests) authorize(x *h1.Exchange) int {
+func (r *inboundRequests) authorize(x hop) int {
 	if r.in.trusted {
 		return 0
 	}
 	g := r.in.p.guard.Load()
-	v := g.Authorize(r.in.caller, x.Req.Method)
+	v := g.Authorize(r.in.caller, x.Method())
 	r.rule = v.Rule
 	if !v.Allow {
 		r.in.deny(string(v.Reason))
@@ -93,8 +102,8 @@ func (r *inboundRequests) authorize(x *h1.Exchange) int {
 	return r.limit(x, g, subject)
 }
 
-func (r *inboundRequests) checkToken(x *h1.Exchange, g *guard) (jwt.Claims, *refusal) {
-	header, _ := x.Req.Get("Authorization")
+func (r *inboundRequests) checkToken(x hop, g *guard) (jwt.Claims, *refusal) {
+	header, _ := x.Get("Authorization")
 	claims, err := g.tokens.Verify(header, r.began)
 	switch {
 	case errors.Is(err, jwt.ErrMissing):
@@ -106,7 +115,7 @@ func (r *inboundRequests) checkToken(x *h1.Exchange, g *guard) (jwt.Claims, *ref
 	return claims, nil
 }
 
-func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
+func (r *inboundRequests) limit(x hop, g *guard, subject string) int {
 	if g.limiter == nil {
 		return 0
 	}
@@ -125,71 +134,52 @@ func (r *inboundRequests) limit(x *h1.Exchange, g *guard, subject string) int {
 }
 
 // forward sends the request to the app.
-func (r *inboundRequests) forward(x *h1.Exchange) int {
-	pool := r.in.p.apps[r.in.lc.Shard()].get(r.in.dst)
-	for range maxStale {
-		up := pool.Get(r.l.Now())
-		if up == nil {
-			c, err := r.in.dial()
-			if err != nil {
-				r.in.p.log.Debug("the app does not answer", zap.Stringer("address", r.in.dst), zap.Error(err))
-				return r.reply(x, appDown)
-			}
-			up = h1.NewUpstream(c)
-		}
-		resp, err := x.RoundTrip(up, time.Time{})
-		if err == nil {
-			return r.relay(x, resp.Status, up, pool)
-		}
-		var he *h1.Error
-		if !errors.As(err, &he) {
-			return r.reply(x, upstreamFailed)
-		}
-		if he.Side != h1.SideUpstream {
-			return r.callerFailed(x, he)
-		}
-		if !he.Stale() || !x.CanRetry() || !retry.Safe(x.Req.Method, he.Sent, he.Got) {
-			return r.reply(x, upstreamFailed)
-		}
+func (r *inboundRequests) forward(x hop) int {
+	status, err := x.send(r.in.p.apps[r.in.lc.Shard()].get(r.in.dst), r.in, time.Time{})
+	if err == nil {
+		return r.relay(x, status)
+	}
+	switch f := failureOf(err); {
+	case !f.exchanged:
+		r.in.p.log.Debug("the app does not answer", zap.Stringer("address", r.in.dst), zap.Error(err))
+		return r.reply(x, appDown)
+	case !f.server:
+		return r.callerFailed(x, f)
 	}
 	return r.reply(x, upstreamFailed)
 }
 
-func (r *inboundRequests) callerFailed(x *h1.Exchange, he *h1.Error) int {
+func (r *inboundRequests) callerFailed(x hop, f failure) int {
 	r.reason = "client"
-	if he.Status == 0 || he.Got {
+	if f.status == 0 || f.got {
 		return 0
 	}
-	return r.reply(x, unreadable(he.Status))
+	return r.reply(x, unreadable(f.status))
 }
 
-func (r *inboundRequests) relay(x *h1.Exchange, status int, up *h1.Upstream, pool *h1.Pool) int {
+func (r *inboundRequests) relay(x hop, status int) int {
 	if status == 101 {
-		client, upstream, err := x.Upgraded(up)
-		if err != nil {
+		var err error
+		if r.in.upgraded, err = x.upgrade(); err != nil {
 			return 0
 		}
-		r.in.upgraded = &upgrade{client, upstream}
 		return status
 	}
-	err := x.Relay(up)
-	pool.Put(r.l.Now(), up) // which closes what cannot be used again
-	if err != nil {
+	if err := x.relay(); err != nil {
 		r.reason = "client"
-		var he *h1.Error
-		if errors.As(err, &he) && he.Side == h1.SideUpstream {
+		if failureOf(err).server {
 			r.reason = upstreamFailed.word
 		}
 	}
 	return status
 }
 
-func (r *inboundRequests) reply(x *h1.Exchange, f *refusal) int {
+func (r *inboundRequests) reply(x hop, f *refusal) int {
 	r.reason = f.word
 	return answer(x, f, r.in.p.cfg.Service.Name+"."+r.in.p.cfg.Service.Namespace)
 }
 
-func (r *inboundRequests) end(x *h1.Exchange, status int) {
+func (r *inboundRequests) end(x hop, status int) {
 	took := r.l.Now().Sub(r.began)
 	p := r.in.p
 	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
@@ -198,8 +188,8 @@ func (r *inboundRequests) end(x *h1.Exchange, status int) {
 	}
 	p.access.Log(&telemetry.Record{
 		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer()),
-		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Req.Method), Path: strings.Clone(x.Req.Target),
-		Protocol: "http1", Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
+		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Method()), Path: strings.Clone(x.Target()),
+		Protocol: x.protocol(), Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
 		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),
 	})
 }

@@ -7,7 +7,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -51,18 +50,18 @@ func (p *Proxy) panicked(value any, stack []byte) {
 	p.log.Error("a task panicked; its connection is closed", zap.Any("panic", value), zap.ByteString("stack", stack))
 }
 
-func (p *Proxy) newPools() []*h1.Pool {
-	pools := make([]*h1.Pool, p.cfg.Loops)
-	for i := range pools {
-		pools[i] = h1.NewPool(h1.PoolConfig{})
+func (p *Proxy) newKept() []kept {
+	all := make([]kept, p.cfg.Loops)
+	for i := range all {
+		all[i] = newKept()
 	}
-	return pools
+	return all
 }
 
-// closePools closes an endpoint's pools, each on its loop.
-func (p *Proxy) closePools(pools []*h1.Pool) {
+// closeKept closes the connections to an endpoint, each on its loop.
+func (p *Proxy) closeKept(all []kept) {
 	for shard, l := range p.loops {
-		l.Post(pools[shard].Close)
+		l.Post(all[shard].close)
 	}
 }
 
@@ -74,10 +73,10 @@ func (p *Proxy) trimLater(shard int) {
 	}
 	l.AfterFunc(trimEvery, func() {
 		l.Go(func() {
-			var pools []*h1.Pool
-			l.Block(func() { pools = p.poolsOf(shard) }) // whoever changes a large service holds the lock for long
-			for _, pool := range pools {
-				pool.CloseIdle(l.Now())
+			var all []*kept
+			l.Block(func() { all = p.keptBy(shard) }) // whoever changes a large service holds the lock for long
+			for _, k := range all {
+				k.trim(l.Now())
 			}
 			p.apps[shard].trim(l.Now())
 			p.trimLater(shard)
@@ -85,40 +84,41 @@ func (p *Proxy) trimLater(shard int) {
 	})
 }
 
-// poolsOf lists a loop's pools of all endpoints.
-func (p *Proxy) poolsOf(shard int) (pools []*h1.Pool) {
+// keptBy lists what a loop keeps, of all endpoints.
+func (p *Proxy) keptBy(shard int) (all []*kept) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range p.endpoints {
-		pools = append(pools, e.pools[shard])
+		all = append(all, &e.kept[shard])
 	}
-	return pools
+	return all
 }
 
 // appPools keeps idle connections to the local app, by address. It is one
 // loop's.
 type appPools struct {
-	pools map[netip.AddrPort]*h1.Pool
+	kept map[netip.AddrPort]*kept
 }
 
-func (a *appPools) get(dst netip.AddrPort) *h1.Pool {
-	pool := a.pools[dst]
-	if pool == nil {
-		pool = h1.NewPool(h1.PoolConfig{})
-		if a.pools == nil {
-			a.pools = map[netip.AddrPort]*h1.Pool{}
+func (a *appPools) get(dst netip.AddrPort) *kept {
+	k := a.kept[dst]
+	if k == nil {
+		fresh := newKept()
+		k = &fresh
+		if a.kept == nil {
+			a.kept = map[netip.AddrPort]*kept{}
 		}
-		a.pools[dst] = pool
+		a.kept[dst] = k
 	}
-	return pool
+	return k
 }
 
-// trim closes what has been idle too long and forgets empty pools, so that
-// callers who try many ports leave nothing behind.
+// trim closes what has been idle too long and forgets who has nothing left, so
+// that callers who try many ports leave nothing behind.
 func (a *appPools) trim(now time.Time) {
-	for dst, pool := range a.pools {
-		if pool.CloseIdle(now) == 0 {
-			delete(a.pools, dst)
+	for dst, k := range a.kept {
+		if k.trim(now) == 0 {
+			delete(a.kept, dst)
 		}
 	}
 }

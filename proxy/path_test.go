@@ -78,7 +78,7 @@ func newPathOut(t testing.TB) *path {
 		o.serve = o.conn.Handle
 		o.client = &script{Conn: &lc.Conn, says: []byte(pathRequest)}
 		o.up = &script{Conn: &lc.Conn, says: []byte(pathAnswer)}
-		p.dests.Load().byName[users].choose("", 0).endpoints[0].pools[0].Put(l.Now(), h1.NewUpstream(o.up))
+		p.dests.Load().byName[users].choose("", 0).endpoints[0].kept[0].h1.Put(l.Now(), h1.NewUpstream(o.up))
 	})
 	return o
 }
@@ -140,7 +140,7 @@ func newPathIn(t testing.TB) *path {
 		t.Fatal(err)
 	}
 	i := &inbound{p: o.p, lc: o.conn.lc, dst: netip.MustParseAddrPort("127.0.0.1:8080"), caller: policy.Caller{Name: users, Verified: true}}
-	o.on(func() { o.p.apps[0].get(i.dst).Put(o.l.Now(), h1.NewUpstream(o.up)) })
+	o.on(func() { o.p.apps[0].get(i.dst).h1.Put(o.l.Now(), h1.NewUpstream(o.up)) })
 	o.serve = i.Handle
 	return o
 }

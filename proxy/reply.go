@@ -4,7 +4,6 @@ import (
 	"unsafe"
 
 	"github.com/weir-mesh/weir/policy"
-	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 )
 
@@ -67,7 +66,7 @@ func refuseUnread(status int) (body []byte, header []string) {
 
 // answer writes a refusal as JSON. The response may still carry fields set
 // before, such as those of a rate limit.
-func answer(x *h1.Exchange, r *refusal, service string) int {
+func answer(x exchange, r *refusal, service string) int {
 	body, fields := r.message(service)
 	if err := x.Reply(r.status, body, fields...); err != nil {
 		return 0
@@ -92,7 +91,7 @@ func (r *refusal) message(service string) (body []byte, fields []string) {
 	return body, fields
 }
 
-func (o *outbound) reply(x *h1.Exchange, r *refusal) int {
+func (o *outbound) reply(x exchange, r *refusal) int {
 	o.reason = r.word
 	return answer(x, r, o.service.label)
 }
@@ -101,7 +100,7 @@ func (o *outbound) reply(x *h1.Exchange, r *refusal) int {
 // RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and Retry-After when
 // it refused. They are views of buf, which the caller keeps until the exchange
 // has ended.
-func setLimitFields(x *h1.Exchange, buf []byte, policy string, d ratelimit.Decision) []byte {
+func setLimitFields(x exchange, buf []byte, policy string, d ratelimit.Decision) []byte {
 	buf = ratelimit.AppendRateLimit(buf, "default", d)
 	n := len(buf)
 	x.SetResponse("RateLimit-Policy", policy)

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -44,7 +43,8 @@ type outbound struct {
 	request policy.Request
 	text    []byte // header values made for this request
 
-	x        *h1.Exchange
+	x        hop
+	h1       h1Hop // what x is, unless the client speaks HTTP/2
 	route    policy.Route
 	service  *destination // where route leads
 	attempts int
@@ -64,7 +64,13 @@ var outbounds = sync.Pool{New: func() any {
 func (c *outboundConn) Handle(x *h1.Exchange) {
 	o := outbounds.Get().(*outbound)
 	o.outboundConn, o.l = c, c.lc.Loop()
-	o.serve(x)
+	o.h1 = h1Hop{Exchange: x, l: o.l}
+	o.serve(&o.h1)
+	o.h1 = h1Hop{}
+	o.free()
+}
+
+func (o *outbound) free() {
 	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
 	o.sel.full = nil
 	clear(o.sel.tried)
@@ -73,23 +79,27 @@ func (c *outboundConn) Handle(x *h1.Exchange) {
 
 // header is what rules look at. It is bound once: a method value made for each
 // request would be an allocation.
-func (o *outbound) header(name string) (string, bool) { return o.x.Req.Get(name) }
+func (o *outbound) header(name string) (string, bool) { return o.x.Get(name) }
 
 // serve is the order of the request path outwards.
-func (o *outbound) serve(x *h1.Exchange) {
+func (o *outbound) serve(x hop) {
 	o.begin(x)
 	status := o.pass(x)
 	o.end(x, status)
 }
 
-func (o *outbound) begin(x *h1.Exchange) {
+func (o *outbound) begin(x hop) {
 	o.x, o.began = x, x.Now()
 	o.attempts, o.endpoint, o.reason = 0, nil, ""
 	o.ids.begin(x, o.p.mesh.Load().Tracing) // request id and trace
-	x.Del("X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace")
+	x.Del(forgeable...)
 	o.refresh()
 	o.service = o.dest
 }
+
+// forgeable are the fields that only proxies may write. It is a variable since
+// arguments of an interface's method are allocated.
+var forgeable = []string{"X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace"}
 
 // refresh takes the service's resource of now, which may have changed since the
 // last request. That it is in use need not be told more than once a second.
@@ -103,7 +113,7 @@ func (o *outbound) refresh() {
 }
 
 // pass carries one request and returns the status that the app got, 0 for none.
-func (o *outbound) pass(x *h1.Exchange) int {
+func (o *outbound) pass(x hop) int {
 	if !o.findRoute(x) {
 		return o.reply(x, noEndpoints)
 	}
@@ -115,8 +125,8 @@ func (o *outbound) pass(x *h1.Exchange) int {
 }
 
 // findRoute applies the service's traffic rules.
-func (o *outbound) findRoute(x *h1.Exchange) bool {
-	o.request.Method, o.request.Path = x.Req.Method, x.Req.Target
+func (o *outbound) findRoute(x hop) bool {
+	o.request.Method, o.request.Path = x.Method(), x.Target()
 	o.route = o.dest.router.Route(&o.request, rand.Uint64())
 	if o.route.Service == o.dest.svc.Name {
 		return true
@@ -130,13 +140,13 @@ func (o *outbound) findRoute(x *h1.Exchange) bool {
 }
 
 // limit applies the service's rate limit.
-func (o *outbound) limit(x *h1.Exchange) int {
+func (o *outbound) limit(x hop) int {
 	var d ratelimit.Decision
 	switch {
 	case o.service.limiter != nil:
 		d = o.service.limiter.Allow(o.began)
 	case o.service.keyed != nil:
-		key, _ := x.Req.Get(o.service.limitBy)
+		key, _ := x.Get(o.service.limitBy)
 		d = o.service.keyed.Allow(key, o.began)
 	default:
 		return 0
@@ -151,7 +161,7 @@ func (o *outbound) limit(x *h1.Exchange) int {
 
 // forward tries endpoints until one answers, the tries are used up or there is
 // no time left.
-func (o *outbound) forward(x *h1.Exchange) int {
+func (o *outbound) forward(x hop) int {
 	pk := o.service.choose(o.route.Subset, o.lc.OriginalDst().Port())
 	if pk == nil {
 		o.service.metrics.RoutingFailed()
@@ -175,7 +185,7 @@ func (o *outbound) forward(x *h1.Exchange) int {
 
 // try sends the request to one endpoint. It returns the status that the app
 // got, or that the request is to be tried again.
-func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bool) {
+func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	o.sel.now = o.began
 	if o.attempts > 1 {
 		o.sel.now = o.l.Now()
@@ -187,30 +197,34 @@ func (o *outbound) try(x *h1.Exchange, deadline time.Time) (status int, again bo
 	o.endpoint = e
 	o.service.metrics.Routed()
 	o.identify(x, e)
-	t := &attempt{e: e, ticket: ticket, began: o.sel.now}
-	resp, up, err := o.send(x, t, deadline)
+	began := o.sel.now
+	status, err := x.send(&e.kept[o.lc.Shard()], o, deadline)
 	now := o.l.Now()
 	if err != nil {
-		return o.sendFailed(x, t, err, now, deadline)
+		return o.sendFailed(x, ticket, began, err, deadline)
 	}
-	failed := resp.Status >= 500
-	e.stats.End(now, now.Sub(t.began), failed)
+	failed := status >= 500
+	e.stats.End(now, now.Sub(began), failed)
 	if !failed {
 		o.p.succeeded(e, ticket, now)
-		return o.relay(x, resp.Status, up, e), false
+		return o.relay(x, status), false
 	}
 	o.service.metrics.BackendFailed()
 	o.p.failed(e, ticket, now)
-	if retry.Retriable(resp.Status) && retry.Safe(x.Req.Method, true, false) && o.mayRetry(x, e, deadline) {
-		x.Discard(up)
-		o.pool(e).Put(now, up)
+	if retry.Retriable(status) && retry.Safe(x.Method(), true, false) && o.mayRetry(x, e, deadline) {
+		x.discard()
 		return 0, true
 	}
-	return o.relay(x, resp.Status, up, e), false
+	return o.relay(x, status), false
+}
+
+// dial connects to the endpoint of the try at hand.
+func (o *outbound) dial(deadline time.Time) (loop.Stream, error) {
+	return o.p.dialEndpoint(o.l, o.service, o.endpoint, deadline)
 }
 
 // noneUsable answers when no endpoint may be used.
-func (o *outbound) noneUsable(x *h1.Exchange) int {
+func (o *outbound) noneUsable(x hop) int {
 	full := o.sel.full
 	switch {
 	case o.attempts > 1: // tries were made and failed: that is what the app is to hear
@@ -225,85 +239,43 @@ func (o *outbound) noneUsable(x *h1.Exchange) int {
 	return o.reply(x, circuitOpen)
 }
 
-// pool is where the request's loop keeps connections to an endpoint.
-func (o *outbound) pool(e *endpoint) *h1.Pool { return e.pools[o.lc.Shard()] }
-
-// attempt is one try at one endpoint.
-type attempt struct {
-	e      *endpoint
-	ticket breaker.Ticket
-	began  time.Time
-	stale  int // pooled connections that turned out to be closed
-}
-
-// send gets a connection, pooled or new, and sends the request on it. A pooled
-// one that its endpoint has closed meanwhile says nothing about the endpoint:
-// the next is taken at once.
-func (o *outbound) send(x *h1.Exchange, t *attempt, deadline time.Time) (*h1.Response, *h1.Upstream, error) {
-	for {
-		up := o.pool(t.e).Get(o.l.Now())
-		if up == nil {
-			c, err := o.p.dialEndpoint(o.l, o.service, t.e, deadline)
-			if err != nil {
-				return nil, nil, err
-			}
-			up = h1.NewUpstream(c)
-		}
-		resp, err := x.RoundTrip(up, deadline)
-		if err == nil {
-			return resp, up, nil
-		}
-		var he *h1.Error
-		if errors.As(err, &he) && he.Stale() && x.CanRetry() && t.stale < maxStale && retry.Safe(x.Req.Method, he.Sent, he.Got) {
-			t.stale++
-			continue
-		}
-		return nil, nil, err
-	}
-}
-
-// maxStale bounds how many dead pooled connections one try may meet: after a
-// restart of the endpoint all of the pool can be.
-const maxStale = 300
-
 // sendFailed decides what a failed try means.
-func (o *outbound) sendFailed(x *h1.Exchange, t *attempt, err error, now, deadline time.Time) (status int, again bool) {
-	var he *h1.Error
-	isExchange := errors.As(err, &he)
-	if isExchange && he.Side != h1.SideUpstream {
-		t.e.stats.Cancel()
-		if t.e.circuit != nil {
-			t.e.circuit.Cancel(t.ticket)
+func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err error, deadline time.Time) (status int, again bool) {
+	e, now, f := o.endpoint, o.l.Now(), failureOf(err)
+	if f.exchanged && !f.server {
+		e.stats.Cancel()
+		if e.circuit != nil {
+			e.circuit.Cancel(ticket)
 		}
-		return o.clientFailed(x, he), false
+		return o.clientFailed(x, f), false
 	}
-	t.e.stats.End(now, now.Sub(t.began), true)
+	e.stats.End(now, now.Sub(began), true)
 	o.service.metrics.BackendFailed()
-	o.p.failed(t.e, t.ticket, now)
-	o.p.log.Debug("try failed", zap.Stringer("service", o.service.svc.Name), zap.String("endpoint", t.e.id),
+	o.p.failed(e, ticket, now)
+	o.p.log.Debug("try failed", zap.Stringer("service", o.service.svc.Name), zap.String("endpoint", e.id),
 		zap.Int("try", o.attempts), zap.Error(err))
 	timedOut := !deadline.IsZero() && !now.Before(deadline)
-	safe := !isExchange || retry.Safe(x.Req.Method, he.Sent, false)
-	if !timedOut && safe && o.mayRetry(x, t.e, deadline) {
+	safe := !f.exchanged || retry.Safe(x.Method(), f.sent, false)
+	if !timedOut && safe && o.mayRetry(x, e, deadline) {
 		return 0, true
 	}
-	if timedOut || (isExchange && he.Timeout) {
+	if timedOut || f.timeout {
 		return o.reply(x, timedOutUpstream), false
 	}
 	return o.reply(x, upstreamFailed), false
 }
 
 // clientFailed ends a request that the app broke off or framed badly.
-func (o *outbound) clientFailed(x *h1.Exchange, he *h1.Error) int {
+func (o *outbound) clientFailed(x hop, f failure) int {
 	o.reason = "client"
-	if he.Status == 0 || he.Got {
+	if f.status == 0 || f.got {
 		return 0
 	}
-	return o.reply(x, unreadable(he.Status))
+	return o.reply(x, unreadable(f.status))
 }
 
 // mayRetry asks for another try and waits for its time.
-func (o *outbound) mayRetry(x *h1.Exchange, e *endpoint, deadline time.Time) bool {
+func (o *outbound) mayRetry(x hop, e *endpoint, deadline time.Time) bool {
 	if o.attempts >= o.route.Attempts || !x.CanRetry() {
 		return false
 	}
@@ -315,20 +287,16 @@ func (o *outbound) mayRetry(x *h1.Exchange, e *endpoint, deadline time.Time) boo
 }
 
 // relay passes the answer on.
-func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoint) int {
+func (o *outbound) relay(x hop, status int) int {
 	if status == 101 {
-		client, upstream, err := x.Upgraded(up)
-		if err != nil {
+		var err error
+		if o.upgraded, err = x.upgrade(); err != nil {
 			return 0
 		}
-		o.upgraded = &upgrade{client, upstream}
 		return status
 	}
-	err := x.Relay(up)
-	o.pool(e).Put(o.l.Now(), up) // which closes what cannot be used again
-	if err != nil {
-		var he *h1.Error
-		if errors.As(err, &he) && he.Side == h1.SideUpstream {
+	if err := x.relay(); err != nil {
+		if failureOf(err).server {
 			o.reason = upstreamFailed.word
 			o.service.metrics.BackendFailed()
 		} else {
@@ -340,7 +308,7 @@ func (o *outbound) relay(x *h1.Exchange, status int, up *h1.Upstream, e *endpoin
 
 // identify tells an endpoint without a proxy who is calling; a proxy finds out
 // from the certificate and would not believe it.
-func (o *outbound) identify(x *h1.Exchange, e *endpoint) {
+func (o *outbound) identify(x hop, e *endpoint) {
 	if e.mtls {
 		return
 	}
@@ -349,19 +317,19 @@ func (o *outbound) identify(x *h1.Exchange, e *endpoint) {
 }
 
 // hash is what consistent hashing goes by.
-func (o *outbound) hash(x *h1.Exchange) uint64 {
+func (o *outbound) hash(x hop) uint64 {
 	t := &o.service.svc.Traffic
 	if t.Strategy != string(balance.ConsistentHash) {
 		return 0
 	}
 	if name, ok := strings.CutPrefix(t.HashKey, "header:"); ok {
-		v, _ := x.Req.Get(name)
+		v, _ := x.Get(name)
 		return balance.HashString(v)
 	}
 	if t.HashKey == "source" {
 		return balance.HashString(o.p.cfg.ID)
 	}
-	return balance.HashString(x.Req.Path())
+	return balance.HashString(pathOf(x.Target()))
 }
 
 func balanceRequest(s *selection, random, hash uint64) balance.Request {
@@ -369,7 +337,7 @@ func balanceRequest(s *selection, random, hash uint64) balance.Request {
 }
 
 // end counts the request and writes its line in the access log.
-func (o *outbound) end(x *h1.Exchange, status int) {
+func (o *outbound) end(x hop, status int) {
 	took := o.l.Now().Sub(o.began)
 	o.service.metrics.Done(status, took, x.Sent(), x.Received())
 	if o.p.access == nil || !o.p.mesh.Load().AccessLog {
@@ -377,7 +345,7 @@ func (o *outbound) end(x *h1.Exchange, status int) {
 	}
 	r := &telemetry.Record{
 		Time: o.began, Direction: telemetry.Outbound, RequestID: strings.Clone(o.ids.request), Source: o.p.cfg.Service.String(),
-		Destination: o.service.label, Method: strings.Clone(x.Req.Method), Path: strings.Clone(x.Req.Target), Protocol: "http1",
+		Destination: o.service.label, Method: strings.Clone(x.Method()), Path: strings.Clone(x.Target()), Protocol: x.protocol(),
 		Status: status, Reason: string(o.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
 		Attempts: o.attempts, Route: o.route.Rule, TraceID: strings.Clone(o.ids.trace),
 	}

@@ -1,0 +1,150 @@
+package proxy
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/retry"
+)
+
+// exchange is one request and its answer, whichever version of HTTP they are
+// carried by. Its strings are valid until the request's handler returns.
+type exchange interface {
+	Now() time.Time // at which the request's head was complete
+	Method() string
+	Target() string // "/a?b" or "*"
+	Get(name string) (value string, ok bool)
+
+	// Changes of the request, and of the answer's head.
+	Set(name, value string)
+	Add(name, value string)
+	Del(names ...string)
+	SetTarget(target string)
+	SetResponse(name, value string)
+	AddResponse(name, value string)
+	DelResponse(names ...string)
+
+	Reply(status int, body []byte, header ...string) error
+	CanRetry() bool
+	Sent() int64     // bytes of the request's body that were read
+	Received() int64 // bytes of the answer's body that the client got
+}
+
+// hop is an exchange with the way on to its server: by a connection of HTTP/1.1
+// or a stream of HTTP/2, kept from before or made by a link.
+type hop interface {
+	exchange
+	// send sends the request and returns with the answer's status. One of relay,
+	// discard, upgrade and Reply must follow where there is no error. What a
+	// server closed while nobody used it says nothing about the server: the next
+	// connection is taken at once.
+	send(kept *kept, via link, deadline time.Time) (status int, err error)
+	// relay passes the answer on.
+	relay() error
+	// discard drops the answer.
+	discard()
+	// upgrade hands both connections over after a 101.
+	upgrade() (*upgrade, error)
+	// protocol is the word of the access log.
+	protocol() string
+}
+
+// link makes a connection to a server.
+type link interface {
+	dial(deadline time.Time) (loop.Stream, error)
+}
+
+// kept are a loop's idle connections to one server.
+type kept struct{ h1 *h1.Pool }
+
+func newKept() kept { return kept{h1: h1.NewPool(h1.PoolConfig{})} }
+
+func (k *kept) close() { k.h1.Close() }
+
+// trim closes what has been idle for too long and says how many connections are left.
+func (k *kept) trim(now time.Time) int { return k.h1.CloseIdle(now) }
+
+// maxStale bounds how many dead connections one try may meet: after a restart of
+// a server all that were kept can be.
+const maxStale = 300
+
+// h1Hop is an exchange of HTTP/1.1, on both sides.
+type h1Hop struct {
+	*h1.Exchange
+	l    *loop.Loop
+	pool *h1.Pool
+	up   *h1.Upstream
+}
+
+func (g *h1Hop) Method() string                 { return g.Req.Method }
+func (g *h1Hop) Target() string                 { return g.Req.Target }
+func (g *h1Hop) Get(name string) (string, bool) { return g.Req.Get(name) }
+func (g *h1Hop) protocol() string               { return "http1" }
+
+func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
+	for stale := 0; ; stale++ {
+		up := kept.h1.Get(g.l.Now())
+		if up == nil {
+			c, err := via.dial(deadline)
+			if err != nil {
+				return 0, err
+			}
+			up = h1.NewUpstream(c)
+		}
+		resp, err := g.RoundTrip(up, deadline)
+		if err == nil {
+			g.pool, g.up = kept.h1, up
+			return resp.Status, nil
+		}
+		var he *h1.Error
+		if !errors.As(err, &he) || !he.Stale() || !g.CanRetry() || stale >= maxStale || !retry.Safe(g.Req.Method, he.Sent, he.Got) {
+			return 0, err
+		}
+	}
+}
+
+func (g *h1Hop) relay() error {
+	err := g.Relay(g.up)
+	g.pool.Put(g.l.Now(), g.up) // which closes what cannot be used again
+	return err
+}
+
+func (g *h1Hop) discard() {
+	g.Discard(g.up)
+	g.pool.Put(g.l.Now(), g.up)
+}
+
+func (g *h1Hop) upgrade() (*upgrade, error) {
+	client, upstream, err := g.Upgraded(g.up)
+	if err != nil {
+		return nil, err
+	}
+	return &upgrade{client, upstream}, nil
+}
+
+// failure is how an exchange failed. The zero failure is that of a dial: nothing
+// of the request was sent.
+type failure struct {
+	exchanged bool // it was not the dial
+	server    bool // it was not the client, nor ourselves
+	timeout   bool
+	sent, got bool // some byte of the request, of an answer
+	status    int  // what to answer if nothing has been answered; 0 if nobody is there to hear it
+}
+
+func failureOf(err error) failure {
+	var e1 *h1.Error
+	if errors.As(err, &e1) {
+		return failure{true, e1.Side == h1.SideUpstream, e1.Timeout, e1.Sent, e1.Got, e1.Status}
+	}
+	return failure{}
+}
+
+// pathOf is a target without its query.
+func pathOf(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	return path
+}
