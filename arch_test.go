@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"proxy/retry":     {},
 	"proxy/secure":    {"proxy/loop"},
 	"proxy/telemetry": {},
+	"proxy/translate": {},
 
 	"controlplane":             {"policy", "policy/wire", "controlplane/..."},
 	"controlplane/api":         {"policy"},

@@ -27,6 +27,7 @@ type Record struct {
 	Path        string // cut at 2048 bytes
 	Protocol    string // "http1", "http2", "tcp", …
 	Status      int
+	GRPC        string // the name of the grpc-status
 	Reason      string // as in the weir-error header, or why a connection ended
 	Duration    time.Duration
 	BytesIn     int64

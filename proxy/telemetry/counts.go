@@ -18,6 +18,7 @@ type counts struct {
 	nanos   atomic.Uint64
 	buckets [len(bounds) + 1]atomic.Uint64
 	codes   [maxCodes]atomic.Uint64
+	grpc    [len(grpcCodes)]atomic.Uint64
 }
 
 // bounds of the histogram: from half a millisecond, which a proxied request on one machine takes,
@@ -97,7 +98,7 @@ func codeLabel(code int) string {
 
 // served describes the metrics that are made of counts.
 type served struct {
-	requests, bytes, limited, picks, failures, duration *prometheus.Desc
+	requests, bytes, limited, picks, failures, duration, grpc *prometheus.Desc
 }
 
 // A collector makes metrics of the counts of a registry's services.
@@ -105,7 +106,7 @@ type collector struct{ *Registry }
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.requests, c.bytes, c.limited, c.picks, c.failures, c.duration} {
+	for _, d := range []*prometheus.Desc{c.requests, c.bytes, c.limited, c.picks, c.failures, c.duration, c.grpc} {
 		ch <- d
 	}
 }
@@ -121,6 +122,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		for i, label := range codes.labels {
 			count(c.requests, &s.codes[i], label)
+		}
+		for i, label := range grpcCodes {
+			count(c.grpc, &s.grpc[i], label)
 		}
 		count(c.bytes, &s.received, "received")
 		count(c.bytes, &s.sent, "sent")

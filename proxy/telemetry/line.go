@@ -30,6 +30,7 @@ func (r *Record) appendLine(b []byte) []byte {
 	if r.Status != 0 {
 		b = appendNumber(b, `,"status":`, int64(r.Status))
 	}
+	b = appendText(b, `,"grpc_status":"`, r.GRPC, maxWord)
 	b = appendText(b, `,"reason":"`, r.Reason, maxWord)
 	b = appendMillis(append(b, `,"duration_ms":`...), r.Duration)
 	b = appendNumber(b, `,"bytes_in":`, r.BytesIn)

@@ -35,6 +35,7 @@ func slowLine(t *testing.T, r *Record) string {
 	if r.Status != 0 {
 		f = append(f, zap.Int("status", r.Status))
 	}
+	text("grpc_status", r.GRPC, 512)
 	text("reason", r.Reason, 512)
 	f = append(f, zap.Float64("duration_ms", float64(r.Duration.Microseconds())/1000), zap.Int64("bytes_in", r.BytesIn), zap.Int64("bytes_out", r.BytesOut))
 	if r.Attempts != 0 {

@@ -91,6 +91,9 @@ func (s *Service) Done(code int, d time.Duration, bytesIn, bytesOut int64) {
 	}
 }
 
+// GRPC counts a gRPC call that has ended, beside Done. code is the grpc-status sent to the client, below 0 if none was.
+func (s *Service) GRPC(code int) { s.grpc[grpcPlace(code)].Add(1) }
+
 // Bytes counts bytes of an opaque connection to the service, from the client (in) and to it (out). Done counts those of requests.
 func (s *Service) Bytes(in, out int64) {
 	if in > 0 {

@@ -114,6 +114,7 @@ func (r *Registry) register() {
 		limited:  service("ratelimited_total", "Requests refused because over the rate limit."),
 		picks:    service("picks_total", "Choices of an endpoint: routed, or no_endpoint when none was usable.", "outcome"),
 		failures: service("backend_failures_total", "Tries that an endpoint failed."),
+		grpc:     service("grpc_responses_total", "gRPC calls that have ended, by grpc-status sent to the client; none where none was.", "grpc_status"),
 		duration: service("request_duration_seconds", "Time from the request's head to the end of its answer."),
 	}
 	r.prom.MustRegister(collector{r})

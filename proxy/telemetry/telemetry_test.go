@@ -218,6 +218,19 @@ func TestCodesAreBounded(t *testing.T) {
 	}
 }
 
+func TestGRPCCallsAreCountedByTheirStatus(t *testing.T) {
+	r := New(Options{NoRuntime: true})
+	s := r.Service(Outbound, "a", "b")
+	for code := -3; code < 100; code++ {
+		s.GRPC(code)
+	}
+	for label, want := range map[string]float64{"OK": 1, "UNAUTHENTICATED": 1, "other": 83, "none": 3} {
+		if got := value(t, r, fmt.Sprintf(`weir_grpc_responses_total{direction="outbound",grpc_status=%q,namespace="b",service="a"}`, label)); got != want {
+			t.Errorf("%s: %v, want %v", label, got, want)
+		}
+	}
+}
+
 func TestServicesAreBounded(t *testing.T) {
 	r := New(Options{NoRuntime: true, MaxServices: 3})
 	for i := range 10 {
@@ -321,6 +334,7 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 	c.Closed("eof", 1, 1)
 	if n := testing.AllocsPerRun(1000, func() {
 		s.Done(200, time.Millisecond, 10, 20)
+		s.GRPC(14)
 		s.Routed()
 		s.Retried()
 		s.RetryRefused("budget")
