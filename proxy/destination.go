@@ -71,6 +71,7 @@ type endpoint struct {
 	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
 	limit    policy.RateLimit   // what limiter was made with
 	kept     []kept             // by loop; each is its loop's alone
+	across   *across            // to it from the version of HTTP that it does not speak
 	metrics  *telemetry.Endpoint
 }
 
@@ -110,6 +111,7 @@ func (p *Proxy) dropEndpoints(name policy.ServiceName, kept map[endpointKey]bool
 		if k.service == name && !kept[k] {
 			delete(p.endpoints, k)
 			p.closeKept(e.kept)
+			e.across.close()
 			e.metrics.Forget()
 		}
 	}
@@ -167,9 +169,9 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay
-		fresh.stats, fresh.kept = e.stats, e.kept
+		fresh.stats, fresh.kept, fresh.across = e.stats, e.kept, e.across
 	} else {
-		fresh.stats, fresh.kept = &balance.Stats{}, p.newKept()
+		fresh.stats, fresh.kept, fresh.across = &balance.Stats{}, p.newKept(), &across{}
 	}
 	if err := fresh.guard(e, now); err != nil {
 		return nil, key, err

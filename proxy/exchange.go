@@ -8,6 +8,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/retry"
+	"github.com/weir-mesh/weir/proxy/translate"
 )
 
 // exchange is one request and its answer, whichever version of HTTP they are
@@ -52,9 +53,9 @@ type hop interface {
 	protocol() string
 }
 
-// link makes a connection to a server.
+// link makes a connection to a server, on which this version of HTTP is spoken.
 type link interface {
-	dial(deadline time.Time) (loop.Stream, error)
+	dial(speak translate.Version, deadline time.Time) (loop.Stream, error)
 }
 
 // kept are a loop's idle connections to one server.
@@ -88,7 +89,7 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {
 		up := kept.h1.Get(g.l.Now())
 		if up == nil {
-			c, err := via.dial(deadline)
+			c, err := via.dial(translate.HTTP1, deadline)
 			if err != nil {
 				return 0, err
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/relay"
 	"github.com/weir-mesh/weir/proxy/secure"
 	"github.com/weir-mesh/weir/proxy/telemetry"
+	"github.com/weir-mesh/weir/proxy/translate"
 )
 
 // serveInbound carries one connection to the app. This is the way in: the
@@ -67,8 +68,9 @@ func (i *inbound) listen(then func(*firstBytes, error)) {
 
 func (i *inbound) dialApp() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
 
-// dial is dialApp for requests.
-func (i *inbound) dial(time.Time) (loop.Stream, error) {
+// dial is dialApp for requests. The app is told what its caller says, in the same
+// version: callers that knew of the app's protocol have seen to it.
+func (i *inbound) dial(translate.Version, time.Time) (loop.Stream, error) {
 	c, err := i.dialApp()
 	if err != nil {
 		return nil, err

@@ -64,13 +64,7 @@ func newPathOut(t testing.TB) *path {
 	if err := p.setService(users, svc); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.makeLoops(); err != nil {
-		t.Fatal(err)
-	}
-	l := p.loops[0]
-	ended := make(chan struct{})
-	go func() { defer close(ended); l.Run() }()
-	t.Cleanup(func() { l.Close(); <-ended })
+	l := turning(t, p)
 	o := &path{t: t, p: p, l: l}
 	lc := redirected(t, l)
 	o.on(func() {
@@ -83,8 +77,25 @@ func newPathOut(t testing.TB) *path {
 	return o
 }
 
+// turning is the first of the proxy's loops, which turns until the test ends.
+func turning(t testing.TB, p *Proxy) *loop.Loop {
+	if err := p.makeLoops(); err != nil {
+		t.Fatal(err)
+	}
+	l, ended := p.loops[0], make(chan struct{})
+	go func() { defer close(ended); l.Run() }()
+	t.Cleanup(func() { l.Close(); <-ended; p.closeAcross() })
+	return l
+}
+
 // redirected is a connection on the loop that was going to a virtual address.
 func redirected(t testing.TB, l *loop.Loop) *listen.Conn {
+	lc, _ := redirectedPair(t, l)
+	return lc
+}
+
+// redirectedPair is redirected with the app's end.
+func redirectedPair(t testing.TB, l *loop.Loop) (*listen.Conn, net.Conn) {
 	ln, err := listen.New(listen.Config{Addrs: []string{"127.0.0.1:0"}, OriginalDst: func(syscall.Conn) (netip.AddrPort, error) {
 		return netip.MustParseAddrPort("240.240.0.1:1"), nil
 	}})
@@ -105,7 +116,7 @@ func redirected(t testing.TB, l *loop.Loop) *listen.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return <-accepted
+	return <-accepted, c
 }
 
 func (o *path) on(f func()) {

@@ -188,7 +188,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	turning := make(chan struct{})
 	go func() { defer close(turning); p.runLoops() }()
-	defer func() { p.closeLoops(); <-turning }()
+	defer func() { p.closeLoops(); <-turning; p.closeAcross() }()
 
 	g, failed := errgroup.WithContext(hard)
 	g.Go(func() error { return named("follow the control plane", p.feed.Run(hard)) })

@@ -17,6 +17,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
+	"github.com/weir-mesh/weir/proxy/translate"
 )
 
 // outboundConn is one connection of the app that carries requests.
@@ -219,7 +220,10 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 }
 
 // dial connects to the endpoint of the try at hand.
-func (o *outbound) dial(deadline time.Time) (loop.Stream, error) {
+func (o *outbound) dial(speak translate.Version, deadline time.Time) (loop.Stream, error) {
+	if o.endpoint.version() != speak {
+		return o.p.dialAcross(o.l, o.service, o.endpoint)
+	}
 	return o.p.dialEndpoint(o.l, o.service, o.endpoint, deadline)
 }
 

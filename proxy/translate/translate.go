@@ -70,7 +70,7 @@ func New(cfg Config) *Bridge {
 		MaxHeaderBytes: cfg.MaxHeadBytes,
 		ErrorLog:       cfg.ErrorLog,
 		Handler: &httputil.ReverseProxy{
-			Rewrite: rewrite, Transport: b.transport, FlushInterval: -1, ErrorLog: cfg.ErrorLog,
+			Rewrite: rewrite, ModifyResponse: keepTrailers, Transport: b.transport, FlushInterval: -1, ErrorLog: cfg.ErrorLog,
 			// The sender is to see a server that failed, and to decide what that means.
 			ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 		},
@@ -89,6 +89,15 @@ func rewrite(r *httputil.ProxyRequest) {
 			r.Out.Header[name] = v
 		}
 	}
+}
+
+// keepTrailers has HTTP/1.1 carry trailers: it can only where no length is given,
+// and HTTP/2 can in any case.
+func keepTrailers(r *http.Response) error {
+	if len(r.Trailer) > 0 {
+		r.Header.Del("Content-Length")
+	}
+	return nil
 }
 
 // Serve carries the requests of c, until c ends or the Bridge is closed. It does

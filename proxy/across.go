@@ -1,0 +1,99 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/translate"
+)
+
+// version is the version of HTTP that an endpoint was declared to speak.
+func (e *endpoint) version() translate.Version {
+	switch e.protocol {
+	case "http2", "grpc":
+		return translate.HTTP2
+	}
+	return translate.HTTP1
+}
+
+// across is an endpoint as it is seen in the version of HTTP that it does not
+// speak. It is made when somebody first needs it.
+type across struct {
+	mu     sync.Mutex // guards what follows
+	bridge *translate.Bridge
+	closed bool
+}
+
+// maxTranslatedHead bounds heads, as the engines' own bound does.
+const maxTranslatedHead = 64 << 10
+
+// dialAcross connects to an endpoint by way of a translation.
+func (p *Proxy) dialAcross(l *loop.Loop, d *destination, e *endpoint) (loop.Stream, error) {
+	near, far, err := l.Pair()
+	if err != nil {
+		return nil, err
+	}
+	bridge := e.across.get(func() *translate.Bridge {
+		return translate.New(translate.Config{
+			To: e.version(), MaxHeadBytes: maxTranslatedHead,
+			Dial:     func(ctx context.Context) (net.Conn, error) { return p.dialOffLoop(ctx, d, e) },
+			ErrorLog: zap.NewStdLog(p.log.Named("translate").WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		})
+	})
+	if bridge == nil {
+		_ = near.Close()
+		_ = far.Close()
+		return nil, net.ErrClosed
+	}
+	bridge.Serve(far)
+	return near, nil
+}
+
+// dialOffLoop is dialEndpoint for goroutines.
+func (p *Proxy) dialOffLoop(ctx context.Context, d *destination, e *endpoint) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
+	defer cancel()
+	c, err := p.toMesh.DialContext(ctx, "tcp", e.at)
+	if err != nil || !e.mtls {
+		return c, err
+	}
+	tc := tls.Client(c, p.id.ClientTLSAt(d.svc.Name, e.at))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = c.Close()
+		return nil, &handshakeError{err}
+	}
+	return tc, nil
+}
+
+// closeAcross ends all translations.
+func (p *Proxy) closeAcross() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.endpoints {
+		e.across.close()
+	}
+}
+
+func (a *across) get(create func() *translate.Bridge) *translate.Bridge {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.bridge == nil && !a.closed {
+		a.bridge = create()
+	}
+	return a.bridge
+}
+
+func (a *across) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+	if a.bridge != nil {
+		a.bridge.Close()
+		a.bridge = nil
+	}
+}
