@@ -31,6 +31,8 @@ var mayImport = map[string][]string{
 	"proxy/dns":       {},
 	"proxy/feed":      {"policy", "policy/wire"},
 	"proxy/h1":        {"proxy/loop"},
+	"proxy/h2":        {"proxy/loop", "proxy/h2/hpack"},
+	"proxy/h2/hpack":  {},
 	"proxy/identity":  {"policy", "policy/wire"},
 	"proxy/jwt":       {},
 	"proxy/listen":    {"proxy/loop"},
