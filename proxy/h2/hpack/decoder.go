@@ -1,5 +1,7 @@
 package hpack
 
+import "fmt"
+
 // Decoder decodes the blocks that one end of a connection sends, in their order.
 // The zero Decoder is ready for use.
 type Decoder struct {
@@ -11,12 +13,15 @@ type Decoder struct {
 	ready bool
 }
 
+// errLateUpdate is refused by RFC 7541 section 4.2.
+var errLateUpdate = fmt.Errorf("%w: the size of the table changes after a field", ErrMalformed)
+
 // Limits bound what is kept of a head: its size as RFC 9113 section 6.5.2 counts,
 // and the number of its fields.
 type Limits struct{ Size, Fields int }
 
 // Decode appends the fields of a whole block to h. Beyond the limits it goes on,
-// for the sake of the table, but keeps nothing more. The error is ErrMalformed.
+// for the sake of the table, but keeps nothing more. The error wraps ErrMalformed.
 // What a block makes it hold is bounded by 8/5 of the block.
 func (d *Decoder) Decode(h *Head, block []byte, limits Limits) error {
 	if !d.ready {
@@ -28,9 +33,10 @@ func (d *Decoder) Decode(h *Head, block []byte, limits Limits) error {
 		case c&0x80 != 0:
 			block, ok = d.indexed(h, block, limits)
 		case c&0xe0 == 0x20:
-			block, ok = d.update(block)
-			ok = ok && !begun // RFC 7541 section 4.2
-			if ok {
+			if begun {
+				return errLateUpdate
+			}
+			if block, ok = d.update(block); ok {
 				continue
 			}
 		default:

@@ -11,7 +11,7 @@ type Encoder struct {
 	find [slots]uint32
 	seen [slots]uint32
 
-	updates int // 1: tell the peer the size of the table; 2: the least it had, too
+	updates int // 1: tell the peer the size of the table; 2: that it was empty before, too
 	least   int
 }
 
@@ -48,7 +48,13 @@ func (e *Encoder) Begin(out []byte) []byte {
 		return out
 	}
 	if e.updates == 2 {
-		out = appendInt(out, 0x20, 5, e.least)
+		// The least size meanwhile has to be told first. The decoder of x/net, which
+		// grpc-go uses, takes two updates in a row only if nothing is left after the
+		// first: so the table is emptied.
+		size := e.table.max
+		e.table.resize(0)
+		e.table.resize(size)
+		out = append(out, 0x20)
 	}
 	e.updates = 0
 	return appendInt(out, 0x20, 5, e.table.max)
