@@ -18,6 +18,7 @@ func (m *mux) settings(h *frameHeader, b []byte) *connError {
 		m.acked = true
 		return m.idleControl()
 	}
+	before := m.initial
 	for ; len(b) > 0; b = b[6:] {
 		if e := m.setting(binary.BigEndian.Uint16(b), binary.BigEndian.Uint32(b[2:])); e != nil {
 			return e
@@ -27,6 +28,9 @@ func (m *mux) settings(h *frameHeader, b []byte) *connError {
 	m.greeted = true
 	m.out = appendHeader(m.room(), 0, frameSettings, flagAck, 0)
 	m.touch()
+	if m.initial > before { // after the acknowledgement, as those expect who count
+		m.streams.each((*stream).opened)
+	}
 	if first {
 		m.side.grew()
 		return nil
@@ -68,9 +72,6 @@ func (m *mux) setInitial(v uint32) *connError {
 	m.streams.each(func(s *stream) {
 		if s.window += delta; s.window > maxWindow {
 			e = protocol(FlowControlError, "SETTINGS_INITIAL_WINDOW_SIZE overflows a window")
-		}
-		if delta > 0 {
-			s.opened()
 		}
 	})
 	return e
