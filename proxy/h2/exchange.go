@@ -21,11 +21,11 @@ type Exchange struct {
 	toClient   edits
 	tail       hpack.Head // the trailer section of the response
 	up         *Upstream  // whose response waits to be relayed or dropped
-	status
+	progressed
 }
 
-// status is what of an exchange begins with zero.
-type status struct {
+// progressed is what of an exchange begins with zero.
+type progressed struct {
 	now       time.Time
 	target    string // "" unless changed
 	err       *Error // why the client's stream must be reset
@@ -123,7 +123,7 @@ func (x *Exchange) free() {
 	x.toClient.reset()
 	x.w.Clear()
 	x.s, x.client.m, x.client.x = nil, nil, nil
-	x.status = status{}
+	x.progressed = progressed{}
 	st.exchanges.give(x, maxObjects)
 }
 
