@@ -201,6 +201,7 @@ type connectionMetrics struct {
 	own                       *telemetry.Service
 	outboundHTTP, outboundTCP *telemetry.Connections
 	inboundHTTP, inboundTCP   *telemetry.Connections
+	outboundH2, inboundH2     *telemetry.Connections
 	passThrough, egressDenied *telemetry.Connections
 	explicit, handshakeFailed *telemetry.Connections
 }
@@ -209,6 +210,8 @@ func newConnectionMetrics(r *telemetry.Registry, own *telemetry.Service) connect
 	return connectionMetrics{
 		own:             own,
 		outboundHTTP:    r.Connections(telemetry.Outbound, "http1"),
+		outboundH2:      r.Connections(telemetry.Outbound, "http2"),
+		inboundH2:       r.Connections(telemetry.Inbound, "http2"),
 		outboundTCP:     r.Connections(telemetry.Outbound, "tcp"),
 		inboundHTTP:     r.Connections(telemetry.Inbound, "http1"),
 		inboundTCP:      r.Connections(telemetry.Inbound, "tcp"),

@@ -266,26 +266,31 @@ func TestAllCircuitsOpenIsNoChoice(t *testing.T) {
 	}
 }
 
-func TestWhatIsReadByRequest(t *testing.T) {
+func TestHowConnectionsAreCarried(t *testing.T) {
 	kind := func(k detect.Kind) detect.Result { return detect.Result{Kind: k} }
 	for _, c := range []struct {
 		protocol string
 		declared bool
 		kind     detect.Kind
-		want     bool
+		want     carriage
 	}{
-		{"http", true, detect.HTTP1, true},
-		{"http", true, detect.Opaque, true}, // to be refused by the engine, not carried past it
-		{"http", true, detect.HTTP2, true},
-		{"http", true, detect.TLS, false}, // the app's own
-		{"grpc", true, detect.HTTP2, false},
-		{"grpc", true, detect.HTTP1, true},
-		{"tls", true, detect.HTTP1, false},
-		{"tcp", true, detect.HTTP1, false},
-		{"", false, detect.HTTP1, true},
-		{"", false, detect.Opaque, false},
+		{"http", true, detect.HTTP1, asRequests},
+		{"http", true, detect.Opaque, asRequests}, // to be refused by the engine, not carried past it
+		{"http", true, detect.HTTP2, asStreams},   // the endpoint is spoken to in its version
+		{"http", true, detect.TLS, asBytes},       // the app's own
+		{"grpc", true, detect.HTTP2, asStreams},
+		{"grpc", true, detect.HTTP1, asRequests},
+		{"http2", true, detect.Opaque, asStreams}, // to be refused
+		{"http2", true, detect.TLS, asBytes},
+		{"tls", true, detect.HTTP1, asBytes},
+		{"tcp", true, detect.HTTP1, asBytes},
+		{"tcp", true, detect.HTTP2, asBytes},
+		{"", false, detect.HTTP1, asRequests},
+		{"", false, detect.HTTP2, asStreams},
+		{"", false, detect.Opaque, asBytes},
+		{"", false, detect.TLS, asBytes},
 	} {
-		if got := byRequest(c.protocol, c.declared, kind(c.kind)); got != c.want {
+		if got := carriageOf(c.protocol, c.declared, kind(c.kind)); got != c.want {
 			t.Errorf("%q %v %v: %v", c.protocol, c.declared, c.kind, got)
 		}
 	}

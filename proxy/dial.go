@@ -155,13 +155,30 @@ func clientFirst(protocol string) bool {
 	return false
 }
 
-// byRequest tells whether first bytes are to be read as HTTP/1.1 requests. On a
-// port declared "http" everything is, except the app's own TLS: bytes that only
-// look like something else would carry forged headers past the proxy. Where
-// nothing is declared, what looks like HTTP/1.1 is.
-func byRequest(protocol string, declared bool, found detect.Result) bool {
-	if !declared || protocol == "http2" || protocol == "grpc" {
-		return found.Kind == detect.HTTP1
+// carriage is how a connection is carried.
+type carriage uint8
+
+const (
+	asBytes    carriage = iota
+	asRequests          // of HTTP/1.1
+	asStreams           // of HTTP/2
+)
+
+// carriageOf tells how to carry a connection by what is declared for its port and by
+// its first bytes. Where HTTP is declared everything is read as HTTP, in the version
+// that the client speaks, except the app's own TLS: bytes that only look like
+// something else would carry forged headers past the proxy.
+func carriageOf(protocol string, declared bool, found detect.Result) carriage {
+	if declared && protocol != "http" && protocol != "http2" && protocol != "grpc" {
+		return asBytes
 	}
-	return protocol == "http" && found.Kind != detect.TLS
+	switch {
+	case found.Kind == detect.HTTP2:
+		return asStreams
+	case found.Kind == detect.HTTP1, declared && protocol == "http" && found.Kind != detect.TLS:
+		return asRequests
+	case declared && found.Kind != detect.TLS:
+		return asStreams
+	}
+	return asBytes
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/translate"
@@ -45,6 +46,9 @@ type hop interface {
 	send(kept *kept, via link, deadline time.Time) (status int, err error)
 	// relay passes the answer on.
 	relay() error
+	// verdict is the status by which an answer is judged: its own or, of a gRPC call,
+	// what the grpc-status amounts to, which most often is known only after relay.
+	verdict() (status int, known bool)
 	// discard drops the answer.
 	discard()
 	// upgrade hands both connections over after a 101.
@@ -58,15 +62,41 @@ type link interface {
 	dial(speak translate.Version, deadline time.Time) (loop.Stream, error)
 }
 
-// kept are a loop's idle connections to one server.
-type kept struct{ h1 *h1.Pool }
+// kept are a loop's connections to one server: of HTTP/1.1 those that are idle.
+type kept struct {
+	h1     *h1.Pool
+	h2     *h2.Pool // nil until somebody speaks HTTP/2 to the server
+	closed bool
+}
 
 func newKept() kept { return kept{h1: h1.NewPool(h1.PoolConfig{})} }
 
-func (k *kept) close() { k.h1.Close() }
+// streams are the connections of HTTP/2.
+func (k *kept) streams() *h2.Pool {
+	if k.h2 == nil {
+		if k.h2 = h2.NewPool(h2.PoolConfig{}); k.closed {
+			k.h2.Close()
+		}
+	}
+	return k.h2
+}
+
+func (k *kept) close() {
+	k.closed = true
+	k.h1.Close()
+	if k.h2 != nil {
+		k.h2.Close()
+	}
+}
 
 // trim closes what has been idle for too long and says how many connections are left.
-func (k *kept) trim(now time.Time) int { return k.h1.CloseIdle(now) }
+func (k *kept) trim(now time.Time) int {
+	left := k.h1.CloseIdle(now)
+	if k.h2 != nil {
+		left += k.h2.CloseIdle(now)
+	}
+	return left
+}
 
 // maxStale bounds how many dead connections one try may meet: after a restart of
 // a server all that were kept can be.
@@ -78,6 +108,7 @@ type h1Hop struct {
 	l    *loop.Loop
 	pool *h1.Pool
 	up   *h1.Upstream
+	code int // of the answer
 }
 
 func (g *h1Hop) Method() string                 { return g.Req.Method }
@@ -97,7 +128,7 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 		}
 		resp, err := g.RoundTrip(up, deadline)
 		if err == nil {
-			g.pool, g.up = kept.h1, up
+			g.pool, g.up, g.code = kept.h1, up, resp.Status
 			return resp.Status, nil
 		}
 		var he *h1.Error
@@ -106,6 +137,8 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 		}
 	}
 }
+
+func (g *h1Hop) verdict() (int, bool) { return g.code, true }
 
 func (g *h1Hop) relay() error {
 	err := g.Relay(g.up)
@@ -140,6 +173,10 @@ func failureOf(err error) failure {
 	var e1 *h1.Error
 	if errors.As(err, &e1) {
 		return failure{true, e1.Side == h1.SideUpstream, e1.Timeout, e1.Sent, e1.Got, e1.Status}
+	}
+	var e2 *h2.Error
+	if errors.As(err, &e2) {
+		return failure{true, e2.Side == h2.SideUpstream, e2.Timeout, e2.Sent, e2.Got, e2.Status}
 	}
 	return failure{}
 }

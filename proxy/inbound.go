@@ -125,15 +125,19 @@ func (i *inbound) listenInside(tc *secure.Conn, then func(*firstBytes, error)) {
 }
 
 // servePlain serves decrypted or plain bytes: by request where they are
-// HTTP/1.1, by connection otherwise.
+// HTTP, by connection otherwise.
 func (i *inbound) servePlain(c loop.Stream, first *firstBytes) {
 	i.p.metrics.Detected(outcomeWord(first.found))
-	if byRequest(i.protocol, i.declared, first.found) {
+	switch carriageOf(i.protocol, i.declared, first.found) {
+	case asRequests:
 		first.dropUpstream()
 		i.serveHTTP(c, first.peeked)
-		return
+	case asStreams:
+		first.dropUpstream()
+		i.serveStreams(c, first.peeked)
+	default:
+		i.serveOpaque(first)
 	}
-	i.serveOpaque(first)
 }
 
 // serveOpaque decides once for the connection, then carries it; a later change

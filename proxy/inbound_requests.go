@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/jwt"
 	"github.com/weir-mesh/weir/proxy/loop"
@@ -19,7 +20,8 @@ import (
 // request, and held by no connection that is idle.
 type inboundRequests struct {
 	in   *inbound
-	h1   h1Hop // the request, unless the caller speaks HTTP/2
+	h1   h1Hop // the request is this,
+	h2   h2Hop // or this
 	l    *loop.Loop
 	ids  ids
 	text []byte
@@ -84,7 +86,7 @@ func (r *inboundRequests) authorize(x hop) int {
 		return 0
 	}
 	g := r.in.p.guard.Load()
-	v := g.Authorize(r.in.caller, x.Method())
+	v := g.Authorize(r.in.caller, r.method(x))
 	r.rule = v.Rule
 	if !v.Allow {
 		r.in.deny(string(v.Reason))
@@ -101,6 +103,20 @@ func (r *inboundRequests) authorize(x hop) int {
 	}
 	return r.limit(x, g, subject)
 }
+
+// method is the method that rules go by. The control plane may check health, by GET;
+// gRPC's health check does the same and is a POST, as all gRPC calls are.
+func (r *inboundRequests) method(x exchange) string {
+	if r.in.caller.Name == policy.ControlPlane && x.Method() == "POST" && x.Target() == grpcHealth {
+		if _, is := grpcCode(x); is {
+			return "GET"
+		}
+	}
+	return x.Method()
+}
+
+// grpcHealth is the method of gRPC's health checking protocol.
+const grpcHealth = "/grpc.health.v1.Health/Check"
 
 func (r *inboundRequests) checkToken(x hop, g *guard) (jwt.Claims, *refusal) {
 	header, _ := x.Get("Authorization")
@@ -183,15 +199,23 @@ func (r *inboundRequests) end(x hop, status int) {
 	took := r.l.Now().Sub(r.began)
 	p := r.in.p
 	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
+	code, grpc := grpcCode(x)
+	if grpc {
+		p.ownMetrics().GRPC(code)
+	}
 	if p.access == nil || !p.mesh.Load().AccessLog {
 		return
 	}
-	p.access.Log(&telemetry.Record{
+	record := &telemetry.Record{
 		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer()),
 		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Method()), Path: strings.Clone(x.Target()),
 		Protocol: x.protocol(), Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
 		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),
-	})
+	}
+	if grpc {
+		record.GRPC = telemetry.GRPCName(code)
+	}
+	p.access.Log(record)
 }
 
 // isLocal tells whether a peer is a program of this network namespace.

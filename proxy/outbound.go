@@ -64,7 +64,7 @@ func (p *Proxy) askAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
 }
 
 // serveService carries a connection to a service of the mesh, by request where
-// it speaks HTTP/1.1 and by connection otherwise.
+// it speaks HTTP and by connection otherwise.
 func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	protocol := d.protocolFor(lc.OriginalDst().Port())
 	if !clientFirst(protocol) {
@@ -82,6 +82,18 @@ func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 
 // idleLimit is how long a connection may say nothing where HTTP is declared.
 const idleLimit = 5 * time.Minute
+
+// serveAs carries a connection to a service.
+func (p *Proxy) serveAs(how carriage, c loop.Stream, peeked []byte, lc *listen.Conn, d *destination) {
+	switch how {
+	case asRequests:
+		p.serveRequests(c, peeked, lc, d)
+	case asStreams:
+		p.serveStreams(c, peeked, lc, d)
+	default:
+		p.relayOutbound(c, peeked, lc, d)
+	}
+}
 
 // serveRequests runs the HTTP engine on a connection and, after an upgrade,
 // the relay.
@@ -306,11 +318,7 @@ func (p *Proxy) serveUnknownHeard(lc *listen.Conn, first *firstBytes, deny bool)
 	p.metrics.Detected(outcomeWord(first.found))
 	if d := p.serviceNamed(lc.Loop(), first); d != nil {
 		first.dropUpstream()
-		if first.found.Kind == detect.HTTP1 {
-			p.serveRequests(first.client, first.peeked, lc, d)
-			return
-		}
-		p.relayOutbound(first.client, first.peeked, lc, d)
+		p.serveAs(carriageOf("", false, first.found), first.client, first.peeked, lc, d)
 		return
 	}
 	if deny {

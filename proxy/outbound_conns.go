@@ -37,14 +37,11 @@ func (n *newcomer) spoke(found detect.Result, peeked []byte, err error) {
 		return
 	}
 	p.metrics.Detected(outcomeWord(found))
-	switch {
-	case err != nil || len(peeked) == 0:
+	if err != nil || len(peeked) == 0 {
 		_ = lc.Close()
-	case byRequest(protocol, true, found):
-		p.serveRequests(&lc.Conn, peeked, lc, d)
-	default:
-		p.relayOutbound(&lc.Conn, peeked, lc, d)
+		return
 	}
+	p.serveAs(carriageOf(protocol, true, found), &lc.Conn, peeked, lc, d)
 }
 
 // outboundRelay is a connection of the app whose bytes are not looked at. It is all

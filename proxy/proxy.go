@@ -25,6 +25,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/dns"
 	"github.com/weir-mesh/weir/proxy/feed"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
@@ -99,6 +100,7 @@ type Proxy struct {
 	metrics *telemetry.Registry
 	access  *telemetry.AccessLog
 	h1      *h1.Server
+	h2      *h2.Server
 	conns   connectionMetrics
 
 	mesh  atomic.Pointer[policy.Mesh]
@@ -130,6 +132,7 @@ func New(cfg Config) (*Proxy, error) {
 		metrics:   telemetry.New(telemetry.Options{}),
 		endpoints: map[endpointKey]*endpoint{},
 		h1:        h1.NewServer(h1.Config{Refusal: refuseUnread}),
+		h2:        h2.NewServer(h2.Config{Refusal: refuseUnread}),
 	}
 	p.meshDialer, p.appDialer = p.toMesh.onLoop(), p.toApp.onLoop()
 	if err := p.toMesh.check(); err != nil {

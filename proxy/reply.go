@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/http"
 	"unsafe"
 
 	"github.com/weir-mesh/weir/policy"
@@ -67,6 +68,9 @@ func refuseUnread(status int) (body []byte, header []string) {
 // answer writes a refusal as JSON. The response may still carry fields set
 // before, such as those of a rate limit.
 func answer(x exchange, r *refusal, service string) int {
+	if g, ok := x.(grpcCall); ok && g.GRPC() {
+		return answerGRPC(x, g, r, service)
+	}
 	body, fields := r.message(service)
 	if err := x.Reply(r.status, body, fields...); err != nil {
 		return 0
@@ -74,12 +78,25 @@ func answer(x exchange, r *refusal, service string) int {
 	return r.status
 }
 
+// answerGRPC writes a refusal as gRPC has it: the status is in the fields.
+func answerGRPC(x exchange, g grpcCall, r *refusal, service string) int {
+	x.SetResponse("weir-error", string(r.word))
+	if err := g.ReplyGRPC(grpcOf(r.status), r.words(service)); err != nil {
+		return 0
+	}
+	return http.StatusOK
+}
+
+func (r *refusal) words(service string) string {
+	if r.named {
+		return r.text + service
+	}
+	return r.text
+}
+
 // message is a refusal's body and its fields.
 func (r *refusal) message(service string) (body []byte, fields []string) {
-	text := r.text
-	if r.named {
-		text += service
-	}
+	text := r.words(service)
 	body = make([]byte, 0, len(text)+16)
 	body = append(body, `{"error":"`...)
 	body = append(body, text...) // our own words and a checked name: nothing to escape

@@ -45,7 +45,8 @@ type outbound struct {
 	text    []byte // header values made for this request
 
 	x        hop
-	h1       h1Hop // what x is, unless the client speaks HTTP/2
+	h1       h1Hop // what x is: this,
+	h2       h2Hop // or this
 	route    policy.Route
 	service  *destination // where route leads
 	attempts int
@@ -204,19 +205,31 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	if err != nil {
 		return o.sendFailed(x, ticket, began, err, deadline)
 	}
-	failed := status >= 500
-	e.stats.End(now, now.Sub(began), failed)
-	if !failed {
-		o.p.succeeded(e, ticket, now)
-		return o.relay(x, status), false
+	verdict, known := x.verdict()
+	if !known {
+		status = o.relay(x, status)
+		verdict, _ = x.verdict()
+		o.judge(e, ticket, now, now.Sub(began), verdict >= 500)
+		return status, false
 	}
-	o.service.metrics.BackendFailed()
-	o.p.failed(e, ticket, now)
-	if retry.Retriable(status) && retry.Safe(x.Method(), true, false) && o.mayRetry(x, e, deadline) {
+	o.judge(e, ticket, now, now.Sub(began), verdict >= 500)
+	if retry.Retriable(verdict) && retry.Safe(x.Method(), true, false) && o.mayRetry(x, e, deadline) {
 		x.discard()
 		return 0, true
 	}
 	return o.relay(x, status), false
+}
+
+// judge tells those who keep count of an endpoint how it answered; took is the time
+// to the answer's head.
+func (o *outbound) judge(e *endpoint, t breaker.Ticket, now time.Time, took time.Duration, failed bool) {
+	e.stats.End(now, took, failed)
+	if !failed {
+		o.p.succeeded(e, t, now)
+		return
+	}
+	o.service.metrics.BackendFailed()
+	o.p.failed(e, t, now)
 }
 
 // dial connects to the endpoint of the try at hand.
@@ -344,6 +357,10 @@ func balanceRequest(s *selection, random, hash uint64) balance.Request {
 func (o *outbound) end(x hop, status int) {
 	took := o.l.Now().Sub(o.began)
 	o.service.metrics.Done(status, took, x.Sent(), x.Received())
+	code, grpc := grpcCode(x)
+	if grpc {
+		o.service.metrics.GRPC(code)
+	}
 	if o.p.access == nil || !o.p.mesh.Load().AccessLog {
 		return
 	}
@@ -355,6 +372,9 @@ func (o *outbound) end(x hop, status int) {
 	}
 	if o.endpoint != nil {
 		r.Endpoint = o.endpoint.at
+	}
+	if grpc {
+		r.GRPC = telemetry.GRPCName(code)
 	}
 	o.p.access.Log(r)
 }

@@ -4,43 +4,7 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 )
-
-func TestAGateLetsAllPassWhoWait(t *testing.T) {
-	l := start(t)
-	var g Gate
-	passed := make(chan bool, 3)
-	do(t, l, func() {
-		for range 3 {
-			l.Go(func() { passed <- g.Wait(l, time.Time{}) })
-		}
-		l.Yield()
-		if g.Waiting() != 3 || len(passed) != 0 {
-			t.Error(g.Waiting(), "wait,", len(passed), "have passed")
-		}
-		g.Open()
-	})
-	for range 3 {
-		if !<-passed {
-			t.Error("one did not pass")
-		}
-	}
-}
-
-func TestAGateIsNotWaitedForBeyondTheDeadline(t *testing.T) {
-	l := start(t)
-	var g Gate
-	do(t, l, func() {
-		if g.Wait(l, l.Now().Add(time.Millisecond)) {
-			t.Error("passed a gate that nobody opened")
-		}
-		if g.Waiting() != 0 {
-			t.Error("still there")
-		}
-		g.Open()
-	})
-}
 
 func TestAPairCarriesBytesBothWays(t *testing.T) {
 	l := start(t)

@@ -1,0 +1,100 @@
+package proxy
+
+import (
+	"net/http"
+	"testing"
+
+	"github.com/weir-mesh/weir/policy"
+)
+
+func TestWhatAGRPCStatusSaysOfAServer(t *testing.T) {
+	for code, want := range map[int]int{0: 200, 1: 200, 5: 200, 12: 200, 16: 200, 2: 500, 13: 500, 14: 503, 15: 500, 4: 504, -1: 502, 99: 200} {
+		if got := grpcAsHTTP(code); got != want {
+			t.Errorf("grpc-status %d: %d", code, got)
+		}
+	}
+}
+
+func TestRefusalsHaveAGRPCStatus(t *testing.T) {
+	for r, want := range map[*refusal]int{
+		noEndpoints: 14, appDown: 14, upstreamFailed: 14, circuitOpen: 14, rateLimited: 8, timedOutUpstream: 4,
+		badRequest: 13, headTooLarge: 8, notImplemented: 12, tokenMissing: 16, denied("x"): 7,
+	} {
+		if got := grpcOf(r.status); got != want {
+			t.Errorf("%d %s: %d", r.status, r.text, got)
+		}
+	}
+}
+
+// A client that speaks HTTP/2 has its requests carried to either kind of endpoint,
+// each to another one.
+func TestAnHTTP2ClientIsBalancedByRequest(t *testing.T) {
+	for _, protocol := range []string{"http2", "http"} {
+		t.Run(protocol, func(t *testing.T) {
+			var targets []policy.Target
+			for _, id := range []string{"a", "b", "c"} {
+				s := serving(t, protocol == "http2", func(w http.ResponseWriter, r *http.Request) {
+					if major := map[bool]int{true: 2, false: 1}[protocol == "http2"]; r.ProtoMajor != major || r.Host != "users" {
+						t.Error(r.Proto, r.Host)
+					}
+					w.Header().Set("Who", id)
+				})
+				targets = append(targets, endpointOf(id, s.Listener.Addr().String(), speaking(protocol)))
+			}
+			p := sidecar(t)
+			svc := usersWith(targets...)
+			svc.Traffic.Strategy = "round_robin"
+			if err := p.setService(users, svc); err != nil {
+				t.Fatal(err)
+			}
+			l := turning(t, p)
+			lc, app := redirectedPair(t, l)
+			l.Post(func() { l.Go(func() { p.serveAs(asStreams, &lc.Conn, nil, lc, p.dests.Load().byName[users]) }) })
+			client := appOf(t, true, app)
+			seen := map[string]int{}
+			for range 9 {
+				resp, err := client.Get("http://users/a")
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				seen[resp.Header.Get("Who")]++
+			}
+			if seen["a"] != 3 || seen["b"] != 3 || seen["c"] != 3 {
+				t.Error("not in turn:", seen)
+			}
+		})
+	}
+}
+
+func TestAnHTTP2ClientHearsOfWhatIsRefused(t *testing.T) {
+	p := sidecar(t)
+	if err := p.setService(users, usersWith()); err != nil {
+		t.Fatal(err)
+	}
+	l := turning(t, p)
+	lc, app := redirectedPair(t, l)
+	l.Post(func() { l.Go(func() { p.serveAs(asStreams, &lc.Conn, nil, lc, p.dests.Load().byName[users]) }) })
+	client := appOf(t, true, app)
+	resp, err := client.Get("http://users/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 503 || resp.Header.Get("Weir-Error") != "no-endpoints" {
+		t.Error(resp.Status, resp.Header)
+	}
+	req, err := http.NewRequest("POST", "http://users/a.B/C", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/grpc+proto")
+	req.Header.Set("Te", "trailers")
+	if resp, err = client.Do(req); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "14" || resp.Header.Get("Grpc-Message") == "" || resp.Header.Get("Weir-Error") != "no-endpoints" {
+		t.Error(resp.Status, resp.Header)
+	}
+}
