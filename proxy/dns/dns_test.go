@@ -64,6 +64,24 @@ func TestMeshNames(t *testing.T) {
 	}
 }
 
+// Without an upstream that can tell, a service of the mesh has no names with an
+// underscore before its own; of other names nothing is said.
+func TestNamesBelowAService(t *testing.T) {
+	s := serve(t, Config{})
+	for name, want := range map[string]dnsmessage.RCode{
+		"_grpc_config.reviews.":                  dnsmessage.RCodeNameError,
+		"_http._tcp.reviews.shop.":               dnsmessage.RCodeNameError,
+		"_x.reviews.shop.svc.cluster.local.":     dnsmessage.RCodeNameError,
+		"_grpc_config.nobody.":                   dnsmessage.RCodeRefused,
+		"_grpc_config.reviews.shop.example.com.": dnsmessage.RCodeRefused,
+		"_.":                                     dnsmessage.RCodeRefused,
+	} {
+		if m := parse(t, exchange(t, s, "udp", ask(name, dnsmessage.TypeTXT).pack(t, 1))); m.RCode != want {
+			t.Errorf("%s: %v", name, m.RCode)
+		}
+	}
+}
+
 func TestFormsOfNames(t *testing.T) {
 	c := Config{Namespace: "Shop", ClusterDomain: "Mesh.Example."}.withDefaults()
 	for _, tc := range []struct{ query, want string }{

@@ -30,6 +30,16 @@ func (c *Config) meshName(query string) (namespace, name string, ok bool) {
 	return "", "", false
 }
 
+// underscored takes the labels off a name that begin with an underscore (RFC 8552):
+// "_grpc_config.users" is asked for by every client of grpc-go, before its first call.
+func underscored(query string) (below string, ok bool) {
+	below = query
+	for strings.HasPrefix(below, "_") {
+		_, below, _ = strings.Cut(below, ".")
+	}
+	return below, len(below) < len(query) && below != ""
+}
+
 // lower folds ASCII only, as the DNS does (RFC 4343): a byte above 127 is
 // another byte, not another case.
 func lower(s string) string {

@@ -23,6 +23,9 @@ func (s *Server) respond(ctx context.Context, raw []byte, udp bool) []byte {
 		return answer
 	}
 	if q.question.Class == dnsmessage.ClassINET {
+		if below, ok := underscored(q.question.Name.String()); ok {
+			return s.respondBelow(ctx, &q, below, udp)
+		}
 		if namespace, name, ok := s.cfg.meshName(q.question.Name.String()); ok {
 			if v4, v6, ok := s.cfg.Lookup(ctx, namespace, name); ok {
 				s.count.mesh.Add(1)
@@ -31,6 +34,28 @@ func (s *Server) respond(ctx context.Context, raw []byte, udp bool) []byte {
 		}
 	}
 	return s.forward(ctx, &q, udp)
+}
+
+// respondBelow answers for a name below that of what may be a service of the mesh. An
+// upstream may know it. If none can tell, there is no such name as far as we know: a
+// client that hears of a failure asks again, for seconds, before it connects.
+func (s *Server) respondBelow(ctx context.Context, q *query, below string, udp bool) []byte {
+	answer := s.forward(ctx, q, udp)
+	if len(answer) < 4 {
+		return answer
+	}
+	switch dnsmessage.RCode(answer[3] & 0xf) {
+	case dnsmessage.RCodeServerFailure, dnsmessage.RCodeRefused:
+		namespace, name, ok := s.cfg.meshName(below)
+		if !ok {
+			return answer
+		}
+		if _, _, ok := s.cfg.Lookup(ctx, namespace, name); ok {
+			s.count.mesh.Add(1)
+			return q.reply(dnsmessage.RCodeNameError, true, nil)
+		}
+	}
+	return answer
 }
 
 // open parses a message; ok means that it is to be answered by content.
