@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/weir-mesh/weir/test/meshlab"
 )
@@ -16,6 +18,7 @@ import (
 type h2Mesh struct {
 	*meshlab.Mesh
 	front  *meshlab.Node
+	meshed []*meshlab.Node
 	client string // gRPC's interop client
 }
 
@@ -47,6 +50,7 @@ func newH2Mesh(t *testing.T) *h2Mesh {
 			}
 			nginx(t, m.Mesh, node, 8000, fmt.Sprintf(`server { listen 8000 http2; location / { add_header Who %s; return 200 "hello\n"; } }`, host))
 			if n.meshed {
+				m.meshed = append(m.meshed, node)
 				enter(t, m.Mesh, node, meshlab.Workload{Host: host, Service: n.name, Ports: []string{"10000/grpc", "8000/http2"}})
 				continue
 			}
@@ -77,6 +81,9 @@ func TestHTTP2AndGRPC(t *testing.T) {
 			t.Run("gRPC'sOwnInteropCases", func(t *testing.T) { interopCases(t, m, service) })
 			t.Run("OneConnectionIsBalancedByRequest", func(t *testing.T) { balancedByRequest(t, m, service) })
 			t.Run("LoadOverManyStreams", func(t *testing.T) { manyStreams(t, m, service) })
+			if service == "meshed" {
+				t.Run("ADrainLosesNoRequest", func(t *testing.T) { drained(t, m) })
+			}
 			t.Run("HTTP1ReachesHTTP2", func(t *testing.T) { http1ToHTTP2(t, m, service) })
 		})
 	}
@@ -86,16 +93,20 @@ func TestHTTP2AndGRPC(t *testing.T) {
 // credentials, and three (pick_first_unary and ORCA's) that fail in the same way
 // without weir: this server does not answer them.
 func interopCases(t *testing.T, m *h2Mesh, service string) {
+	var wg sync.WaitGroup // at once: each asks the DNS for what nobody can tell, for seconds
 	for _, name := range []string{
 		"empty_unary", "large_unary", "client_streaming", "server_streaming", "ping_pong", "empty_stream", "timeout_on_sleeping_server",
 		"cancel_after_begin", "cancel_after_first_response", "status_code_and_message", "special_status_message", "custom_metadata",
 		"unimplemented_method", "unimplemented_service",
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel() // each asks the DNS for what nobody can tell, for seconds
-			output(t, m.front, m.client, "-server_host", service, "-server_port", "10000", "-use_tls=false", "-test_case", name)
+		wg.Go(func() {
+			out, err := m.front.Output(t.Context(), "timeout", "30", m.client, "-server_host", service, "-server_port", "10000", "-use_tls=false", "-test_case", name)
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, out)
+			}
 		})
 	}
+	wg.Wait()
 }
 
 func balancedByRequest(t *testing.T, m *h2Mesh, service string) {
@@ -126,10 +137,39 @@ func manyStreams(t *testing.T, m *h2Mesh, service string) {
 	}
 }
 
+// drained restarts sidecars under load: connections end by GOAWAY, requests do not.
+func drained(t *testing.T, m *h2Mesh) {
+	type result struct {
+		out string
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		out, err := m.front.Output(t.Context(), "h2load", "-D", "7", "-c", "2", "-m", "10", "--rps", "200", "http://meshed:8000/")
+		got <- result{out, err}
+	}()
+	for _, n := range m.meshed[:2] {
+		if err := n.Proxy.Stop(15 * time.Second); err != nil {
+			t.Error(err)
+		}
+		if err := n.StartProxy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-got:
+		t.Fatal("the load had ended before")
+	default:
+	}
+	r := <-got
+	if r.err != nil || !strings.Contains(r.out, " 0 failed, 0 errored, 0 timeout") || strings.Contains(r.out, " 0 succeeded") {
+		t.Errorf("%s %v", r.out, r.err)
+	}
+}
+
 func http1ToHTTP2(t *testing.T, m *h2Mesh, service string) {
 	out := output(t, m.front, "curl", "-sS", "--http1.1", "-i", "http://"+service+":8000/")
 	if !strings.HasPrefix(out, "HTTP/1.1 200") || !strings.Contains(out, "hello") {
 		t.Error(out)
 	}
 }
-
