@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/detect"
+	"github.com/weir-mesh/weir/proxy/h2/hpack"
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -153,6 +154,50 @@ func hostIn(head []byte) string {
 			return host
 		}
 		head = rest
+	}
+	return ""
+}
+
+// authorityIn finds the :authority of the first request in the first bytes of
+// HTTP/2. Clients that wait for the server's SETTINGS, such as grpc-go's, have not
+// said it yet.
+func authorityIn(peeked []byte) string {
+	const preface, frameHead, headers, endHeaders, padded, priority = 24, 9, 1, 0x4, 0x8, 0x20
+	rest := peeked[min(preface, len(peeked)):]
+	for len(rest) >= frameHead {
+		n := int(rest[0])<<16 | int(rest[1])<<8 | int(rest[2])
+		if len(rest) < frameHead+n {
+			return ""
+		}
+		kind, flags, payload := rest[3], rest[4], rest[frameHead:frameHead+n]
+		rest = rest[frameHead+n:]
+		if kind != headers {
+			continue
+		}
+		if flags&endHeaders == 0 || flags&padded != 0 {
+			return "" // nobody does so with the first request
+		}
+		if flags&priority != 0 {
+			payload = payload[min(5, len(payload)):]
+		}
+		return authorityOf(payload)
+	}
+	return ""
+}
+
+func authorityOf(block []byte) string {
+	var d hpack.Decoder
+	var h hpack.Head
+	if err := d.Decode(&h, block, hpack.Limits{Size: detect.MaxBytes, Fields: 128}); err != nil {
+		return ""
+	}
+	for _, f := range h.Fields {
+		if f.Name == ":authority" {
+			if host, _, err := net.SplitHostPort(f.Value); err == nil {
+				return host
+			}
+			return f.Value
+		}
 	}
 	return ""
 }

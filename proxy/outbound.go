@@ -353,6 +353,8 @@ func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 	switch {
 	case first.found.Kind == detect.HTTP1:
 		host = hostIn(first.peeked)
+	case first.found.Kind == detect.HTTP2:
+		host = authorityIn(first.peeked)
 	case first.found.Hello != nil:
 		host = first.found.Hello.ServerName
 	}

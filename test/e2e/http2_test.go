@@ -66,7 +66,7 @@ func newH2Mesh(t *testing.T) *h2Mesh {
 		await(t, m.Mesh, service, func() error {
 			out, err := m.front.Output(t.Context(), "curl", "-sS", "--http2-prior-knowledge", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://"+service+":8000/")
 			if err != nil || out != "200" {
-				return fmt.Errorf("%s %v", out, err)
+				return fmt.Errorf("%s %w", out, err)
 			}
 			return nil
 		})
@@ -84,6 +84,7 @@ func TestHTTP2AndGRPC(t *testing.T) {
 			if service == "meshed" {
 				t.Run("ADrainLosesNoRequest", func(t *testing.T) { drained(t, m) })
 			}
+			t.Run("AnAuthorityThatNamesAServiceLeadsThere", func(t *testing.T) { authorityLeads(t, m, service) })
 			t.Run("HTTP1ReachesHTTP2", func(t *testing.T) { http1ToHTTP2(t, m, service) })
 		})
 	}
@@ -133,6 +134,14 @@ func balancedByRequest(t *testing.T, m *h2Mesh, service string) {
 func manyStreams(t *testing.T, m *h2Mesh, service string) {
 	out := output(t, m.front, "h2load", "-n", "3000", "-c", "4", "-m", "50", "http://"+service+":8000/")
 	if !strings.Contains(out, "3000 succeeded, 0 failed, 0 errored, 0 timeout") {
+		t.Error(out)
+	}
+}
+
+// authorityLeads calls an address of nobody's by the name of a service.
+func authorityLeads(t *testing.T, m *h2Mesh, service string) {
+	out := output(t, m.front, "nghttp", "-v", "-t", "10", "-H", ":authority: "+service, "http://"+m.Host.Join(8000)+"/")
+	if !strings.Contains(out, "hello") || !strings.Contains(out, "who: "+service) {
 		t.Error(out)
 	}
 }
