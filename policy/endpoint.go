@@ -35,7 +35,8 @@ const (
 
 // Protocols an endpoint can declare. "http" is HTTP/1.1, read request by
 // request; what is not HTTP there is refused, the app's own TLS excepted. The
-// others are carried connection by connection.
+// others are carried connection by connection. NormalProtocol knows more names
+// for them.
 var Protocols = []string{"http", "http2", "grpc", "tcp", "tls"}
 
 // DefaultEndpoint holds what a registration may leave out.

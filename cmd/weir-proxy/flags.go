@@ -63,7 +63,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.service, "service", "", "name of the app's service")
 	s.StringVar(&f.namespace, "namespace", f.namespace, "namespace of the app's service")
 	s.StringVar(&f.tokenFile, "token-file", "", `file with the join token of "weir token create"`)
-	s.StringSliceVar(&f.appPorts, "app-port", nil, "port the app listens on, PORT or PORT/PROTOCOL ("+strings.Join(policy.Protocols, ", ")+"); registered as an endpoint while the proxy runs")
+	s.StringSliceVar(&f.appPorts, "app-port", nil, "port the app listens on, PORT or PORT/PROTOCOL ("+strings.Join(policy.Protocols, ", ")+", or a name for one such as kubernetes.io/h2c, https, mysql); registered as an endpoint while the proxy runs")
 	s.StringSliceVar(&f.labels, "label", nil, "label of the endpoints, KEY=VALUE (version=v2 puts them in subset v2)")
 	s.StringSliceVar(&f.advertise, "advertise", nil, "address of the app, instead of this host's own")
 	s.StringVar(&f.healthPath, "health-path", f.healthPath, "path that the health check asks for")
@@ -139,7 +139,7 @@ func (f *flags) setPorts(cfg *proxy.Config) error {
 		if err != nil || port == 0 {
 			return fmt.Errorf("--app-port %q: meant is PORT or PORT/PROTOCOL with a port in 1..65535", s)
 		}
-		if !slices.Contains(policy.Protocols, protocol) {
+		if protocol = policy.NormalProtocol(protocol); !slices.Contains(policy.Protocols, protocol) {
 			return fmt.Errorf("--app-port %q: %q is not one of %s", s, protocol, strings.Join(policy.Protocols, ", "))
 		}
 		cfg.AppPorts = append(cfg.AppPorts, proxy.AppPort{Port: uint16(port), Protocol: protocol})

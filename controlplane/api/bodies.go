@@ -21,6 +21,7 @@ func (b *endpointBody) endpoint() policy.Endpoint {
 	e := policy.DefaultEndpoint()
 	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = b.ID, b.ServiceName, b.Namespace, b.IP, b.Port
 	override(&e.Protocol, b.Protocol)
+	e.Protocol = policy.NormalProtocol(e.Protocol)
 	override(&e.HealthCheckPath, b.HealthCheckPath)
 	override(&e.Weight, b.Weight)
 	if b.Labels != nil {

@@ -93,12 +93,12 @@ var bounds = []struct {
 	add           map[string]any
 }{
 	{"EndpointBody", "port", map[string]any{"minimum": 1, "maximum": 65535}},
-	{"EndpointBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.Protocols)}},
+	{"EndpointBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.ProtocolNames())}},
 	{"EndpointBody", "health_check_path", map[string]any{"default": "/health", "pattern": "^/"}},
 	{"EndpointBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
 	{"EndpointBody", "labels", map[string]any{"default": map[string]any{}, "maxProperties": 64}},
 	{"EndpointPutBody", "port", map[string]any{"minimum": 1, "maximum": 65535}},
-	{"EndpointPutBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.Protocols)}},
+	{"EndpointPutBody", "protocol", map[string]any{"default": "http", "enum": orNull(policy.ProtocolNames())}},
 	{"EndpointPutBody", "weight", map[string]any{"default": 100, "minimum": 0, "maximum": 1_000_000}},
 	{"TrafficRuleBody", "match_headers", map[string]any{"default": map[string]any{}}},
 	{"TrafficRuleBody", "destination_service", map[string]any{"default": ""}},
