@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"proxy/secure":    {"proxy/loop"},
 	"proxy/telemetry": {},
 	"proxy/translate": {},
+	"proxy/wsframe":   {"proxy/loop"},
 
 	"controlplane":             {"policy", "policy/wire", "controlplane/..."},
 	"controlplane/api":         {"policy"},

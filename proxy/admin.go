@@ -204,6 +204,8 @@ type connectionMetrics struct {
 	outboundH2, inboundH2     *telemetry.Connections
 	passThrough, egressDenied *telemetry.Connections
 	explicit, handshakeFailed *telemetry.Connections
+
+	outboundUpgraded, inboundUpgraded upgradeMetrics
 }
 
 func newConnectionMetrics(r *telemetry.Registry, own *telemetry.Service) connectionMetrics {
@@ -219,5 +221,8 @@ func newConnectionMetrics(r *telemetry.Registry, own *telemetry.Service) connect
 		egressDenied:    r.Connections(telemetry.Outbound, "egress-denied"),
 		explicit:        r.Connections(telemetry.Inbound, "explicit"),
 		handshakeFailed: r.Connections(telemetry.Inbound, "mtls"),
+
+		outboundUpgraded: newUpgradeMetrics(r, telemetry.Outbound),
+		inboundUpgraded:  newUpgradeMetrics(r, telemetry.Inbound),
 	}
 }

@@ -156,7 +156,7 @@ func (g *h1Hop) upgrade() (*upgrade, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &upgrade{client, upstream}, nil
+	return newUpgrade(g.Req.Upgrade(), client, upstream), nil
 }
 
 // failure is how an exchange failed. The zero failure is that of a dial: nothing

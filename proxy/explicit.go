@@ -10,7 +10,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
-	"github.com/weir-mesh/weir/proxy/relay"
 )
 
 // explicit carries the requests of a connection that was made to the proxy
@@ -64,7 +63,7 @@ func (e *explicit) Ended(err error) {
 		if up == nil {
 			up = e.in.upgraded
 		}
-		up.relay(func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+		e.p.relayUpgraded(e.out.lc, up, m, &e.p.conns.inboundUpgraded, nil)
 	case err != nil:
 		m.Closed("failed", 0, 0)
 	default:

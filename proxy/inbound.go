@@ -209,10 +209,7 @@ func (i *inbound) Ended(err error) {
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
 		var live *liveConn
-		session := i.upgraded.relay(func(res relay.Result) {
-			i.p.live.remove(live)
-			m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-		})
+		session := i.p.relayUpgraded(i.lc, i.upgraded, m, &i.p.conns.inboundUpgraded, func() { i.p.live.remove(live) })
 		live = i.p.live.add(i.caller, cutter(i.lc.Loop(), session))
 	case err != nil:
 		m.Closed("failed", 0, 0)

@@ -108,22 +108,13 @@ func (c *outboundConn) Ended(err error) {
 	m := c.p.conns.outboundHTTP
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
-		c.upgraded.relay(func(res relay.Result) { m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient) })
+		c.p.relayUpgraded(c.lc, c.upgraded, m, &c.p.conns.outboundUpgraded, nil)
 	case err != nil:
 		m.Closed("failed", 0, 0)
 		c.p.log.Debug("outbound connection", zap.Stringer("destination", c.lc.OriginalDst()), zap.Error(err))
 	default:
 		m.Closed("eof", 0, 0)
 	}
-}
-
-// upgrade is a pair of connections that stopped to speak HTTP.
-type upgrade struct{ client, upstream h1.Handed }
-
-func (u *upgrade) relay(done func(relay.Result)) *relay.Session {
-	return relay.Start(u.client.Conn, u.upstream.Conn, relay.Config{
-		FromClient: u.client.Unread, FromUpstream: u.upstream.Unread, HalfClosedTimeout: halfClosed,
-	}, done)
 }
 
 // halfClosed is how long one direction may stay open and silent after the

@@ -27,11 +27,23 @@ func (s *Session) unsent(side Side) int {
 // kernel reports a reset once, to whichever call comes first; when a write took
 // it, the read sees a plain end, and a cut stream would be passed on as whole.
 func (s *Session) wasReset(side Side) bool {
-	c, bare := s.ends[side].(*loop.Conn)
+	c, bare := beneath(s.ends[side]).(*loop.Conn)
 	if !bare || c.Closed() || !c.Hung() || s.finished[side] {
 		return false // after our own half-close an orderly end leaves that state too
 	}
 	return tcpState(c.FD()) == tcpClose
+}
+
+// beneath is the stream that says how s ends: s itself, or what a layer that has
+// no end of its own stands on. (TLS has one.)
+func beneath(s loop.Stream) loop.Stream {
+	for {
+		layer, ok := s.(interface{ Beneath() loop.Stream })
+		if !ok {
+			return s
+		}
+		s = layer.Beneath()
+	}
 }
 
 func tcpState(fd int) uint8 {
