@@ -95,7 +95,7 @@ func (s *shard) adopt(inherits bool, fd int, peer netip.AddrPort) {
 	if !inherits {
 		// An error means that the connection is gone, as its handler will see.
 		_ = setKeepAlive(fd, s.l.cfg.keepAlive())
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		_ = setOptions(fd)
 	}
 	if s.l.late.Load() {
 		s.l.cut.Add(1)

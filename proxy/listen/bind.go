@@ -92,7 +92,7 @@ func listenOn(addr string, keepAlive net.KeepAliveConfig) (*net.TCPListener, err
 		Control: func(_, _ string, raw syscall.RawConn) error {
 			var serr error
 			err := raw.Control(func(fd uintptr) {
-				serr = errors.Join(setKeepAlive(int(fd), keepAlive), unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+				serr = errors.Join(setKeepAlive(int(fd), keepAlive), setOptions(int(fd)))
 			})
 			return errors.Join(err, serr)
 		},
@@ -110,6 +110,16 @@ func listenOn(addr string, keepAlive net.KeepAliveConfig) (*net.TCPListener, err
 		return nil, fmt.Errorf("listen: %s: %w", addr, err)
 	}
 	return s.(*net.TCPListener), nil
+}
+
+// setOptions is for listening sockets, whose connections inherit it, and for
+// connections that cannot. Urgent data is left in its place in the stream (RFC
+// 6093 section 6): else a relay would lose it.
+func setOptions(fd int) error {
+	return errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1),
+	)
 }
 
 // networkOf keeps the families apart, so that "0.0.0.0" and "[::]" can be bound

@@ -328,7 +328,7 @@ func TestConnectionsInheritTheirOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := make(chan [5]int, 1)
+	options := make(chan [6]int, 1)
 	r := run(t, bindTo(t, Config{Addrs: []string{"127.0.0.1:0"}, Listeners: []*net.TCPListener{handed}}),
 		func(c *Conn) {
 			options <- optionsOf(c.FD())
@@ -336,17 +336,17 @@ func TestConnectionsInheritTheirOptions(t *testing.T) {
 		})
 	for i, addr := range r.Addrs() {
 		dial(t, addr)
-		if got, want := recv(t, options, "a handler"), [5]int{1, 30, 10, 3, 1}; got != want {
-			t.Errorf("socket %d: keepalive, idle, interval, count, nodelay are %v, want %v", i, got, want)
+		if got, want := recv(t, options, "a handler"), [6]int{1, 30, 10, 3, 1, 1}; got != want {
+			t.Errorf("socket %d: keepalive, idle, interval, count, nodelay, oobinline are %v, want %v", i, got, want)
 		}
 	}
 }
 
-func optionsOf(fd int) (o [5]int) {
+func optionsOf(fd int) (o [6]int) {
 	for i, opt := range [][2]int{
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
-		{unix.IPPROTO_TCP, unix.TCP_NODELAY},
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY}, {unix.SOL_SOCKET, unix.SO_OOBINLINE},
 	} {
 		o[i], _ = unix.GetsockoptInt(fd, opt[0], opt[1])
 	}

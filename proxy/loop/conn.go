@@ -42,6 +42,7 @@ const (
 	room                       // the kernel said that it can be written to
 	closed
 	filled // the last read filled its buffer
+	urgent // urgent data came: a read stops before it, whatever is behind
 )
 
 func (c *Conn) is(s state) bool { return c.state&s != 0 }
@@ -87,13 +88,16 @@ func (c *Conn) note(events uint32) {
 		return
 	}
 	const end = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
-	if events&(unix.EPOLLIN|end) != 0 {
+	if events&(unix.EPOLLIN|unix.EPOLLPRI|end) != 0 {
 		c.set(readable)
 		if events&end != 0 {
 			c.set(ended)
 		}
 		if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 			c.set(hung)
+		}
+		if events&unix.EPOLLPRI != 0 {
+			c.set(urgent)
 		}
 		c.Wake()
 	}
@@ -111,7 +115,7 @@ func (c *Conn) watch() error {
 		return nil
 	}
 	ev := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
+		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     c.fd, Pad: c.generation,
 	}
 	if err := rawEpollCtl(c.l.epoll, unix.EPOLL_CTL_ADD, int(c.fd), &ev); err != 0 {
@@ -156,7 +160,7 @@ func (c *Conn) TryRead(b []byte) (int, error) {
 	case n == 0:
 		return 0, io.EOF
 	}
-	if n < len(b) && !c.is(ended) && !(c.is(filled) && c.ShortCut()) {
+	if n < len(b) && !c.is(ended|urgent) && !(c.is(filled) && c.ShortCut()) {
 		c.unset(readable)
 	}
 	if c.unset(filled); n == len(b) {

@@ -22,7 +22,8 @@ type Dialer struct {
 }
 
 // Dial connects, waiting until deadline at most; zero is no limit. TCP_NODELAY
-// is set. The error is a *net.OpError.
+// is set, and SO_OOBINLINE: else a byte sent as urgent data would be missing from
+// the stream. The error is a *net.OpError.
 func (l *Loop) Dial(d Dialer, to netip.AddrPort, deadline time.Time) (*Conn, error) {
 	c, err := l.dial(d, to, deadline)
 	if err != nil {
@@ -51,6 +52,9 @@ func (l *Loop) dial(d Dialer, to netip.AddrPort, deadline time.Time) (*Conn, err
 		}
 	}
 	if errno = rawSetInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); errno == 0 {
+		errno = rawSetInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	}
+	if errno == 0 {
 		errno = rawConnect(fd, &sa)
 	}
 	if errno != 0 && errno != unix.EINPROGRESS {

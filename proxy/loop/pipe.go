@@ -118,13 +118,14 @@ func (l *Loop) closePipes() {
 func (p *Pipe) Held() int { return p.held }
 
 // Fill takes at most so many bytes from a socket into an empty pipe, and never
-// waits: ErrWouldBlock when there are none, io.EOF at their end, ErrNoSplice
-// where they have to be copied.
+// waits: ErrWouldBlock when there are none, io.EOF at their end (or before urgent
+// data that came with the end: a read tells), ErrNoSplice where they have to be
+// copied.
 func (p *Pipe) Fill(from *Conn, most int) (int, error) {
 	if from.is(closed) {
 		return 0, net.ErrClosed
 	}
-	if from.ShortCut() {
+	if from.is(urgent) || from.ShortCut() { // a splice stops before urgent data and says EAGAIN, whatever is behind
 		return 0, ErrNoSplice
 	}
 	n, errno := splice(int(from.fd), p.w, min(most, p.size))

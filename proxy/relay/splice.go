@@ -77,8 +77,10 @@ func (f flow) splice() (int, error) {
 			bulk.mark.lower(from)
 		}
 		return n, f.drain(p)
-	case io.EOF:
-		return 0, io.EOF
+	case io.EOF: // or urgent data, before which splice(2) stops in the same way: a read tells
+		bulk.mark.lower(from)
+		bulk.splicing = false
+		return f.copy()
 	case loop.ErrWouldBlock:
 		bulk.mark.drained(from)
 		return 0, loop.ErrWouldBlock
