@@ -21,22 +21,23 @@ type firstBytes struct {
 	client loop.Stream
 	peeked []byte // what the client said; until the listener's callback returns
 
-	dialing *loop.Join // nil: nobody was dialled
-	decided bool       // the client's bytes were enough, or everything is over
-	other   bool       // the upstream spoke, or cannot be had
-	dropped bool       // nobody wants the upstream any more
+	dialing *loop.Join             // nil: nobody was dialled
+	decided bool                   // the client's bytes were enough, or everything is over
+	other   bool                   // the upstream spoke, or cannot be had
+	dropped bool                   // nobody wants the upstream any more
+	how     func(*loop.Conn) error // then it is closed like this
 	up      *loop.Conn
 	err     error
 }
 
 // listenBoth peeks at the client while dial runs, and ends at whoever speaks
 // first, calling then in a task. With dial nil only the client is heard, until
-// deadline. Exactly one of takeUpstream and dropUpstream must follow an error
+// deadline; else both may be silent for as long as they like. Exactly one of takeUpstream and dropUpstream must follow an error
 // that is nil.
 func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
 	f := &firstBytes{client: client}
 	l := client.Socket().Loop()
-	cfg := detect.Config{Deadline: deadline, Enough: func() bool { return f.other }}
+	cfg := detect.Config{Deadline: deadline, Pause: min(beginning, p.cfg.HandshakeTime), Enough: func() bool { return f.other }}
 	if dial != nil {
 		cfg.Deadline = time.Time{}
 		f.dialing = l.Spawn(func() { f.dial(l, dial) })
@@ -47,8 +48,8 @@ func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, dial func() (
 		if err == nil && dial == nil && len(peeked) == 0 {
 			err = errSilent
 		}
-		if err != nil {
-			f.dropUpstream()
+		if err != nil { // a client that reset: so does its connection to the upstream
+			f.drop((*loop.Conn).Reset)
 		}
 		then(f, err)
 	})
@@ -56,28 +57,34 @@ func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, dial func() (
 
 var errSilent = errors.New("the client said nothing")
 
+// beginning is how long the begin of an HTTP request or a ClientHello may stay
+// one. A protocol with such first bytes, whose client then waits for an answer,
+// is held up for so long; and HTTP that pauses so long in its first line is
+// carried as opaque bytes.
+const beginning = time.Second
+
 // refusedGrace is how long a client may take to say what it wants after the
 // address it dialled turned out not to answer: its first bytes may still name a
 // service of the mesh.
 const refusedGrace = 200 * time.Millisecond
 
-// dial connects and waits for the upstream's first bytes, which stay unread.
+// dial connects, and parks the upstream until it says something, which stays
+// unread: both may be silent for hours, and nothing waits for them.
 func (f *firstBytes) dial(l *loop.Loop, dial func() (*loop.Conn, error)) {
 	f.up, f.err = dial()
-	if f.dropped && f.up != nil {
-		_ = f.up.Close()
-		return
-	}
-	if f.err != nil {
-		if !f.decided {
-			l.AfterFunc(refusedGrace, f.enough)
-		}
-		return
-	}
-	if !f.decided && f.up.WaitRead() == nil {
-		f.enough()
+	switch {
+	case f.dropped:
+		f.closeUpstream()
+	case f.decided:
+	case f.err != nil:
+		l.AfterFunc(refusedGrace, f.enough)
+	default:
+		f.up.Park(f)
 	}
 }
+
+// Run is begun when the upstream has spoken, or has gone.
+func (f *firstBytes) Run() { f.enough() }
 
 // enough ends the wait for the client.
 func (f *firstBytes) enough() {
@@ -87,35 +94,31 @@ func (f *firstBytes) enough() {
 	}
 }
 
-// takeUpstream gives the upstream connection.
+// takeUpstream gives the upstream connection, which is to be parked anew. A dial
+// that is under way is waited for: its time is limited.
 func (f *firstBytes) takeUpstream() (*loop.Conn, error) {
-	f.stop()
+	f.dialing.Wait()
 	up := f.up
 	f.up = nil
 	return up, f.err
 }
 
 // dropUpstream closes what was dialled, or will be.
-func (f *firstBytes) dropUpstream() {
-	if f.dialing == nil {
-		return
-	}
-	if f.dropped = true; f.up != nil {
-		_ = f.up.Close()
+func (f *firstBytes) dropUpstream() { f.drop((*loop.Conn).Close) }
+
+func (f *firstBytes) drop(how func(*loop.Conn) error) {
+	f.dropped, f.how = true, how
+	f.closeUpstream()
+}
+
+func (f *firstBytes) closeUpstream() {
+	if f.up != nil {
+		_ = f.how(f.up)
 	}
 }
 
-// stop ends the task that listens to the upstream. A dial that is under way is
-// waited for: its time is limited.
-func (f *firstBytes) stop() {
-	if f.up != nil {
-		_ = f.up.SetReadDeadline(time.Unix(1, 0))
-	}
-	f.dialing.Wait()
-	if f.up != nil {
-		_ = f.up.SetReadDeadline(time.Time{})
-	}
-}
+// declaredWord counts connections of which nothing had to be detected.
+const declaredWord = "declared"
 
 // outcomeWord names a detection's end for the metric.
 func outcomeWord(r detect.Result) string {

@@ -96,6 +96,7 @@ func (i *inbound) serveMesh(first *firstBytes) {
 	i.caller.Verified = true
 	first.client, first.peeked = tc, nil
 	if i.declared && !clientFirst(i.protocol) {
+		i.p.metrics.Detected(declaredWord)
 		i.serveOpaque(first)
 		return
 	}

@@ -68,6 +68,7 @@ func (p *Proxy) askAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
 func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	protocol := d.protocolFor(lc.OriginalDst().Port())
 	if !clientFirst(protocol) {
+		p.metrics.Detected(declaredWord)
 		p.relayOutbound(&lc.Conn, nil, lc, d)
 		return
 	}
@@ -346,7 +347,7 @@ func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 		host = hostIn(first.peeked)
 	case first.found.Kind == detect.HTTP2:
 		host = authorityIn(first.peeked)
-	case first.found.Hello != nil:
+	case first.found.Hello != nil && !first.found.Hello.Encrypted: // else the name is not of where it goes
 		host = first.found.Hello.ServerName
 	}
 	name, ok := p.meshName(host)

@@ -43,7 +43,7 @@ const (
 	Decided Outcome = iota
 	// Silent: the client said nothing before the deadline.
 	Silent
-	// Incomplete: the deadline passed, Config.Enough said so or the client ended its
+	// Incomplete: the deadline or a pause passed, Config.Enough said so or the client ended its
 	// stream in the middle of something that could have become more.
 	Incomplete
 	// OtherSpoke: Config.Enough said so before the client said anything.

@@ -10,9 +10,14 @@ type Hello struct {
 	ServerName string   // SNI, lower-case; "" when absent
 	ALPN       []string // in the client's order
 	Mesh       bool     // ALPN contains MeshALPN
+	// Encrypted tells that the hello holds another, encrypted one (ECH), which
+	// says where it really goes: ServerName is then of whoever decrypts it. Some
+	// browsers make hellos look so that are not.
+	Encrypted bool
 }
 
-// RFC 8446 sections 5.1 and 4, RFC 6066 section 3, RFC 7301 section 3.1.
+// RFC 8446 sections 5.1 and 4, RFC 6066 section 3, RFC 7301 section 3.1, RFC 9849
+// section 5.
 const (
 	recordHandshake  = 22
 	recordHeader     = 5
@@ -21,6 +26,8 @@ const (
 	handshakeHeader  = 4
 	extServerName    = 0
 	extALPN          = 16
+	extECH           = 0xfe0d
+	echOuter         = 0
 	serverNameIsHost = 0
 )
 
@@ -136,6 +143,8 @@ func parseHello(body []byte) *Hello {
 			h.ServerName, ok = parseServerName(data)
 		case extALPN:
 			h.ALPN, ok = parseALPN(data)
+		case extECH:
+			h.Encrypted = len(data.b) > 0 && data.b[0] == echOuter
 		}
 		if !ok {
 			return nil

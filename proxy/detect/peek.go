@@ -14,6 +14,10 @@ import (
 type Config struct {
 	// Deadline is the moment at which Peek gives up waiting; zero is never.
 	Deadline time.Time
+	// Pause is for how long a client that has begun something may say nothing
+	// more before Peek gives up, Deadline or not; zero is for ever. Its protocol
+	// may be one of few bytes that wait for an answer.
+	Pause time.Duration
 	// Enough is asked whenever the stream is woken: true ends the wait. The
 	// upstream has spoken first, so the protocol is none that is detected; or
 	// the connection is to end. nil is never.
@@ -32,7 +36,8 @@ type peek struct {
 	then func(Result, []byte, error)
 	buf  []byte // nil while nothing came
 	n    int
-	res  Result // of the bytes so far
+	res  Result        // of the bytes so far
+	said time.Duration // the loop's age when the last of them came
 }
 
 // Peek reads the first bytes of s until they tell the protocol, and calls then
@@ -43,7 +48,7 @@ type peek struct {
 // One read decides: waiting for more would stall protocols whose client says
 // little before the server's turn. Only where the bytes are the beginning of an
 // HTTP request line, of the HTTP/2 preface or of a ClientHello does it read on,
-// until Deadline.
+// until Deadline or a Pause.
 //
 // The read deadline of s is cleared. An error means that s failed; the end of
 // the stream is an Outcome, and no byte is lost, whatever happened.
@@ -74,8 +79,20 @@ func (p *peek) Run() {
 }
 
 func (p *peek) wait() {
-	_ = p.s.SetReadDeadline(p.cfg.Deadline) // fails on a closed connection only, as the next read will
+	_ = p.s.SetReadDeadline(p.until()) // fails on a closed connection only, as the next read will
 	p.s.Park(p)
+}
+
+// until is when the wait ends at the latest; zero is never.
+func (p *peek) until() time.Time {
+	if p.n == 0 || p.cfg.Pause == 0 {
+		return p.cfg.Deadline
+	}
+	pause := p.s.Socket().Loop().At(p.said + p.cfg.Pause)
+	if d := p.cfg.Deadline; !d.IsZero() && d.Before(pause) {
+		return d
+	}
+	return pause
 }
 
 func (p *peek) end(err error) {
@@ -99,6 +116,9 @@ func (p *peek) read() (done bool, err error) {
 		p.n += m
 		more := true
 		if m > 0 {
+			if p.cfg.Pause > 0 {
+				p.said = p.s.Socket().Loop().Age()
+			}
 			p.res, more = Classify(p.buf[:p.n])
 		}
 		switch {
@@ -122,10 +142,11 @@ func (p *peek) interrupted() (done bool) {
 		firstReads.Put((*[firstRead]byte)(p.buf))
 		p.buf = nil
 	}
+	until := p.until()
 	switch {
 	case p.cfg.Enough != nil && p.cfg.Enough():
 		p.res.Outcome = undecided(p.n, OtherSpoke)
-	case !p.cfg.Deadline.IsZero() && !p.s.Socket().Loop().Now().Before(p.cfg.Deadline):
+	case !until.IsZero() && !p.s.Socket().Loop().Now().Before(until):
 		p.res.Outcome = undecided(p.n, Silent)
 	default:
 		return false
