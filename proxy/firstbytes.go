@@ -23,6 +23,7 @@ type firstBytes struct {
 
 	dialing *loop.Join             // nil: nobody was dialled
 	decided bool                   // the client's bytes were enough, or everything is over
+	until   time.Duration          // the loop's age before which the upstream is not heard
 	other   bool                   // the upstream spoke, or cannot be had
 	dropped bool                   // nobody wants the upstream any more
 	how     func(*loop.Conn) error // then it is closed like this
@@ -34,9 +35,12 @@ type firstBytes struct {
 // first, calling then in a task. With dial nil only the client is heard, until
 // deadline; else both may be silent for as long as they like. Exactly one of takeUpstream and dropUpstream must follow an error
 // that is nil.
-func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
-	f := &firstBytes{client: client}
+//
+// Where hold is not zero a server that speaks at once is heard only so much later:
+// the client may be another proxy whose hello is on its way.
+func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, hold time.Duration, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
 	l := client.Socket().Loop()
+	f := &firstBytes{client: client, until: l.Age() + hold}
 	cfg := detect.Config{Deadline: deadline, Pause: min(beginning, p.cfg.HandshakeTime), Enough: func() bool { return f.other }}
 	if dial != nil {
 		cfg.Deadline = time.Time{}
@@ -63,6 +67,14 @@ var errSilent = errors.New("the client said nothing")
 // carried as opaque bytes.
 const beginning = time.Second
 
+// helloGrace is how long a caller is given to begin the mesh's TLS before the app's
+// greeting goes out, where plaintext is allowed: a greeting instead of a ServerHello
+// breaks the call, and an app beside the proxy greets sooner than a hello crosses
+// a network. The price is paid by callers in plaintext of apps that speak first.
+// The hello follows the caller's ACK at once, whatever the distance; what is
+// allowed for is a caller whose processor is busy.
+const helloGrace = 100 * time.Millisecond
+
 // refusedGrace is how long a client may take to say what it wants after the
 // address it dialled turned out not to answer: its first bytes may still name a
 // service of the mesh.
@@ -84,7 +96,14 @@ func (f *firstBytes) dial(l *loop.Loop, dial func() (*loop.Conn, error)) {
 }
 
 // Run is begun when the upstream has spoken, or has gone.
-func (f *firstBytes) Run() { f.enough() }
+func (f *firstBytes) Run() {
+	l := f.client.Socket().Loop()
+	if left := f.until - l.Age(); left > 0 && !f.decided {
+		l.AfterFunc(left, f.enough)
+		return
+	}
+	f.enough()
+}
 
 // enough ends the wait for the client.
 func (f *firstBytes) enough() {

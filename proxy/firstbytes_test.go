@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/listen"
 )
 
@@ -27,6 +28,11 @@ type between struct {
 }
 
 func newBetween(t *testing.T, change func(*Proxy)) *between {
+	t.Helper()
+	return newBetweenOf(t, change, (*Proxy).serveUnknown)
+}
+
+func newBetweenOf(t *testing.T, change func(*Proxy), serve func(*Proxy, *listen.Conn)) *between {
 	t.Helper()
 	b := &between{t: t, p: sidecar(t), server: listenLocal(t)}
 	if change != nil {
@@ -45,7 +51,7 @@ func newBetween(t *testing.T, change func(*Proxy)) *between {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- ln.Run(ctx, b.p.loops, b.p.serveUnknown) }()
+	go func() { ended <- ln.Run(ctx, b.p.loops, func(lc *listen.Conn) { serve(b.p, lc) }) }()
 	t.Cleanup(func() {
 		if stop(); <-ended != nil {
 			t.Error("the listener failed")
@@ -200,7 +206,7 @@ func TestATLSHelloLeadsToTheServiceItNamesUnlessItIsEncrypted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := plainHello(t, "data.default")
+	plain := helloOf(t, "data.default", "h2")
 	if _, err := c.Write(plain); err != nil {
 		t.Fatal(err)
 	}
@@ -209,13 +215,13 @@ func TestATLSHelloLeadsToTheServiceItNamesUnlessItIsEncrypted(t *testing.T) {
 	b.hear(b.accept(c), string(plain))
 }
 
-// plainHello is what crypto/tls says first to a server of this name.
-func plainHello(t *testing.T, name string) []byte {
+// helloOf is what crypto/tls says first to a server of this name.
+func helloOf(t *testing.T, name, alpn string) []byte {
 	t.Helper()
 	near, far := net.Pipe()
 	defer func() { _ = far.Close() }()
 	go func() {
-		_ = tls.Client(near, &tls.Config{ServerName: name, NextProtos: []string{"h2"}}).Handshake() // which is never answered
+		_ = tls.Client(near, &tls.Config{ServerName: name, NextProtos: []string{alpn}}).Handshake() // which is never answered
 		_ = near.Close()
 	}()
 	b := make([]byte, 16<<10)
@@ -224,4 +230,35 @@ func plainHello(t *testing.T, name string) []byte {
 		t.Fatal(err)
 	}
 	return b[:n]
+}
+
+// Where plaintext is allowed an app that speaks first is faster than a caller's
+// hello, which must not get a greeting for an answer.
+func TestAGreetingWaitsForAHelloThatIsOnItsWay(t *testing.T) {
+	b := newBetweenOf(t, func(p *Proxy) {
+		in := policy.Inbound{Service: p.cfg.Service, MTLS: policy.Permissive, DefaultAllow: true}
+		if err := p.setInbound(in); err != nil {
+			t.Fatal(err)
+		}
+	}, (*Proxy).serveInbound)
+	const greets = "220 ready\r\n"
+	for name, hello := range map[string][]byte{"a proxy": helloOf(t, "front", detect.MeshALPN), "a client": nil} {
+		c, err := net.Dial("tcp", b.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := b.accept(c)
+		if _, err := io.WriteString(server, greets); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond) // the greeting is there by now; if it is not the test is less sharp
+		if _, err := c.Write(hello); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(greets))
+		n, err := io.ReadFull(c, got)
+		if heard := string(got[:n]) == greets; heard != (hello == nil) {
+			t.Errorf("%s got %q, %v", name, got[:n], err)
+		}
+	}
 }

@@ -296,7 +296,7 @@ func (p *Proxy) serveUnknown(lc *listen.Conn) {
 			return l.Dial(d, lc.OriginalDst(), l.Now().Add(p.cfg.ConnectLimit))
 		}
 	}
-	p.listenBoth(&lc.Conn, l.Now().Add(p.cfg.HandshakeTime), dial, func(first *firstBytes, err error) {
+	p.listenBoth(&lc.Conn, l.Now().Add(p.cfg.HandshakeTime), 0, dial, func(first *firstBytes, err error) {
 		if err != nil {
 			p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst()), zap.Error(err))
 			_ = lc.Reset()
