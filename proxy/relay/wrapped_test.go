@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -151,4 +153,25 @@ func TestAbortOfALayerThatIsBlocked(t *testing.T) {
 	}
 	expectReset(t, s.app)
 	expectReset(t, s.server)
+}
+
+// seeThrough is a layer that has no end of its own: it looks at what passes.
+type seeThrough struct{ loop.Stream }
+
+func (s seeThrough) Beneath() loop.Stream { return s.Stream }
+
+// As TestAResetThatTheKernelToldAlreadyIsStillAReset, seen through a layer.
+func TestAResetBeneathALayerIsStillAReset(t *testing.T) {
+	l := startLoop(t)
+	client, app := pair(t, l)
+	upstream, server := pair(t, l)
+	app.SetLinger(0)
+	app.Close()
+	waitForReset(t, l, client)
+	do(t, l, func() { _, _ = unix.GetsockoptInt(client.FD(), unix.SOL_SOCKET, unix.SO_ERROR) })
+	s := startWith(t, l, app, server, seeThrough{client}, upstream, Config{})
+	expectReset(t, server)
+	if r := s.result(t); r.Reason != Failed || r.Err.Side != Client || !errors.Is(r.Err, unix.ECONNRESET) {
+		t.Errorf("got %v: %v", r.Reason, r.Err)
+	}
 }
