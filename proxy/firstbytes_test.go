@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/listen"
@@ -45,7 +47,10 @@ func newBetweenOf(t *testing.T, change func(*Proxy), serve func(*Proxy, *listen.
 	go func() { defer close(turned); b.p.runLoops() }()
 	t.Cleanup(func() { b.p.closeLoops(); <-turned })
 	to := b.server.Addr().(*net.TCPAddr).AddrPort()
-	ln, err := listen.New(listen.Config{Addrs: []string{"127.0.0.1:0"}, OriginalDst: func(syscall.Conn) (netip.AddrPort, error) { return to, nil }})
+	ln, err := listen.New(listen.Config{
+		Addrs: []string{"127.0.0.1:0"}, OriginalDst: func(syscall.Conn) (netip.AddrPort, error) { return to, nil },
+		KeepAlive: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +168,39 @@ func TestAResetInTheSilenceArrivesAsAReset(t *testing.T) {
 				t.Errorf("it arrived as %d bytes, %v", n, err)
 			}
 		})
+	}
+}
+
+// A client whose host lost its memory of the connection, as by a restart, says
+// nothing of that: its proxy has to ask.
+func TestAHalfOpenConnectionIsFound(t *testing.T) {
+	b := newBetween(t, nil)
+	for _, said := range []string{"", "something, and then no more"} {
+		client, server := b.connect()
+		b.pass(client, server, said)
+		forget(t, client)
+		if n, err := server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("after %q the server got %d bytes, %v", said, n, err)
+		}
+	}
+}
+
+// forget closes a connection so that its peer hears nothing of it.
+func forget(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rerr error
+	if err := raw.Control(func(fd uintptr) { rerr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1) }); err != nil {
+		t.Fatal(err)
+	}
+	if errors.Is(rerr, unix.EPERM) {
+		t.Skip("TCP_REPAIR, by which a socket can be forgotten, needs CAP_NET_ADMIN: ", rerr)
+	}
+	if err := errors.Join(rerr, c.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
 
