@@ -215,7 +215,8 @@ func (p *plane) Totals() policy.Figures {
 func (p *plane) elsewhere(here map[string]bool) []api.ProxyStatus {
 	var out []api.ProxyStatus
 	refused := p.refusedElsewhere()
-	for id, known := range p.store.State().Proxies {
+	for known := range p.store.State().Proxies.All() {
+		id := known.ID
 		if here[id] {
 			continue
 		}

@@ -39,11 +39,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 		byIP: map[netip.Addr][]user{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
 		unlooked: map[policy.ServiceName]struct{}{},
 	}
-	services := map[policy.ServiceName]struct{}{}
-	for name := range st.Services.All() {
-		services[name] = struct{}{}
-	}
-	v.apply(store.Change{State: st, Services: services, Security: true, Settings: true, Proxies: true})
+	v.apply(store.Everything(st))
 	return v
 }
 
@@ -60,9 +56,7 @@ func (v *view) apply(c store.Change) publish.Change {
 		touched[name] = struct{}{}
 		v.indexLocked(old.Services.Get(name), c.State.Services.Get(name), lookups)
 	}
-	if c.Proxies {
-		v.besideLocked(old.Proxies, c.State.Proxies, touched)
-	}
+	v.besideLocked(old.Proxies, c.State.Proxies, c.Proxies, touched)
 	maps.Copy(v.unlooked, touched)
 	was := v.disabled
 	if c.Security || c.Settings {
@@ -217,17 +211,19 @@ func compareNames(a, b policy.ServiceName) int {
 
 // besideLocked takes over where proxies are, and notes the services with an
 // endpoint where one came or went.
-func (v *view) besideLocked(old, now map[string]store.Proxy, touched map[policy.ServiceName]struct{}) {
+func (v *view) besideLocked(old, now store.Proxies, changed map[string]struct{}, touched map[policy.ServiceName]struct{}) {
 	moved := map[netip.Addr]int{}
-	for _, p := range old {
+	count := func(p *store.Proxy, by int) {
+		if p == nil {
+			return
+		}
 		for _, a := range p.Addresses {
-			moved[a]--
+			moved[a] += by
 		}
 	}
-	for _, p := range now {
-		for _, a := range p.Addresses {
-			moved[a]++
-		}
+	for id := range changed {
+		count(old.Get(id), -1)
+		count(now.Get(id), +1)
 	}
 	for a, by := range moved {
 		if by == 0 {
@@ -265,7 +261,7 @@ func (v *view) addressesLocked(name policy.ServiceName) []netip.Addr {
 			set[s.Endpoints[i].Addr().Addr()] = struct{}{}
 		}
 	}
-	for _, p := range v.state.Proxies {
+	for p := range v.state.Proxies.All() {
 		if p.Service == name {
 			for _, a := range p.Addresses {
 				set[a] = struct{}{}

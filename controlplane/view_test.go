@@ -56,11 +56,17 @@ func (s *steps) service(name policy.ServiceName, index int, addrs ...string) pub
 }
 
 func (s *steps) proxies(proxies ...store.Proxy) publish.Change {
-	s.st.Proxies = map[string]store.Proxy{}
-	for _, p := range proxies {
-		s.st.Proxies[p.ID] = p
+	changed := map[string]struct{}{}
+	for p := range s.st.Proxies.All() {
+		changed[p.ID] = struct{}{}
 	}
-	return s.apply(store.Change{Proxies: true})
+	var now []*store.Proxy
+	for _, p := range proxies {
+		changed[p.ID] = struct{}{}
+		now = append(now, &p)
+	}
+	s.st.Proxies = store.ProxiesOf(now...)
+	return s.apply(store.Change{Proxies: changed})
 }
 
 func beside(id string, service policy.ServiceName, addr string) store.Proxy {

@@ -47,7 +47,7 @@ func BenchmarkState(b *testing.B) {
 			m.state(1)
 			b.ResetTimer()
 			for i := range b.N {
-				m.touch(endpointKey, shop("s0"), int64(i))
+				m.touch(endpointKey, shop("s0"), "e", int64(i))
 				m.state(int64(i))
 			}
 		})

@@ -22,7 +22,7 @@ func attach(t *testing.T, s *Store, id string, endpoints ...policy.Endpoint) *Le
 func TestWhatAProxyAttachedGoesWithIt(t *testing.T) {
 	s, ctx := open(t), t.Context()
 	l := attach(t, s, "p", endpoint("cart", "a"), endpoint("cart", "b"))
-	svc, p := s.State().Services.Get(shop("cart")), s.State().Proxies["p"]
+	svc, p := s.State().Services.Get(shop("cart")), s.State().Proxies.Get("p")
 	if len(svc.Endpoints) != 2 || !svc.Endpoints[0].Leased || svc.Endpoints[0].ProxyID != "p" || svc.VirtualIndex != 1 {
 		t.Errorf("the service is %+v", svc)
 	}
@@ -31,7 +31,7 @@ func TestWhatAProxyAttachedGoesWithIt(t *testing.T) {
 	}
 	must(t, l.KeepAlive(ctx))
 	must(t, l.Close(ctx))
-	if st := s.State(); st.Services.Len()+len(st.Proxies) != 0 {
+	if st := s.State(); st.Services.Len()+st.Proxies.Len() != 0 {
 		t.Errorf("after Close the state is %+v", st)
 	}
 	if err := l.KeepAlive(ctx); !errors.Is(err, ErrNotFound) {
@@ -49,7 +49,7 @@ func TestASilentProxyIsGoneAfterItsLease(t *testing.T) {
 	if e, ok := s.State().endpoint(shop("cart"), "a"); !ok || !e.Leased || e.ProxyID != "p" {
 		t.Errorf("after a change of status the endpoint is %+v", e)
 	}
-	st := until(t, s, "the lease has ended", func(st *State) bool { return len(st.Proxies) == 0 })
+	st := until(t, s, "the lease has ended", func(st *State) bool { return st.Proxies.Len() == 0 })
 	if e := st.Services.Get(shop("cart")).Endpoints; len(e) != 1 || e[0].ID != "stays" {
 		t.Errorf("the endpoints are %+v", e)
 	}
@@ -70,7 +70,7 @@ func TestAProxyThatAttachesAgainReplaces(t *testing.T) {
 		t.Errorf("the endpoints are %v", got)
 	}
 	must(t, old.Close(ctx)) // the end of a connection that broke long ago
-	if got := ids(); len(got) != 3 || len(s.State().Proxies) != 2 {
+	if got := ids(); len(got) != 3 || s.State().Proxies.Len() != 2 {
 		t.Errorf("after the old lease's end the endpoints are %v", got)
 	}
 	// An endpoint that was registered by hand since is no longer the proxy's.

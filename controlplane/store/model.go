@@ -76,7 +76,7 @@ func newModel(k keys, log *zap.Logger) *model {
 		keys: k, log: log, services: map[policy.ServiceName]*serviceModel{},
 		security: map[string]ordered[policy.SecurityRule]{}, settings: policy.DefaultSettings(),
 		proxies: map[string]storedProxy{},
-		last:    State{Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings(), Proxies: map[string]Proxy{}},
+		last:    State{Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings()},
 	}
 }
 
@@ -99,7 +99,7 @@ func (m *model) put(kv *mvccpb.KeyValue) {
 		m.log.Error("a key in etcd cannot be read and is passed over", zap.ByteString("key", kv.Key), zap.Error(err))
 		return
 	}
-	m.touch(what, name, kv.ModRevision)
+	m.touch(what, name, id, kv.ModRevision)
 }
 
 func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvccpb.KeyValue) (err error) {
@@ -212,10 +212,10 @@ func (m *model) remove(key string, revision int64) {
 	case proxyKey:
 		delete(m.proxies, id)
 	}
-	m.touch(what, name, revision)
+	m.touch(what, name, id, revision)
 }
 
-func (m *model) touch(what kind, name policy.ServiceName, revision int64) {
+func (m *model) touch(what kind, name policy.ServiceName, id string, revision int64) {
 	c := Change{}
 	switch what {
 	case virtualKey, endpointKey, ruleKey:
@@ -227,7 +227,7 @@ func (m *model) touch(what kind, name policy.ServiceName, revision int64) {
 	case settingsKey, fileKey:
 		c.Settings = true
 	case proxyKey:
-		c.Proxies = true
+		c.Proxies = map[string]struct{}{id: {}}
 	}
 	m.touched.add(&c)
 }
@@ -253,10 +253,10 @@ func (m *model) state(revision int64) (*State, Change) {
 			if svc := m.services[name].build(name); svc != nil {
 				e.put(svc)
 			} else {
-				e.remove(name)
+				e.remove(serviceName(name))
 			}
 		}
-		m.last.Services = e.Services
+		m.last.Services = Services{e.table}
 	}
 	if c.Security {
 		m.last.Security, m.last.SecurityRevisions = inOrder(m.security)
@@ -265,11 +265,16 @@ func (m *model) state(revision int64) (*State, Change) {
 		m.last.Settings, m.last.File = m.inForce(), m.file
 		m.last.SettingsRevision = max(m.setRev, m.fileRev)
 	}
-	if c.Proxies {
-		m.last.Proxies = make(map[string]Proxy, len(m.proxies))
-		for id, p := range m.proxies {
-			m.last.Proxies[id] = p.Proxy
+	if len(c.Proxies) > 0 {
+		e := m.last.Proxies.draft()
+		for id := range c.Proxies {
+			if p, ok := m.proxies[id]; ok {
+				e.put(&p.Proxy)
+			} else {
+				e.remove(proxyID(id))
+			}
 		}
+		m.last.Proxies = Proxies{e.table}
 	}
 	out := m.last
 	return &out, c
@@ -301,7 +306,17 @@ func (m *model) after(old *model, revision int64) {
 	}
 	m.touched.Security = !slices.Equal(now.SecurityRevisions, old.last.SecurityRevisions) || !reflect.DeepEqual(now.Security, old.last.Security)
 	m.touched.Settings = now.SettingsRevision != old.last.SettingsRevision || !reflect.DeepEqual(now.Settings, old.last.Settings) || !reflect.DeepEqual(now.File, old.last.File)
-	m.touched.Proxies = !reflect.DeepEqual(now.Proxies, old.last.Proxies)
+	m.touched.Proxies = map[string]struct{}{}
+	for p := range now.Proxies.All() {
+		if !reflect.DeepEqual(p, old.last.Proxies.Get(p.ID)) {
+			m.touched.Proxies[p.ID] = struct{}{}
+		}
+	}
+	for p := range old.last.Proxies.All() {
+		if now.Proxies.Get(p.ID) == nil {
+			m.touched.Proxies[p.ID] = struct{}{}
+		}
+	}
 }
 
 // inForce lays the file's settings over the others. Both were checked together

@@ -2,52 +2,39 @@ package store
 
 import (
 	"iter"
-	"slices"
 	"strings"
 
 	"github.com/weir-mesh/weir/policy"
 )
 
-// slots is how many parts Services has. A change copies the table, 24 bytes a
-// slot, and one slot, 8 bytes a service: together least near 12 000 services,
-// and 10 KB with as many as there can be (policy.MaxVirtual).
-const slots = 64
-
-// Services are the services of a State, by name. The value is immutable; with
-// and without give another that shares all but one slot with it, so that a
-// change costs the same beside ten services as beside ten thousand. The zero
-// value is empty.
+// Services are the services of a State, by name. The value is immutable; the
+// next State shares all that did not change with it. The zero value is empty.
 type Services struct {
-	table *[slots][]*Service // each by name; nil for none at all
-	n     int
+	table[serviceName, *Service]
 }
+
+type serviceName policy.ServiceName
+
+func (k serviceName) slot() uint8 { return slotOf(k.Namespace, "/", k.Name) }
+
+func (k serviceName) compare(o serviceName) int {
+	if c := strings.Compare(k.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(k.Name, o.Name)
+}
+
+func (s *Service) tableKey() serviceName { return serviceName(s.Name) }
 
 // Get gives the service of a name; nil when there is none.
-func (s Services) Get(name policy.ServiceName) *Service {
-	if s.table == nil {
-		return nil
-	}
-	slot := s.table[slotOf(name)]
-	if i, ok := find(slot, name); ok {
-		return slot[i]
-	}
-	return nil
-}
-
-// Len tells how many there are.
-func (s Services) Len() int { return s.n }
+func (s Services) Get(name policy.ServiceName) *Service { return s.get(serviceName(name)) }
 
 // All gives every service, in no order that means anything.
 func (s Services) All() iter.Seq2[policy.ServiceName, *Service] {
 	return func(yield func(policy.ServiceName, *Service) bool) {
-		if s.table == nil {
-			return
-		}
-		for _, slot := range s.table {
-			for _, svc := range slot {
-				if !yield(svc.Name, svc) {
-					return
-				}
+		for svc := range s.all() {
+			if !yield(svc.Name, svc) {
+				return
 			}
 		}
 	}
@@ -55,78 +42,39 @@ func (s Services) All() iter.Seq2[policy.ServiceName, *Service] {
 
 // ServicesOf makes Services of some; of two with the same name the later one.
 func ServicesOf(services ...*Service) Services {
-	var e draft
+	d := Services{}.draft()
 	for _, svc := range services {
-		e.put(svc)
+		d.put(svc)
 	}
-	return e.Services
+	return Services{d.table}
 }
 
-// draft is Services that are being changed: what it made it changes in place,
-// what it was given it copies first.
-type draft struct {
-	Services
-	own [slots]bool // slots that are its own; without any the table is not either
-	any bool
+// Proxies are the proxies of a State, by id. The value is immutable, as that of
+// Services is: thousands of proxies that come at once make as many States. The
+// zero value is empty.
+type Proxies struct {
+	table[proxyID, *Proxy]
 }
 
-func (s Services) draft() *draft { return &draft{Services: s} }
+type proxyID string
 
-func (e *draft) put(svc *Service) {
-	slot := e.slot(svc.Name)
-	i, found := find(*slot, svc.Name)
-	if found {
-		(*slot)[i] = svc
-		return
-	}
-	*slot = slices.Insert(*slot, i, svc)
-	e.n++
-}
+func (k proxyID) slot() uint8 { return slotOf(string(k)) }
 
-func (e *draft) remove(name policy.ServiceName) {
-	if e.Get(name) == nil {
-		return
-	}
-	slot := e.slot(name)
-	i, _ := find(*slot, name)
-	*slot = slices.Delete(*slot, i, i+1)
-	e.n--
-}
+func (k proxyID) compare(o proxyID) int { return strings.Compare(string(k), string(o)) }
 
-// slot gives the one of a name, to be written to.
-func (e *draft) slot(name policy.ServiceName) *[]*Service {
-	if !e.any {
-		table := new([slots][]*Service)
-		if e.table != nil {
-			*table = *e.table
-		}
-		e.table, e.any = table, true
-	}
-	i := slotOf(name)
-	if !e.own[i] {
-		e.table[i], e.own[i] = slices.Clone(e.table[i]), true
-	}
-	return &e.table[i]
-}
+func (p *Proxy) tableKey() proxyID { return proxyID(p.ID) }
 
-func find(slot []*Service, name policy.ServiceName) (int, bool) {
-	return slices.BinarySearchFunc(slot, name, func(s *Service, name policy.ServiceName) int { return compareNames(s.Name, name) })
-}
+// Get gives the proxy of an id; nil when there is none.
+func (p Proxies) Get(id string) *Proxy { return p.get(proxyID(id)) }
 
-func compareNames(a, b policy.ServiceName) int {
-	if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
-		return c
-	}
-	return strings.Compare(a.Name, b.Name)
-}
+// All gives every proxy, in no order that means anything.
+func (p Proxies) All() iter.Seq[*Proxy] { return p.all() }
 
-// slotOf is FNV-1a of the name.
-func slotOf(n policy.ServiceName) uint8 {
-	h := uint32(2166136261)
-	for _, part := range [...]string{n.Namespace, "/", n.Name} {
-		for i := range len(part) {
-			h = (h ^ uint32(part[i])) * 16777619
-		}
+// ProxiesOf makes Proxies of some; of two with the same id the later one.
+func ProxiesOf(proxies ...*Proxy) Proxies {
+	d := Proxies{}.draft()
+	for _, p := range proxies {
+		d.put(p)
 	}
-	return uint8(h^h>>8^h>>16^h>>24) % slots
+	return Proxies{d.table}
 }

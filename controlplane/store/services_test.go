@@ -29,7 +29,7 @@ func TestServicesAreAMapThatNeverChanges(t *testing.T) {
 		for range 1 + random.IntN(8) {
 			name := shop(fmt.Sprintf("s%d", random.IntN(600)))
 			if random.IntN(3) == 0 {
-				e.remove(name)
+				e.remove(serviceName(name))
 				delete(slow, name)
 			} else {
 				svc := &Service{Name: name}
@@ -37,7 +37,7 @@ func TestServicesAreAMapThatNeverChanges(t *testing.T) {
 				slow[name] = svc
 			}
 		}
-		now = moment{e.Services, slow}
+		now = moment{Services{e.table}, slow}
 		past = append(past, now)
 	}
 	for i, m := range past {
@@ -62,8 +62,8 @@ func TestAChangeSharesAllOtherServices(t *testing.T) {
 	e := was.draft()
 	e.put(&Service{Name: shop("s7")})
 	copied := 0
-	for i := range was.table {
-		if len(was.table[i]) > 0 && &was.table[i][0] != &e.table[i][0] {
+	for i := range was.parts {
+		if len(was.parts[i]) > 0 && &was.parts[i][0] != &e.parts[i][0] {
 			copied++
 		}
 	}
@@ -78,7 +78,7 @@ func TestAChangeSharesAllOtherServices(t *testing.T) {
 func TestNamesOfAMeshAreSpreadOverTheSlots(t *testing.T) {
 	var count [slots]int
 	for i := range 10_000 {
-		count[slotOf(policy.ServiceName{Namespace: "default", Name: fmt.Sprintf("service-%d", i)})]++
+		count[serviceName{Namespace: "default", Name: fmt.Sprintf("service-%d", i)}.slot()]++
 	}
 	for slot, n := range count {
 		if n > 3*10_000/slots {

@@ -22,8 +22,8 @@ type State struct {
 	// SettingsRevision is etcd's at the last change of either; 0 while they are the
 	// defaults.
 	SettingsRevision int64
-	File             *File            // nil when no file was applied
-	Proxies          map[string]Proxy // by id
+	File             *File // nil when no file was applied
+	Proxies          Proxies
 }
 
 // Service is a service that has endpoints or rules.
@@ -117,7 +117,7 @@ func (st *State) With(differences []policy.Difference) (*State, Change) {
 		default:
 			name := d.Name()
 			svc := &Service{Name: name}
-			if was := services.Get(name); was != nil {
+			if was := services.get(serviceName(name)); was != nil {
 				svc = was
 			}
 			if _, again := c.Services[name]; !again {
@@ -129,11 +129,11 @@ func (st *State) With(differences []policy.Difference) (*State, Change) {
 		}
 	}
 	for name := range c.Services {
-		if svc := services.Get(name); len(svc.Endpoints)+len(svc.Rules) == 0 {
-			services.remove(name)
+		if svc := services.get(serviceName(name)); len(svc.Endpoints)+len(svc.Rules) == 0 {
+			services.remove(serviceName(name))
 		}
 	}
-	out.Services = services.Services
+	out.Services = Services{services.table}
 	return &out, c
 }
 

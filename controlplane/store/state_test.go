@@ -51,6 +51,13 @@ func churn(t *testing.T, s *Store, g int) {
 	}
 	for i := range 40 {
 		service, id := fmt.Sprintf("s%d", i%5), fmt.Sprintf("e%d", (i+g)%7)
+		if i%8 == 0 { // in each round another stays
+			l, err := s.Attach(ctx, Proxy{ID: fmt.Sprintf("p%d-%d", i%3, g), Service: shop(service), Version: fmt.Sprint(i)}, nil)
+			check(err)
+			if i%3 == 0 {
+				check(l.Close(ctx))
+			}
+		}
 		switch (i*7 + g*3) % 6 {
 		case 0, 1:
 			check(s.PutEndpoint(ctx, endpoint(service, id)))
@@ -80,6 +87,9 @@ func plain(t *testing.T, st *State) string {
 		b, err := json.Marshal(svc)
 		must(t, err)
 		fmt.Fprintf(&out, "%s\n", b)
+	}
+	for _, p := range slices.SortedFunc(st.Proxies.All(), func(a, b *Proxy) int { return strings.Compare(a.ID, b.ID) }) {
+		fmt.Fprintf(&out, "%+v\n", *p)
 	}
 	b, err := json.Marshal(st.Settings)
 	must(t, err)

@@ -77,7 +77,7 @@ func TestWhatIsNotValidIsNotStored(t *testing.T) {
 	if _, err := s.AddTrafficRule(ctx, policy.ServiceName{Namespace: "A", Name: "b"}, policy.DefaultTrafficRule()); err == nil {
 		t.Error("a rule of a service with a bad name was taken")
 	}
-	if st := s.State(); st.Services.Len()+len(st.Security)+len(st.Proxies) != 0 {
+	if st := s.State(); st.Services.Len()+len(st.Security)+st.Proxies.Len() != 0 {
 		t.Errorf("the state is %+v", st)
 	}
 }

@@ -13,21 +13,21 @@ type Change struct {
 	Services map[policy.ServiceName]struct{} // those that changed, came or went
 	Security bool
 	Settings bool
-	Proxies  bool
+	Proxies  map[string]struct{} // ids of those that changed, came or went
 }
 
 func (c *Change) empty() bool {
-	return len(c.Services) == 0 && !c.Security && !c.Settings && !c.Proxies
+	return len(c.Services) == 0 && !c.Security && !c.Settings && len(c.Proxies) == 0
 }
 
 func (c *Change) add(other *Change) {
 	if c.Services == nil {
-		c.Services = map[policy.ServiceName]struct{}{}
+		c.Services, c.Proxies = map[policy.ServiceName]struct{}{}, map[string]struct{}{}
 	}
 	maps.Copy(c.Services, other.Services)
+	maps.Copy(c.Proxies, other.Proxies)
 	c.Security = c.Security || other.Security
 	c.Settings = c.Settings || other.Settings
-	c.Proxies = c.Proxies || other.Proxies
 }
 
 // Watch hears of changes. Changes between two calls of Next become one, so a
@@ -50,16 +50,21 @@ func (s *Store) Watch() *Watch {
 		close(w.done)
 		return w
 	}
-	w.pending.add(everything(s.current.Load()))
+	all := Everything(s.current.Load())
+	w.pending.add(&all)
 	w.wake <- struct{}{}
 	s.watches[w] = struct{}{}
 	return w
 }
 
-func everything(st *State) *Change {
-	c := &Change{Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Proxies: true}
+// Everything is the change from nothing to a state.
+func Everything(st *State) Change {
+	c := Change{State: st, Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Proxies: map[string]struct{}{}}
 	for name := range st.Services.All() {
 		c.Services[name] = struct{}{}
+	}
+	for p := range st.Proxies.All() {
+		c.Proxies[p.ID] = struct{}{}
 	}
 	return c
 }
