@@ -6,7 +6,6 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -15,7 +14,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -25,15 +23,6 @@ import (
 const (
 	operators = "operators"
 	proxies   = "proxies"
-)
-
-const (
-	// historyBytes bounds the compressed values of a class. The newest change is
-	// kept whatever its size.
-	historyBytes = 64 << 20
-	// pruneEvery is how many changes of this process lie between two looks at
-	// the bounds: the history exceeds them by so many, times the processes.
-	pruneEvery = 32
 )
 
 // change is a difference with what a rollback needs besides.
@@ -139,75 +128,6 @@ func unpack(b []byte) (out []storedChange, err error) {
 		err = json.Unmarshal(text, &out)
 	}
 	return out, err
-}
-
-// noted looks at the history's bounds now and then, after a change that was
-// stored. What goes wrong with that is not the change's fault, and is tried
-// again after some more.
-func (s *Store) noted(ctx context.Context, ops []clientv3.Op) {
-	if len(ops) == 0 || s.written.Add(1)%pruneEvery != 0 && len(ops[len(ops)-1].ValueBytes()) < historyBytes/pruneEvery {
-		return
-	}
-	if !s.pruneMu.TryLock() {
-		return // one at a time: thousands of proxies that come at once would all read all of it
-	}
-	defer s.pruneMu.Unlock()
-	err := errors.Join(s.prune(ctx, operators, s.cfg.History), s.prune(ctx, proxies, s.cfg.History/2))
-	if err != nil && !errors.Is(err, errRace) { // another prunes
-		s.cfg.Log.Warn("the history is longer than it is to be", zap.Error(err))
-	}
-}
-
-// prune removes the oldest changes of a class beyond its bounds.
-func (s *Store) prune(ctx context.Context, class string, keep int) error {
-	resp, err := s.client.Get(ctx, s.keys.log(class)+"/", clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
-	if err != nil {
-		return explain(err)
-	}
-	total, from := 0, len(resp.Kvs)
-	for i, kv := range resp.Kvs {
-		var r logRecord
-		_ = json.Unmarshal(kv.Value, &r) // one that cannot be read has no bytes
-		if total += r.Bytes; i > 0 && (i >= keep || total > historyBytes) {
-			from = i
-			break
-		}
-	}
-	if from == len(resp.Kvs) {
-		return nil
-	}
-	newest := resp.Kvs[from].ModRevision
-	for part := range slices.Chunk(resp.Kvs[from:], readsPerTxn/2) {
-		var ops []clientv3.Op
-		for _, kv := range part {
-			key := string(kv.Key)
-			ops = append(ops, clientv3.OpDelete(key), clientv3.OpDelete(strings.Replace(key, s.keys.log(class), s.keys.diff(class), 1)))
-		}
-		if err := s.forget(ctx, class, newest, ops); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// forget removes changes and notes how far back the history reaches from then
-// on. What proxies did is not needed to go back.
-func (s *Store) forget(ctx context.Context, class string, newest int64, ops []clientv3.Op) error {
-	if class != operators {
-		_, err := s.client.Txn(ctx).Then(ops...).Commit()
-		return explain(err)
-	}
-	value, revision, err := s.get(ctx, s.keys.forgotten())
-	if err != nil {
-		return err
-	}
-	have, _ := strconv.ParseInt(string(value), 10, 64)
-	ops = append(ops, clientv3.OpPut(s.keys.forgotten(), strconv.FormatInt(max(have, newest), 10)))
-	resp, err := s.client.Txn(ctx).If(unchanged(s.keys.forgotten(), revision)).Then(ops...).Commit()
-	if err == nil && !resp.Succeeded {
-		return errRace
-	}
-	return explain(err)
 }
 
 // History lists the newest changes before a revision, the newest first and at

@@ -1,6 +1,7 @@
 package store
 
 import (
+	cryptorand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -222,11 +223,11 @@ func wanted(t *testing.T, st *State) string {
 func TestTheHistoryIsBoundedAndSaysSo(t *testing.T) {
 	s, ctx := open(t, func(c *Config) { c.History = 20 }), t.Context()
 	early := edit(t, s, addRule("cart", "r", 1)).Revision
-	for i := range 2 * pruneEvery {
+	for i := range pruneEvery + 10 {
 		edit(t, s, addRule("cart", "r", i+2))
 	}
 	late := lastRevision(t, s)
-	for i := range 3 * pruneEvery {
+	for i := range 2 * pruneEvery {
 		e := endpoint("cart", "a")
 		e.Weight = i
 		attach(t, s, "p", e)
@@ -252,6 +253,39 @@ func TestTheHistoryIsBoundedAndSaysSo(t *testing.T) {
 	}
 	if _, err := s.Rollback(ctx, late-1, false); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestTheHistoryIsBoundedByItsSizeToo(t *testing.T) {
+	s, ctx := open(t, func(c *Config) { c.historyBytes = 32 << 10 }), t.Context()
+	var last policy.Outcome
+	for i := range 100 { // half a KiB each, as JSON with what was before
+		last = edit(t, s, addRule("cart", "r", i+1))
+	}
+	resp, err := s.client.Get(ctx, s.keys.diff(operators), clientv3.WithPrefix())
+	must(t, err)
+	total := 0
+	for _, kv := range resp.Kvs {
+		total += len(kv.Value)
+	}
+	if most := 32<<10 + 32<<10/pruneParts + 2048; total > most || len(resp.Kvs) < 10 {
+		t.Errorf("%d changes of %d bytes are kept, which are to be at most %d", len(resp.Kvs), total, most)
+	}
+	_, err = s.Revision(ctx, last.Revision)
+	must(t, err)
+	// The newest is kept whatever its size.
+	var many []policy.Edit
+	for i := range 60 {
+		e := addRule("cart", fmt.Sprint("many", i), i+1)
+		for range 40 {
+			e.To.Traffic.MatchPath += "/" + cryptorand.Text() // cannot be compressed
+		}
+		many = append(many, e)
+	}
+	out, err := s.Change(ctx, many, false)
+	must(t, err)
+	if list, err := s.History(ctx, 0, 10); err != nil || len(list) == 0 || list[0].Revision != out.Revision {
+		t.Errorf("the newest change is not in the history: %+v %v", list, err)
 	}
 }
 

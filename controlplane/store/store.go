@@ -75,7 +75,8 @@ type Config struct {
 	// proxies, half as many more.
 	History int
 
-	quota int64 // of the embedded database; 0 is etcd's own. For tests
+	quota        int64 // of the embedded database; 0 is etcd's own. For tests
+	historyBytes int64 // 64 MiB when 0. For tests
 }
 
 func (c Config) withDefaults() Config {
@@ -84,7 +85,7 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
-	c.History = cmp.Or(c.History, 1000)
+	c.History, c.historyBytes = cmp.Or(c.History, 1000), cmp.Or(c.historyBytes, historyBytes)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -119,6 +120,7 @@ type Store struct {
 	turn      chan struct{} // of one place: taken by a writer that lost a race
 	allocMu   sync.Mutex    // held while a virtual address is given out
 	written   atomic.Int64  // changes noted in the history by this process
+	unweighed atomic.Int64  // bytes of those since it was asked how large the history is
 	pruneMu   sync.Mutex    // held while the history is cut to its bounds
 
 	mu        sync.Mutex // guards what follows
@@ -151,6 +153,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), seen: map[policy.ServiceName]map[string]float64{},
 	}
 	s.model = newModel(s.keys, cfg.Log)
+	s.unweighed.Store(cfg.historyBytes / pruneParts) // what is there already
 	empty, _ := s.model.state(0)
 	s.current.Store(empty)
 	if err := s.connect(ctx); err != nil {
