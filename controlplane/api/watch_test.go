@@ -172,6 +172,26 @@ func TestAWatcherThatWasAwayForTooLongIsToldEverything(t *testing.T) {
 	watch(t, c, "/security-rules", "2").wants("id", "synced 2")
 }
 
+// Of more changes than are kept, those who were away for no longer than that are
+// told each, in order.
+func TestTheNewestEventsAreToldInOrderHoweverManyThereWere(t *testing.T) {
+	m := newMesh()
+	c := serve(t, m)
+	const kept, made = 4096, 4096 + 100
+	for i := range made { // revisions 1 to made, of one event each
+		r := policy.SecurityRule{SourceNamespace: "a", SourceService: fmt.Sprint("s", i), DestinationNamespace: "c", DestinationService: "d", AllowedMethods: []string{"GET"}}
+		_, err := m.Change(t.Context(), []policy.Edit{{Ref: policy.Ref{Kind: policy.KindSecurityRule, ID: "one"}, To: &policy.Resource{Security: &r}}}, false)
+		check(t, err)
+	}
+	var want []string
+	for i := made - kept; i < made; i++ {
+		want = append(want, fmt.Sprintf(`changed %d "s%d"`, i+1, i))
+	}
+	watch(t, c, "/security-rules", fmt.Sprint(made-kept)).wants("source_service", append(want, fmt.Sprint("synced ", made))...)
+	watch(t, c, "/security-rules", fmt.Sprint(made-2)).wants("source_service", append(want[kept-2:], fmt.Sprint("synced ", made))...)
+	watch(t, c, "/security-rules", fmt.Sprint(made-kept-1)).wants("source_service", "reset", fmt.Sprintf(`added  "s%d"`, made-1))
+}
+
 // Several elements that change together have one id, at the last of them: who
 // breaks off between them is told all of them again.
 func TestAnIDCompletesARevision(t *testing.T) {
