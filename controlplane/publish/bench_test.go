@@ -26,7 +26,7 @@ func BenchmarkChanged(b *testing.B) {
 				if err := s.take(ses, req); err != nil {
 					b.Fatal(err)
 				}
-				if err := s.flush(ses, discard); err != nil {
+				if _, err := s.flush(ses, discard); err != nil {
 					b.Fatal(err)
 				}
 			}

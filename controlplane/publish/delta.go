@@ -144,17 +144,20 @@ func (d *delta) refused(f flight, nack string, now time.Time) {
 	}
 }
 
-// due takes out the names to look at next, in order, maxBatch at most.
-func (d *delta) due() []string {
+// due takes out the names to look at next, in order, maxBatch at most. Those
+// that were not asked for but may have changed are among them unless held, and
+// changes tells whether any is.
+func (d *delta) due(held bool) (names []string, changes bool) {
 	if len(d.flights) >= maxFlights {
-		return nil
+		return nil, false
 	}
-	names := d.takeFrom(d.asked, nil)
-	if len(d.flights) == 0 {
+	names = d.takeFrom(d.asked, nil)
+	if asked := len(names); len(d.flights) == 0 && !held {
 		names = d.takeFrom(d.changed, names)
+		changes = len(names) > asked
 	}
 	slices.Sort(names)
-	return names
+	return names, changes
 }
 
 // takeFrom moves names out of one of the two sets, whichever come first: sorting

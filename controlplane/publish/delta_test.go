@@ -33,7 +33,7 @@ func (r *deltaRig) set(name, version string) {
 }
 
 func (r *deltaRig) flush() {
-	for names := r.d.due(); len(names) > 0; names = r.d.due() {
+	for names, _ := r.d.due(false); len(names) > 0; names, _ = r.d.due(false) {
 		entries := make([]*entry, len(names))
 		for i, name := range names {
 			entries[i] = &entry{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/zap"
@@ -41,13 +42,34 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		return asStatus(err)
 	}
 	for {
-		if err := s.flush(ses, stream.Send); err != nil {
+		held, err := s.flush(ses, stream.Send)
+		if err != nil {
 			return err
 		}
-		if _, err = await[session](ctx, s.closed, nil, ses.wake); err != nil {
+		if err := s.rest(ctx, ses, held); err != nil {
 			return asStatus(err)
 		}
 	}
+}
+
+// rest returns when a session has something to look at: at once when it is woken,
+// or after the time for which changes are held, where that is not 0.
+func (s *Server) rest(ctx context.Context, ses *session, held time.Duration) error {
+	if held == 0 {
+		_, err := await[session](ctx, s.closed, nil, ses.wake)
+		return err
+	}
+	timer := time.NewTimer(held)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.closed:
+		return errClosing
+	case <-ses.wake:
+	case <-timer.C:
+	}
+	return nil
 }
 
 // listen opens a session with a stream's first message and takes in all that
@@ -214,10 +236,18 @@ func (s *Server) unfollowLocked(ses *session, k kind, names []string) {
 	}
 }
 
-// flush sends what is due.
-func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse) error) error {
+// flush sends what is due, and tells for how long it holds back changes; 0 when it
+// holds none. What a proxy asked for is never held: an app waits for it.
+func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse) error) (held time.Duration, err error) {
+	now := s.cfg.Now()
+	wait := ses.wait(now)
+	spent := false
 	for k := range kinds {
-		for names := ses.due(k); len(names) > 0; names = ses.due(k) {
+		for told := false; ; { // after changes, those made meanwhile are for another turn
+			names, changes := ses.due(k, wait > 0 || told)
+			if len(names) == 0 {
+				break
+			}
 			topics, revision := s.find(k, names)
 			entries := make([]*entry, len(names))
 			for i, t := range topics {
@@ -226,13 +256,20 @@ func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse
 				}
 			}
 			for _, resp := range ses.respond(k, names, entries, revision) {
+				told, spent = told || changes, spent || changes
 				if err := send(resp); err != nil {
-					return err
+					return 0, err
 				}
 			}
 		}
 	}
-	return nil
+	if spent { // once for all types: they change together
+		ses.spend(now)
+	}
+	if wait = ses.wait(now); wait > 0 && ses.holds() {
+		return wait, nil
+	}
+	return 0, nil
 }
 
 // find gives the topics of names that a session follows, nil for one that it let

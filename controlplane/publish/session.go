@@ -33,6 +33,7 @@ type session struct {
 	deltas   [kinds]*delta
 	lastSeen time.Time
 	nonces   uint64
+	pace     pace
 }
 
 func newSession(key proxyKey, now time.Time, maxNames int, end context.CancelCauseFunc) *session {
@@ -121,14 +122,35 @@ func (ses *session) check(k kind, req *discovery.DeltaDiscoveryRequest) error {
 	return nil
 }
 
-// due takes out what is to be looked at next.
-func (ses *session) due(k kind) []string {
+// due takes out what is to be looked at next, without changes if they are held.
+func (ses *session) due(k kind, held bool) (names []string, changes bool) {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	if ses.deltas[k] == nil {
-		return nil
+		return nil, false
 	}
-	return ses.deltas[k].due()
+	return ses.deltas[k].due(held)
+}
+
+// wait tells how long the session's changes are held back.
+func (ses *session) wait(now time.Time) time.Duration {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return ses.pace.wait(now)
+}
+
+// spend notes that changes were sent.
+func (ses *session) spend(now time.Time) {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	ses.pace.spend(now)
+}
+
+// holds tells whether there are changes that were not looked at.
+func (ses *session) holds() bool {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return slices.ContainsFunc(ses.deltas[:], func(d *delta) bool { return d != nil && len(d.changed) > 0 })
 }
 
 // respond gives the messages to send for what was due.
