@@ -99,6 +99,27 @@ func (p *plane) takePart(ctx context.Context) error {
 	})
 }
 
+// comeBack is how long a control plane that starts keeps up the leases of the
+// proxies it had, in which they find it again: their back-off is 5 s at most, and
+// two thousand handshakes at once are another five on two CPUs.
+const comeBack = 5 * time.Second
+
+// awaitProxies keeps up the leases of the proxies that were attached here, when
+// the control plane starts and once more.
+func (p *plane) awaitProxies(ctx context.Context) error {
+	for _, wait := range []time.Duration{0, comeBack} {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		if err := p.store.Prolong(ctx, p.cfg.name()); err != nil && ctx.Err() == nil {
+			p.log.Warn("the leases of the proxies that were attached here are not prolonged; those that are late are missing for a while", zap.Error(err))
+		}
+	}
+	return nil
+}
+
 // markAgain is how often what could not be marked is tried again.
 const markAgain = 10 * time.Second
 

@@ -10,6 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -213,6 +214,39 @@ func (l *Lease) KeepAlive(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Prolong makes the leases of the proxies that are attached to a control plane
+// last another TTL. One that starts again does so for those it had: they are on
+// their way back, thousands of them take longer than a lease may have left, and
+// the endpoints of each that is late would be taken from all who call it. The
+// price is that what has died meanwhile is known so much later.
+func (s *Store) Prolong(ctx context.Context, control string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	s.mu.Lock()
+	var leases []clientv3.LeaseID
+	for _, p := range s.model.proxies {
+		if p.Control == control {
+			leases = append(leases, clientv3.LeaseID(p.lease))
+		}
+	}
+	s.mu.Unlock()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(prolongAtOnce)
+	for _, id := range leases {
+		g.Go(func() error {
+			if _, err := s.client.KeepAliveOnce(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+				return fmt.Errorf("prolong the leases of %s: %w", control, explain(err))
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// prolongAtOnce is how many leases are prolonged at a time: each is a stream of
+// its own.
+const prolongAtOnce = 16
 
 // Close ends the lease: the proxy and its endpoints are gone when it returns,
 // unless the proxy attached again since. Closing one that has ended does

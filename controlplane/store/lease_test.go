@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -53,6 +54,27 @@ func TestASilentProxyIsGoneAfterItsLease(t *testing.T) {
 	if e := st.Services.Get(shop("cart")).Endpoints; len(e) != 1 || e[0].ID != "stays" {
 		t.Errorf("the endpoints are %+v", e)
 	}
+}
+
+// A control plane that started again keeps up the leases of those it had, and not
+// those of another.
+func TestTheLeasesOfThoseWhoAreExpectedAreProlonged(t *testing.T) {
+	s, ctx := open(t), t.Context()
+	for id, control := range map[string]string{"expected": "a", "gone": "b"} {
+		_, err := s.Attach(ctx, Proxy{ID: id, Service: shop("cart"), Control: control}, []policy.Endpoint{endpoint("cart", id)})
+		must(t, err)
+	}
+	tick := time.NewTicker(s.cfg.LeaseTTL / 8)
+	defer tick.Stop()
+	for s.State().Proxies.Get("gone") != nil {
+		must(t, s.Prolong(ctx, "a"))
+		<-tick.C
+	}
+	if e := s.Endpoints(shop("cart")); len(e) != 1 || e[0].ID != "expected" {
+		t.Errorf("when the other is gone the endpoints are %+v", e)
+	}
+	until(t, s, "what is not prolonged any more has ended", func(st *State) bool { return st.Proxies.Len() == 0 })
+	must(t, s.Prolong(ctx, "a"))
 }
 
 func TestAProxyThatAttachesAgainReplaces(t *testing.T) {
