@@ -151,9 +151,15 @@ func (a *Authority) template(name policy.ServiceName, signer *root) *x509.Certif
 	if len(dotted) > 64 { // ub-common-name, RFC 5280 appendix A; the SANs hold the name anyway
 		subject.CommonName = ""
 	}
+	begin := now.Add(-backdate)
+	if name == policy.ControlPlane {
+		// Made by a clock that is ahead it is to hold for those who have the right
+		// time; nobody trusts it for its beginning.
+		begin = signer.cert.NotBefore
+	}
 	return &x509.Certificate{
 		Subject:   subject,
-		NotBefore: now.Add(-backdate), NotAfter: end,
+		NotBefore: begin, NotAfter: end,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,

@@ -337,6 +337,39 @@ func TestWhoMayConnectToTheControlPlane(t *testing.T) {
 	}
 }
 
+// A clock that is wrong at the control plane alone: those who are in the mesh are
+// told by their certificates' ends, and trust the control plane as before.
+func TestAWrongClockShutsOutAsFewAsItCan(t *testing.T) {
+	a, at := newAuthority(t)
+	right := at.Now()
+	member, none := workload(t, a, cart), workload(t, a, cart)
+	for _, c := range []*tls.Config{member, none} { // whose clocks are right
+		c.Time = func() time.Time { return right }
+	}
+	none.Certificates = nil
+	for _, c := range []struct {
+		by                time.Duration
+		comes, joins, app bool
+	}{{-90 * time.Minute, true, true, true}, {0, true, true, true}, {6 * time.Hour, true, true, true}, {36 * time.Hour, false, true, false}, {0, true, true, true}} {
+		at.Add(right.Add(c.by).Sub(at.Now()))
+		for what, try := range map[string]struct {
+			server, client *tls.Config
+			ok             bool
+		}{
+			"a member comes": {a.ServerTLS(), member, c.comes}, "a stranger joins": {a.ServerTLS(), none, c.joins},
+			"an app is asked": {member, a.ClientTLS(cart), c.app},
+		} {
+			server, client := try.server.Clone(), try.client.Clone()
+			client.NextProtos = []string{"h2"}
+			server.NextProtos = client.NextProtos
+			serverErr, clientErr, _ := handshake(t, server, client)
+			if (serverErr == nil && clientErr == nil) != try.ok {
+				t.Errorf("%v: %s: %v, %v", c.by, what, serverErr, clientErr)
+			}
+		}
+	}
+}
+
 func errorOf(_ bool, err error) error { return err }
 
 func TestRunRotatesAndTells(t *testing.T) {

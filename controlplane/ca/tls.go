@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
@@ -25,21 +24,22 @@ const MeshALPN = "weir"
 
 // ServerTLS is for the port that proxies use: TLS 1.3, the control plane's own
 // certificate followed by the root, and a client's certificate verified if it
-// shows one. Handlers ask Peer who it is. The certificate renews itself.
+// shows one, by its end and not by its beginning (see verifyChain). Handlers ask Peer who it is. The certificate renews itself.
 func (a *Authority) ServerTLS() *tls.Config {
-	return a.serverTLS(tls.VerifyClientCertIfGiven, "h2")
+	return a.serverTLS(a.verifyClient, "h2")
 }
 
 // HTTPSTLS is for the REST API on an address that is not loopback: the same
 // certificate. Clients are asked for one of the mesh, so that the API can tell a
 // workload that tries by its certificate; it is not verified and opens nothing.
 func (a *Authority) HTTPSTLS() *tls.Config {
-	return a.serverTLS(tls.RequestClientCert, "h2", "http/1.1")
+	return a.serverTLS(nil, "h2", "http/1.1")
 }
 
-func (a *Authority) serverTLS(auth tls.ClientAuthType, protocols ...string) *tls.Config {
+// serverTLS asks for a client's certificate, and has it verified by verify.
+func (a *Authority) serverTLS(verify func(tls.ConnectionState) error, protocols ...string) *tls.Config {
 	base := &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: protocols, Time: a.cfg.Now, ClientAuth: auth,
+		MinVersion: tls.VersionTLS13, NextProtos: protocols, Time: a.cfg.Now, ClientAuth: tls.RequestClientCert, VerifyConnection: verify,
 		// Connections to the control plane are few and long. Without tickets
 		// every one of them is verified against the present bundle.
 		SessionTicketsDisabled: true,
@@ -83,18 +83,41 @@ func (a *Authority) verify(state tls.ConnectionState) (policy.ServiceName, error
 	if len(state.PeerCertificates) == 0 {
 		return policy.ServiceName{}, fmt.Errorf("%w: no certificate", ErrPeer)
 	}
-	intermediates := x509.NewCertPool()
-	for _, c := range state.PeerCertificates[1:] {
-		intermediates.AddCert(c)
-	}
-	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{
-		Roots: a.pool(), Intermediates: intermediates, CurrentTime: a.cfg.Now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		return policy.ServiceName{}, fmt.Errorf("%w: %w", ErrPeer, err)
+	if err := a.verifyChain(state.PeerCertificates, x509.ExtKeyUsageServerAuth); err != nil {
+		return policy.ServiceName{}, err
 	}
 	return a.nameIn(state.PeerCertificates[0])
+}
+
+// verifyClient checks a client's chain, if it shows one. Who it is, and whether
+// that may be, the handlers ask.
+func (a *Authority) verifyClient(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	return a.verifyChain(state.PeerCertificates, x509.ExtKeyUsageClientAuth)
+}
+
+// verifyChain checks a chain against the roots of the moment. One that begins
+// later than now counts: what is signed by our roots was signed by now, so it is
+// this clock that is behind, and a control plane whose clock was set back would
+// else take no proxy that it had, and find each of their apps unhealthy.
+func (a *Authority) verifyChain(chain []*x509.Certificate, usage x509.ExtKeyUsage) error {
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	now := a.cfg.Now()
+	if chain[0].NotBefore.After(now) {
+		now = chain[0].NotBefore
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: a.pool(), Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrPeer, err)
+	}
+	return nil
 }
 
 // Peer tells which service is at the other end of a gRPC call, from its
@@ -156,14 +179,10 @@ func (a *Authority) ownCertificate() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, errors.Join(errors.New("the control plane's own certificate"), err)
 	}
-	if own != nil && by.cert.Equal(signer.cert) && now.Before(halfLife(own.Leaf)) {
+	if own != nil && by.cert.Equal(signer.cert) && now.Before(own.Leaf.NotAfter.Add(-a.cfg.LeafTTL/2)) {
 		return own, nil
 	}
 	return a.makeOwn()
-}
-
-func halfLife(leaf *x509.Certificate) time.Time {
-	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
 }
 
 // makeOwn may be run by two callers at once; either result serves.
