@@ -54,7 +54,9 @@ type Result struct {
 	Took   time.Duration // how long it took
 	Check  string        // "http", "grpc", "tcp"
 	Passed bool          // what this one check found
-	Detail string        // "200 OK"; or what failed, in which step
+	// Unclear tells that it could not find out: the state stays as it is.
+	Unclear bool
+	Detail  string // "200 OK"; or what failed, in which step
 	// Healthy is the endpoint's state after the thresholds, and Changed tells that
 	// it is not the status which Targets gave.
 	Healthy bool

@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -28,9 +29,10 @@ const (
 
 // finding is what one check found.
 type finding struct {
-	check  string
-	passed bool
-	detail string
+	check   string
+	passed  bool
+	unclear bool // what it found says nothing of the app
+	detail  string
 }
 
 // probe checks one endpoint once; false when it cannot be checked from here.
@@ -65,8 +67,18 @@ func (c *Checker) probe(ctx context.Context, t *policy.Target) (finding, bool) {
 	f.passed = err == nil
 	if err != nil {
 		f.detail = clip(describe(ctx, err))
+		f.unclear = ofTime(err)
 	}
 	return f, true
+}
+
+// ofTime tells whether a check failed for the time of day alone: the workload's
+// certificate has ended by this clock. If that is so, its callers find it out for
+// themselves; if it is this clock that is wrong, every endpoint of the mesh would
+// be taken from its callers.
+func ofTime(err error) bool {
+	var invalid x509.CertificateInvalidError
+	return errors.As(err, &invalid) && invalid.Reason == x509.Expired
 }
 
 // describe puts the time limit's own words in place of "context deadline

@@ -250,6 +250,25 @@ func TestProbeMeshedTCPSeesThatTheAppIsDown(t *testing.T) {
 	}
 }
 
+// A certificate that has ended by this clock says nothing of the app; one of
+// another service says that it is not there.
+func TestProbeMeshedDoesNotJudgeByTheTimeOfDay(t *testing.T) {
+	mesh := newMeshCA(t)
+	for by, want := range map[time.Duration]finding{
+		0: {check: "tcp", passed: true, detail: "connected"}, 10 * 365 * 24 * time.Hour: {check: "tcp", unclear: true, detail: "TLS: "},
+	} {
+		l, tg := listen(t)
+		tg.Meshed = true
+		rawApp(untilClosed)(t, tls.NewListener(l, mesh.server(t, "shop.users")))
+		client := mesh.client(t)
+		client.Time = func() time.Time { return time.Now().Add(by) }
+		f := probeOnce(t, Config{TLS: func() *tls.Config { return client }}, tg)
+		if f.passed != want.passed || f.unclear != want.unclear || !strings.HasPrefix(f.detail, want.detail) {
+			t.Errorf("by a clock ahead by %v it found %+v", by, f)
+		}
+	}
+}
+
 func TestProbeMeshedTrustsOnlyTheServiceThatIsMeant(t *testing.T) {
 	mesh, stranger := newMeshCA(t), newMeshCA(t)
 	other := mesh.server(t, "shop.users")

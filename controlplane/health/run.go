@@ -193,7 +193,7 @@ func (c *Checker) startDue(ctx context.Context, now time.Time, checks *sync.Wait
 // when the report is done, so that results of one endpoint keep their order.
 func (c *Checker) check(ctx context.Context, it *item, target policy.Target, at time.Time) {
 	if found, ok := c.probe(ctx, &target); ok && ctx.Err() == nil {
-		r := Result{At: at, Took: c.cfg.Now().Sub(at), Check: found.check, Passed: found.passed, Detail: found.detail}
+		r := Result{At: at, Took: c.cfg.Now().Sub(at), Check: found.check, Passed: found.passed, Unclear: found.unclear, Detail: found.detail}
 		c.mu.Lock()
 		r, ok = c.schedule.judge(it, r)
 		target = it.target

@@ -146,10 +146,14 @@ func (s *schedule) judge(it *item, r Result) (Result, bool) {
 	if s.items[it.key] != it {
 		return r, false
 	}
-	if r.Passed == it.healthy {
+	switch {
+	case r.Unclear: // it stays as it is
+	case r.Passed == it.healthy:
 		it.streak = 0
-	} else if it.streak++; it.streak >= s.threshold(r.Passed) {
-		it.healthy, it.streak, it.since = r.Passed, 0, r.At
+	default:
+		if it.streak++; it.streak >= s.threshold(r.Passed) {
+			it.healthy, it.streak, it.since = r.Passed, 0, r.At
+		}
 	}
 	r.Healthy = it.healthy
 	r.Changed = it.healthy != (it.target.Status != policy.Unhealthy)

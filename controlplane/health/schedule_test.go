@@ -164,6 +164,24 @@ func TestThresholdsDecide(t *testing.T) {
 	}
 }
 
+// What says nothing of the app turns nothing, and does not break a row.
+func TestAResultThatIsUnclearIsKeptAndTurnsNothing(t *testing.T) {
+	s := newSchedule(middle)
+	tg := target("a")
+	s.update([]policy.Target{tg}, time.Second, Thresholds{Unhealthy: 2, Healthy: 1}, t0)
+	it := s.items[key{tg.Service(), "a"}]
+	for i, c := range []struct{ passed, unclear, healthy bool }{
+		{false, true, true}, {false, true, true}, {false, false, true}, {false, true, true}, {false, false, false}, {false, true, false}, {true, false, true},
+	} {
+		if r, _ := s.judge(it, Result{Passed: c.passed, Unclear: c.unclear}); r.Healthy != c.healthy {
+			t.Errorf("after result %d: healthy %v", i+1, r.Healthy)
+		}
+	}
+	if st, _ := s.status(tg.Service(), "a"); len(st.History) != 7 {
+		t.Errorf("%d results are kept", len(st.History))
+	}
+}
+
 func TestStatusThatWasOverwrittenIsReportedAgain(t *testing.T) {
 	s := newSchedule(middle)
 	tg := target("a")
