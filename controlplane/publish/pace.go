@@ -9,7 +9,7 @@ const (
 	// services with 38 followers were 19 000 responses a second, more than two CPUs
 	// can make and take. The price is paceEvery for the last of many changes.
 	paceAtOnce = 10
-	paceEvery  = 100 * time.Millisecond
+	paceEvery  = 250 * time.Millisecond
 )
 
 // pace says when a session may be sent changes, by the generic cell rate
