@@ -87,7 +87,7 @@ func execOf(t *testing.T, dir, unit, key, instance string, env map[string]string
 
 // TestTheUnitsCommandsWorkAsTheirUsers runs what the units would run, under a
 // user and with the capabilities that they name. What systemd itself does (the
-// filter of system calls, mounts) is not tried here.
+// filter of system calls, mounts) TestTheUnitsRunUnderSystemd tries.
 func TestTheUnitsCommandsWorkAsTheirUsers(t *testing.T) {
 	m := start(t)
 	dir, _ := unitFiles(t)
