@@ -26,6 +26,14 @@ func printConfigFile(w io.Writer, f *api.ConfigFile) error {
 	return err
 }
 
+// warned counts what of the file has no effect, for who does not ask after it.
+func warned(f *api.ConfigFile) string {
+	if len(f.Warnings) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", warnings: %d, which weir get status shows", len(f.Warnings))
+}
+
 // configFileText says in one line how the mesh file stands.
 func configFileText(f *api.ConfigFile) string {
 	text := f.Path + ": " + f.State

@@ -183,7 +183,7 @@ func (o *overview) write(w io.Writer) error {
 		row("store", "%s; shown is what was known", c.Trouble)
 	}
 	if c.ConfigFile != nil {
-		row("config file", "%s", configFileText(c.ConfigFile))
+		row("config file", "%s", configFileText(c.ConfigFile)+warned(c.ConfigFile))
 	}
 	for _, m := range c.Members {
 		leads := ""

@@ -48,7 +48,7 @@ func (r *reader) readSettings(patch map[string]any) {
 	r.out.Settings = text
 	for _, path := range merged.Idle(text) {
 		if path != "observability.tracing" && path != "observability.tracing_enabled" {
-			r.warn(join("mesh", path), "kept, without effect: it is for a gateway, which this version has not")
+			r.warn(join("mesh", path), "kept, without effect: it is for a gateway, which this version has not%s", idleInstead[path])
 		} else if !exported {
 			r.warn(join("mesh", path), "traces are begun and passed on, but this version sends them nowhere")
 		}
@@ -60,6 +60,12 @@ func (r *reader) readSettings(patch map[string]any) {
 			key:  r.problem("mesh.security.ssl.key_file", "%s", ssl.KeyFile),
 		}
 	}
+}
+
+// idleInstead tells who relied on a setting that has no effect what has.
+var idleInstead = map[string]string{
+	"security.ssl":            "; between proxies there is mTLS (mtls_mode), and to the app what it speaks itself",
+	"security.authentication": "; nobody is asked for a token but by security rules with required_jwt",
 }
 
 // empties finds keys without a value, which YAML calls null: to take them for
