@@ -34,6 +34,7 @@ type fleet struct {
 	updates atomic.Int64 // services taken, by all
 	read    atomic.Int64 // bytes, TLS included
 	written atomic.Int64
+	writes  atomic.Int64 // calls: one for each ACK, mostly
 	lost    atomic.Int64 // services that were taken away
 
 	stop context.CancelFunc
@@ -227,5 +228,6 @@ func (c *counted) Read(b []byte) (int, error) {
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.fleet.written.Add(int64(n))
+	c.fleet.writes.Add(1)
 	return n, err
 }

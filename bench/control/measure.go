@@ -135,15 +135,16 @@ type usage struct {
 	cpu     time.Duration
 	bytes   int64
 	updates int64
+	writes  int64 // of the proxies
 }
 
 func (s *stage) look() (usage, error) {
 	cpu, err := cpuTime(s.pid())
-	return usage{time.Now(), cpu, s.fleet.read.Load(), s.fleet.updates.Load()}, err
+	return usage{time.Now(), cpu, s.fleet.read.Load(), s.fleet.updates.Load(), s.fleet.writes.Load()}, err
 }
 
 func (u usage) since(before usage) usage {
-	return usage{cpu: u.cpu - before.cpu, bytes: u.bytes - before.bytes, updates: u.updates - before.updates, at: time.Time{}.Add(u.at.Sub(before.at))}
+	return usage{cpu: u.cpu - before.cpu, bytes: u.bytes - before.bytes, updates: u.updates - before.updates, writes: u.writes - before.writes, at: time.Time{}.Add(u.at.Sub(before.at))}
 }
 
 func (u usage) seconds() float64 { return u.at.Sub(time.Time{}).Seconds() }
@@ -182,6 +183,7 @@ func cost(ctx context.Context, s *stage, rep *report, beside string) error {
 	}
 	used, n := after.since(before), float64(len(took))
 	rest := used.seconds() / idle.seconds()
+	rep.set("idle_writes_per_s", float64(idle.writes)/idle.seconds())
 	rep.set("idle_cpu_percent_"+beside, 100*idle.cpu.Seconds()/idle.seconds())
 	rep.set("change_cpu_us_"+beside, (used.cpu.Seconds()-rest*idle.cpu.Seconds())/n*1e6)
 	rep.set("bytes_per_change_"+beside, (float64(used.bytes)-rest*float64(idle.bytes))/n)
@@ -299,6 +301,7 @@ func burst(ctx context.Context, s *stage, rep *report) error {
 	}
 	after, err := s.look()
 	used := after.since(before)
+	rep.set("burst_responses", float64(used.writes)-rep.values["idle_writes_per_s"]*used.seconds())
 	rep.set("burst_seconds", wrote.Sub(before.at).Seconds())
 	rep.set("burst_settle_ms", float64(time.Since(wrote).Milliseconds()))
 	rep.set("burst_updates", float64(used.updates))

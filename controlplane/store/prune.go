@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,42 +78,61 @@ func (s *Store) prune(ctx context.Context, class string, keep int, weigh bool) e
 	return nil
 }
 
-// oldestFirst is the order of the changes: their names tell the time as some
-// process had it, which may have been set back.
-func oldestFirst() clientv3.OpOption {
-	return clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend)
-}
-
 // tooMany gives the oldest changes of a class beyond those that are kept, the
-// oldest first.
+// oldest first. It begins at the first that was kept when it was asked last: etcd
+// goes through what was removed before, too, until it is compacted, and after
+// 90 000 changes that took as long as all the rest. What a clock that was set back
+// has named as of before is found by tooHeavy.
 func (s *Store) tooMany(ctx context.Context, class string, keep int) ([]*mvccpb.KeyValue, error) {
-	prefix := s.keys.log(class) + "/"
-	n, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	from := cmp.Or(s.keptFrom[class], s.keys.log(class)+"/")
+	within := clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.keys.log(class) + "/"))
+	n, err := s.client.Get(ctx, from, within, clientv3.WithCountOnly())
 	if err != nil || n.Count <= int64(keep) {
 		return nil, explain(err)
 	}
-	resp, err := s.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly(), oldestFirst(), clientv3.WithLimit(n.Count-int64(keep)))
+	resp, err := s.client.Get(ctx, from, within, clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, explain(err)
 	}
-	return resp.Kvs, nil
+	return s.beyond(class, resp.Kvs, len(resp.Kvs)-keep), nil
 }
 
 // tooHeavy gives those beyond either bound.
 func (s *Store) tooHeavy(ctx context.Context, class string, keep int) ([]*mvccpb.KeyValue, error) {
-	resp, err := s.client.Get(ctx, s.keys.log(class)+"/", clientv3.WithPrefix(), oldestFirst())
+	resp, err := s.client.Get(ctx, s.keys.log(class)+"/", clientv3.WithPrefix())
 	if err != nil {
 		return nil, explain(err)
 	}
+	byAge(resp.Kvs)
 	total, n := int64(0), len(resp.Kvs)
 	for i, kv := range slices.Backward(resp.Kvs) {
 		var r logRecord
 		_ = json.Unmarshal(kv.Value, &r) // one that cannot be read has no bytes
 		if total += int64(r.Bytes); i < n-1 && (n-i > keep || total > s.cfg.historyBytes) {
-			return resp.Kvs[:i+1], nil
+			return s.beyond(class, resp.Kvs, i+1), nil
 		}
 	}
-	return nil, nil
+	return s.beyond(class, resp.Kvs, 0), nil
+}
+
+// beyond gives the n oldest changes, and notes where the others begin.
+func (s *Store) beyond(class string, kvs []*mvccpb.KeyValue, n int) []*mvccpb.KeyValue {
+	n = max(n, 0)
+	byAge(kvs)
+	first := ""
+	for _, kv := range kvs[n:] {
+		if key := string(kv.Key); first == "" || key < first {
+			first = key
+		}
+	}
+	s.keptFrom[class] = first
+	return kvs[:n]
+}
+
+// byAge orders changes by revision, the oldest first: their names tell the time
+// as some process had it.
+func byAge(kvs []*mvccpb.KeyValue) {
+	slices.SortFunc(kvs, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
 }
 
 // forget removes changes and notes how far back the history reaches from then

@@ -121,7 +121,9 @@ type Store struct {
 	allocMu   sync.Mutex    // held while a virtual address is given out
 	written   atomic.Int64  // changes noted in the history by this process
 	unweighed atomic.Int64  // bytes of those since it was asked how large the history is
-	pruneMu   sync.Mutex    // held while the history is cut to its bounds
+
+	pruneMu  sync.Mutex        // held while the history is cut to its bounds; guards keptFrom
+	keptFrom map[string]string // by class, the first key of the history that was kept last
 
 	mu        sync.Mutex // guards what follows
 	model     *model
@@ -150,7 +152,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
 		cfg: cfg, keys: keys(cfg.Prefix), watches: map[*Watch]struct{}{},
-		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), seen: map[policy.ServiceName]map[string]float64{},
+		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), keptFrom: map[string]string{}, seen: map[policy.ServiceName]map[string]float64{},
 	}
 	s.model = newModel(s.keys, cfg.Log)
 	s.unweighed.Store(cfg.historyBytes / pruneParts) // what is there already
