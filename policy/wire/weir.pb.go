@@ -305,8 +305,10 @@ type Endpoint struct {
 	// how many requests it takes (absent is any number).
 	CircuitTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=circuit_timeout,json=circuitTimeout,proto3" json:"circuit_timeout,omitempty"`
 	RateLimit      *RateLimit           `protobuf:"bytes,11,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What an operator wants of its circuits; absent is nothing.
+	Circuit       *CircuitOrder `protobuf:"bytes,12,opt,name=circuit,proto3" json:"circuit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
@@ -416,6 +418,65 @@ func (x *Endpoint) GetRateLimit() *RateLimit {
 	return nil
 }
 
+func (x *Endpoint) GetCircuit() *CircuitOrder {
+	if x != nil {
+		return x.Circuit
+	}
+	return nil
+}
+
+type CircuitOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`    // "open" or "close"; empty is not to hold
+	Number        int64                  `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // of the last order: a proxy's circuit starts anew when it changes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CircuitOrder) Reset() {
+	*x = CircuitOrder{}
+	mi := &file_weir_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CircuitOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CircuitOrder) ProtoMessage() {}
+
+func (x *CircuitOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CircuitOrder.ProtoReflect.Descriptor instead.
+func (*CircuitOrder) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CircuitOrder) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *CircuitOrder) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 type TrafficRule struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -434,7 +495,7 @@ type TrafficRule struct {
 
 func (x *TrafficRule) Reset() {
 	*x = TrafficRule{}
-	mi := &file_weir_proto_msgTypes[4]
+	mi := &file_weir_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +507,7 @@ func (x *TrafficRule) String() string {
 func (*TrafficRule) ProtoMessage() {}
 
 func (x *TrafficRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[4]
+	mi := &file_weir_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +520,7 @@ func (x *TrafficRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficRule.ProtoReflect.Descriptor instead.
 func (*TrafficRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{4}
+	return file_weir_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TrafficRule) GetId() string {
@@ -545,13 +606,16 @@ type Traffic struct {
 	RateLimit        *RateLimit             `protobuf:"bytes,9,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
 	MtlsMode         string                 `protobuf:"bytes,10,opt,name=mtls_mode,json=mtlsMode,proto3" json:"mtls_mode,omitempty"`
 	PlaintextFrom    []*Name                `protobuf:"bytes,11,rep,name=plaintext_from,json=plaintextFrom,proto3" json:"plaintext_from,omitempty"`
+	Balancing        *Balancing             `protobuf:"bytes,12,opt,name=balancing,proto3" json:"balancing,omitempty"`
+	Outliers         *Outliers              `protobuf:"bytes,13,opt,name=outliers,proto3" json:"outliers,omitempty"` // absent: not looked for
+	Overload         *Overload              `protobuf:"bytes,14,opt,name=overload,proto3" json:"overload,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +627,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +640,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{5}
+	return file_weir_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Traffic) GetStrategy() string {
@@ -656,6 +720,282 @@ func (x *Traffic) GetPlaintextFrom() []*Name {
 	return nil
 }
 
+func (x *Traffic) GetBalancing() *Balancing {
+	if x != nil {
+		return x.Balancing
+	}
+	return nil
+}
+
+func (x *Traffic) GetOutliers() *Outliers {
+	if x != nil {
+		return x.Outliers
+	}
+	return nil
+}
+
+func (x *Traffic) GetOverload() *Overload {
+	if x != nil {
+		return x.Overload
+	}
+	return nil
+}
+
+// Balancing is how an endpoint is chosen, beyond the strategy.
+type Balancing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LoadFactor    float64                `protobuf:"fixed64,1,opt,name=load_factor,json=loadFactor,proto3" json:"load_factor,omitempty"`
+	PreferZone    bool                   `protobuf:"varint,2,opt,name=prefer_zone,json=preferZone,proto3" json:"prefer_zone,omitempty"`
+	SlowStart     *durationpb.Duration   `protobuf:"bytes,3,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	Aggression    float64                `protobuf:"fixed64,4,opt,name=aggression,proto3" json:"aggression,omitempty"`
+	Panic         uint32                 `protobuf:"varint,5,opt,name=panic,proto3" json:"panic,omitempty"` // per cent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Balancing) Reset() {
+	*x = Balancing{}
+	mi := &file_weir_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balancing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balancing) ProtoMessage() {}
+
+func (x *Balancing) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
+func (*Balancing) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Balancing) GetLoadFactor() float64 {
+	if x != nil {
+		return x.LoadFactor
+	}
+	return 0
+}
+
+func (x *Balancing) GetPreferZone() bool {
+	if x != nil {
+		return x.PreferZone
+	}
+	return false
+}
+
+func (x *Balancing) GetSlowStart() *durationpb.Duration {
+	if x != nil {
+		return x.SlowStart
+	}
+	return nil
+}
+
+func (x *Balancing) GetAggression() float64 {
+	if x != nil {
+		return x.Aggression
+	}
+	return 0
+}
+
+func (x *Balancing) GetPanic() uint32 {
+	if x != nil {
+		return x.Panic
+	}
+	return 0
+}
+
+// Outliers says when an endpoint is left out that does worse than the others.
+type Outliers struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Interval       *durationpb.Duration   `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	MinHosts       uint32                 `protobuf:"varint,2,opt,name=min_hosts,json=minHosts,proto3" json:"min_hosts,omitempty"`
+	MinRequests    uint32                 `protobuf:"varint,3,opt,name=min_requests,json=minRequests,proto3" json:"min_requests,omitempty"`
+	RateFactor     float64                `protobuf:"fixed64,4,opt,name=rate_factor,json=rateFactor,proto3" json:"rate_factor,omitempty"`
+	RateMargin     float64                `protobuf:"fixed64,5,opt,name=rate_margin,json=rateMargin,proto3" json:"rate_margin,omitempty"`
+	LatencyFactor  float64                `protobuf:"fixed64,6,opt,name=latency_factor,json=latencyFactor,proto3" json:"latency_factor,omitempty"`
+	LatencyMargin  *durationpb.Duration   `protobuf:"bytes,7,opt,name=latency_margin,json=latencyMargin,proto3" json:"latency_margin,omitempty"`
+	BaseEjection   *durationpb.Duration   `protobuf:"bytes,8,opt,name=base_ejection,json=baseEjection,proto3" json:"base_ejection,omitempty"`
+	MaxEjection    *durationpb.Duration   `protobuf:"bytes,9,opt,name=max_ejection,json=maxEjection,proto3" json:"max_ejection,omitempty"`
+	MaxEjectedPart uint32                 `protobuf:"varint,10,opt,name=max_ejected_part,json=maxEjectedPart,proto3" json:"max_ejected_part,omitempty"` // per cent
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Outliers) Reset() {
+	*x = Outliers{}
+	mi := &file_weir_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outliers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outliers) ProtoMessage() {}
+
+func (x *Outliers) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
+func (*Outliers) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Outliers) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *Outliers) GetMinHosts() uint32 {
+	if x != nil {
+		return x.MinHosts
+	}
+	return 0
+}
+
+func (x *Outliers) GetMinRequests() uint32 {
+	if x != nil {
+		return x.MinRequests
+	}
+	return 0
+}
+
+func (x *Outliers) GetRateFactor() float64 {
+	if x != nil {
+		return x.RateFactor
+	}
+	return 0
+}
+
+func (x *Outliers) GetRateMargin() float64 {
+	if x != nil {
+		return x.RateMargin
+	}
+	return 0
+}
+
+func (x *Outliers) GetLatencyFactor() float64 {
+	if x != nil {
+		return x.LatencyFactor
+	}
+	return 0
+}
+
+func (x *Outliers) GetLatencyMargin() *durationpb.Duration {
+	if x != nil {
+		return x.LatencyMargin
+	}
+	return nil
+}
+
+func (x *Outliers) GetBaseEjection() *durationpb.Duration {
+	if x != nil {
+		return x.BaseEjection
+	}
+	return nil
+}
+
+func (x *Outliers) GetMaxEjection() *durationpb.Duration {
+	if x != nil {
+		return x.MaxEjection
+	}
+	return nil
+}
+
+func (x *Outliers) GetMaxEjectedPart() uint32 {
+	if x != nil {
+		return x.MaxEjectedPart
+	}
+	return 0
+}
+
+// Overload bounds what each proxy sends to a service at once; 0 is no bound.
+type Overload struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Concurrent    uint32                 `protobuf:"varint,1,opt,name=concurrent,proto3" json:"concurrent,omitempty"`
+	Pending       uint32                 `protobuf:"varint,2,opt,name=pending,proto3" json:"pending,omitempty"`
+	Connections   uint32                 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Overload) Reset() {
+	*x = Overload{}
+	mi := &file_weir_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Overload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Overload) ProtoMessage() {}
+
+func (x *Overload) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Overload.ProtoReflect.Descriptor instead.
+func (*Overload) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Overload) GetConcurrent() uint32 {
+	if x != nil {
+		return x.Concurrent
+	}
+	return 0
+}
+
+func (x *Overload) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *Overload) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
 type RateLimit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -667,7 +1007,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +1019,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +1032,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{6}
+	return file_weir_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RateLimit) GetLimit() uint32 {
@@ -732,7 +1072,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +1084,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +1097,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{7}
+	return file_weir_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Inbound) GetName() *Name {
@@ -817,7 +1157,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1169,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1182,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{8}
+	return file_weir_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -906,7 +1246,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1258,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1271,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{9}
+	return file_weir_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -951,7 +1291,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1303,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1316,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{10}
+	return file_weir_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1002,7 +1342,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1354,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1367,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{11}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1048,7 +1388,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1400,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1413,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{12}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -1109,7 +1449,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1461,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1474,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{13}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -1171,13 +1511,15 @@ type Report struct {
 	ResidentBytes      uint64                 `protobuf:"varint,1,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,2,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds; 0 before it has one
 	Control            string                 `protobuf:"bytes,3,opt,name=control,proto3" json:"control,omitempty"`                                                  // the control plane's address, as the proxy was told it
+	Circuits           []*Circuit             `protobuf:"bytes,20,rep,name=circuits,proto3" json:"circuits,omitempty"`                                               // those with something to tell, a bounded number
+	CircuitsLeftOut    uint32                 `protobuf:"varint,21,opt,name=circuits_left_out,json=circuitsLeftOut,proto3" json:"circuits_left_out,omitempty"`       // how many more there are
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1531,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1544,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -1226,6 +1568,113 @@ func (x *Report) GetControl() string {
 	return ""
 }
 
+func (x *Report) GetCircuits() []*Circuit {
+	if x != nil {
+		return x.Circuits
+	}
+	return nil
+}
+
+func (x *Report) GetCircuitsLeftOut() uint32 {
+	if x != nil {
+		return x.CircuitsLeftOut
+	}
+	return 0
+}
+
+// Circuit is how a proxy's circuit of one endpoint stands.
+type Circuit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       *Name                  `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // closed, half_open or open
+	Failures      uint32                 `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
+	Since         int64                  `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"` // Unix milliseconds; 0 is not known
+	Forced        bool                   `protobuf:"varint,6,opt,name=forced,proto3" json:"forced,omitempty"`
+	Ejected       bool                   `protobuf:"varint,7,opt,name=ejected,proto3" json:"ejected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Circuit) Reset() {
+	*x = Circuit{}
+	mi := &file_weir_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Circuit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Circuit) ProtoMessage() {}
+
+func (x *Circuit) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
+func (*Circuit) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Circuit) GetService() *Name {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *Circuit) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *Circuit) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Circuit) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Circuit) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Circuit) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *Circuit) GetEjected() bool {
+	if x != nil {
+		return x.Ejected
+	}
+	return false
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProxyId       string                 `protobuf:"bytes,1,opt,name=proxy_id,json=proxyId,proto3" json:"proxy_id,omitempty"`
@@ -1238,7 +1687,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1699,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1712,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -1310,7 +1759,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1771,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1784,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -1403,7 +1852,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1864,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1877,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{17}
+	return file_weir_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -1470,7 +1919,7 @@ const file_weir_proto_rawDesc = "" +
 	"\fvirtual_ipv6\x18\x03 \x01(\fR\vvirtualIpv6\x12/\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x11.weir.v1.EndpointR\tendpoints\x12*\n" +
 	"\x05rules\x18\x05 \x03(\v2\x14.weir.v1.TrafficRuleR\x05rules\x12*\n" +
-	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\xb9\x03\n" +
+	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\xea\x03\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x12\n" +
@@ -1484,10 +1933,14 @@ const file_weir_proto_rawDesc = "" +
 	"\x0fcircuit_timeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x0ecircuitTimeout\x121\n" +
 	"\n" +
-	"rate_limit\x18\v \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x1a9\n" +
+	"rate_limit\x18\v \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x12/\n" +
+	"\acircuit\x18\f \x01(\v2\x15.weir.v1.CircuitOrderR\acircuit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xde\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
+	"\fCircuitOrder\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"\xde\x03\n" +
 	"\vTrafficRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12K\n" +
 	"\rmatch_headers\x18\x02 \x03(\v2&.weir.v1.TrafficRule.MatchHeadersEntryR\fmatchHeaders\x12\x1d\n" +
@@ -1503,7 +1956,7 @@ const file_weir_proto_rawDesc = "" +
 	" \x01(\bR\x0ecircuitBreaker\x1a?\n" +
 	"\x11MatchHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe9\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x04\n" +
 	"\aTraffic\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x19\n" +
 	"\bhash_key\x18\x02 \x01(\tR\ahashKey\x123\n" +
@@ -1518,7 +1971,41 @@ const file_weir_proto_rawDesc = "" +
 	"rate_limit\x18\t \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x12\x1b\n" +
 	"\tmtls_mode\x18\n" +
 	" \x01(\tR\bmtlsMode\x124\n" +
-	"\x0eplaintext_from\x18\v \x03(\v2\r.weir.v1.NameR\rplaintextFrom\"f\n" +
+	"\x0eplaintext_from\x18\v \x03(\v2\r.weir.v1.NameR\rplaintextFrom\x120\n" +
+	"\tbalancing\x18\f \x01(\v2\x12.weir.v1.BalancingR\tbalancing\x12-\n" +
+	"\boutliers\x18\r \x01(\v2\x11.weir.v1.OutliersR\boutliers\x12-\n" +
+	"\boverload\x18\x0e \x01(\v2\x11.weir.v1.OverloadR\boverload\"\xbd\x01\n" +
+	"\tBalancing\x12\x1f\n" +
+	"\vload_factor\x18\x01 \x01(\x01R\n" +
+	"loadFactor\x12\x1f\n" +
+	"\vprefer_zone\x18\x02 \x01(\bR\n" +
+	"preferZone\x128\n" +
+	"\n" +
+	"slow_start\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tslowStart\x12\x1e\n" +
+	"\n" +
+	"aggression\x18\x04 \x01(\x01R\n" +
+	"aggression\x12\x14\n" +
+	"\x05panic\x18\x05 \x01(\rR\x05panic\"\xd4\x03\n" +
+	"\bOutliers\x125\n" +
+	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x1b\n" +
+	"\tmin_hosts\x18\x02 \x01(\rR\bminHosts\x12!\n" +
+	"\fmin_requests\x18\x03 \x01(\rR\vminRequests\x12\x1f\n" +
+	"\vrate_factor\x18\x04 \x01(\x01R\n" +
+	"rateFactor\x12\x1f\n" +
+	"\vrate_margin\x18\x05 \x01(\x01R\n" +
+	"rateMargin\x12%\n" +
+	"\x0elatency_factor\x18\x06 \x01(\x01R\rlatencyFactor\x12@\n" +
+	"\x0elatency_margin\x18\a \x01(\v2\x19.google.protobuf.DurationR\rlatencyMargin\x12>\n" +
+	"\rbase_ejection\x18\b \x01(\v2\x19.google.protobuf.DurationR\fbaseEjection\x12<\n" +
+	"\fmax_ejection\x18\t \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x12(\n" +
+	"\x10max_ejected_part\x18\n" +
+	" \x01(\rR\x0emaxEjectedPart\"f\n" +
+	"\bOverload\x12\x1e\n" +
+	"\n" +
+	"concurrent\x18\x01 \x01(\rR\n" +
+	"concurrent\x12\x18\n" +
+	"\apending\x18\x02 \x01(\rR\apending\x12 \n" +
+	"\vconnections\x18\x03 \x01(\rR\vconnections\"f\n" +
 	"\tRateLimit\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x121\n" +
 	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x10\n" +
@@ -1555,11 +2042,21 @@ const file_weir_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.weir.v1.HelloR\x05hello\x12*\n" +
 	"\afigures\x18\x02 \x01(\v2\x10.weir.v1.FiguresR\afigures\x12\x18\n" +
 	"\aleaving\x18\x03 \x01(\bR\aleaving\x12'\n" +
-	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"z\n" +
+	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\xd4\x01\n" +
 	"\x06Report\x12%\n" +
 	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12/\n" +
 	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x18\n" +
-	"\acontrol\x18\x03 \x01(\tR\acontrol\"\x8b\x01\n" +
+	"\acontrol\x18\x03 \x01(\tR\acontrol\x12,\n" +
+	"\bcircuits\x18\x14 \x03(\v2\x10.weir.v1.CircuitR\bcircuits\x12*\n" +
+	"\x11circuits_left_out\x18\x15 \x01(\rR\x0fcircuitsLeftOut\"\xc8\x01\n" +
+	"\aCircuit\x12'\n" +
+	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1a\n" +
+	"\bfailures\x18\x04 \x01(\rR\bfailures\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x16\n" +
+	"\x06forced\x18\x06 \x01(\bR\x06forced\x12\x18\n" +
+	"\aejected\x18\a \x01(\bR\aejected\"\x8b\x01\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -1595,68 +2092,84 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
 	(*Service)(nil),             // 2: weir.v1.Service
 	(*Endpoint)(nil),            // 3: weir.v1.Endpoint
-	(*TrafficRule)(nil),         // 4: weir.v1.TrafficRule
-	(*Traffic)(nil),             // 5: weir.v1.Traffic
-	(*RateLimit)(nil),           // 6: weir.v1.RateLimit
-	(*Inbound)(nil),             // 7: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 8: weir.v1.SecurityRule
-	(*Lookup)(nil),              // 9: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 10: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 11: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 12: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 13: weir.v1.AttachRequest
-	(*Report)(nil),              // 14: weir.v1.Report
-	(*Hello)(nil),               // 15: weir.v1.Hello
-	(*Figures)(nil),             // 16: weir.v1.Figures
-	(*AttachResponse)(nil),      // 17: weir.v1.AttachResponse
-	nil,                         // 18: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 19: weir.v1.TrafficRule.MatchHeadersEntry
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
+	(*CircuitOrder)(nil),        // 4: weir.v1.CircuitOrder
+	(*TrafficRule)(nil),         // 5: weir.v1.TrafficRule
+	(*Traffic)(nil),             // 6: weir.v1.Traffic
+	(*Balancing)(nil),           // 7: weir.v1.Balancing
+	(*Outliers)(nil),            // 8: weir.v1.Outliers
+	(*Overload)(nil),            // 9: weir.v1.Overload
+	(*RateLimit)(nil),           // 10: weir.v1.RateLimit
+	(*Inbound)(nil),             // 11: weir.v1.Inbound
+	(*SecurityRule)(nil),        // 12: weir.v1.SecurityRule
+	(*Lookup)(nil),              // 13: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 14: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 15: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 16: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 17: weir.v1.AttachRequest
+	(*Report)(nil),              // 18: weir.v1.Report
+	(*Circuit)(nil),             // 19: weir.v1.Circuit
+	(*Hello)(nil),               // 20: weir.v1.Hello
+	(*Figures)(nil),             // 21: weir.v1.Figures
+	(*AttachResponse)(nil),      // 22: weir.v1.AttachResponse
+	nil,                         // 23: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 24: weir.v1.TrafficRule.MatchHeadersEntry
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	20, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	25, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
-	4,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	5,  // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	18, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	20, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
-	6,  // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
-	19, // 8: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	20, // 9: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	20, // 10: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	20, // 11: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	6,  // 12: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 13: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	20, // 14: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 15: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	8,  // 16: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	6,  // 17: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 18: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 19: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 20: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	15, // 21: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	16, // 22: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	14, // 23: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	3,  // 24: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	20, // 25: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	10, // 26: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	11, // 27: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	13, // 28: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	12, // 29: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	12, // 30: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	17, // 31: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	29, // [29:32] is the sub-list for method output_type
-	26, // [26:29] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	5,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
+	6,  // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	23, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	25, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	10, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
+	24, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	25, // 10: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	25, // 11: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	25, // 12: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	10, // 13: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 14: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	7,  // 15: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	8,  // 16: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	9,  // 17: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	25, // 18: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	25, // 19: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	25, // 20: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	25, // 21: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	25, // 22: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	25, // 23: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 24: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	12, // 25: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	10, // 26: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 27: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 28: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 29: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	20, // 30: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	21, // 31: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	18, // 32: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	19, // 33: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 34: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 35: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	25, // 36: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	14, // 37: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	15, // 38: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	17, // 39: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	16, // 40: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	16, // 41: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	22, // 42: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	40, // [40:43] is the sub-list for method output_type
+	37, // [37:40] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -1670,7 +2183,7 @@ func file_weir_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
