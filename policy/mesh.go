@@ -35,6 +35,8 @@ type Report struct {
 	ResidentBytes      uint64    // of memory; 0 where it is not known
 	CertificateExpires time.Time // zero before it has one
 	Control            string    // the control plane's address, as the proxy was told it
+	Circuits           []CircuitState
+	CircuitsLeftOut    int // how many more have something to tell
 }
 
 // Add sums two proxies' figures.

@@ -29,6 +29,16 @@ type ServiceSettings struct {
 	RetryDelay    *float64       `json:"retry_delay,omitempty"` // seconds; 0 is no wait, nil the mesh's
 	RateLimit     *ServiceLimit  `json:"rate_limit,omitempty"`
 	Breaker       *CircuitValues `json:"circuit_breaker,omitempty"`
+
+	Locality            string           `json:"locality,omitempty"`
+	SlowStart           *float64         `json:"slow_start,omitempty"` // seconds
+	SlowStartAggression float64          `json:"slow_start_aggression,omitempty"`
+	PanicThreshold      *int             `json:"panic_threshold,omitempty"` // per cent
+	HashLoadFactor      *float64         `json:"hash_load_factor,omitempty"`
+	Outliers            *ServiceOutliers `json:"outlier_detection,omitempty"`
+	MaxConcurrent       *int             `json:"max_concurrent,omitempty"`
+	MaxPending          *int             `json:"max_pending,omitempty"`
+	MaxConnections      *int             `json:"max_connections,omitempty"`
 }
 
 // ServiceLimit bounds the requests to one service; a limit of 0 lifts the
@@ -104,12 +114,19 @@ type Resilience struct {
 		Enabled bool    `json:"enabled"`
 		Default float64 `json:"default"`
 	} `json:"timeout"`
+	Outliers OutlierDetection `json:"outlier_detection"`
+	Overload OverloadLimits   `json:"overload"`
 }
 
 // LoadBalancing holds the strategy and the health checks.
 type LoadBalancing struct {
-	Strategy    string `json:"strategy"`
-	HealthCheck struct {
+	Strategy            string  `json:"strategy"`
+	Locality            string  `json:"locality"`   // prefer or ignore
+	SlowStart           float64 `json:"slow_start"` // seconds; 0 is off
+	SlowStartAggression float64 `json:"slow_start_aggression"`
+	PanicThreshold      int     `json:"panic_threshold"`  // per cent; 0 is off
+	HashLoadFactor      float64 `json:"hash_load_factor"` // 0 is no bound
+	HealthCheck         struct {
 		Enabled  bool    `json:"enabled"`
 		Interval float64 `json:"interval"`
 		Timeout  float64 `json:"timeout"`
@@ -138,7 +155,9 @@ func DefaultSettings() Settings {
 	s.Resilience.CircuitBreaker = CircuitValues{Enabled: true, FailureThreshold: 5, Timeout: 60}
 	s.Resilience.Retry.Enabled, s.Resilience.Retry.MaxAttempts, s.Resilience.Retry.Delay = true, 3, 1
 	s.Resilience.Timeout.Enabled, s.Resilience.Timeout.Default = true, 30
-	s.LoadBalancing.Strategy = "p2c_ewma"
+	s.Resilience.Outliers = defaultOutliers()
+	s.LoadBalancing.Strategy, s.LoadBalancing.Locality = "p2c_ewma", localityPrefer
+	s.LoadBalancing.SlowStartAggression, s.LoadBalancing.HashLoadFactor = 1, 1.25
 	s.LoadBalancing.HealthCheck.Enabled, s.LoadBalancing.HealthCheck.Interval, s.LoadBalancing.HealthCheck.Timeout = true, 30, 5
 	s.LoadBalancing.HealthCheck.UnhealthyThreshold, s.LoadBalancing.HealthCheck.HealthyThreshold = 1, 1
 	return s
@@ -161,11 +180,13 @@ func (s *Settings) Validate() Problems {
 			p.addErr("services."+name, err)
 		}
 		p = append(p, v.validate().Under("services."+name)...)
+		p = append(p, s.validateTogether(&v).Under("services."+name)...)
 	}
 	s.validateSecurity(&p)
 	s.validateObservability(&p)
 	s.validateResilience(&p)
 	p.oneOf("load_balancing.strategy", s.LoadBalancing.Strategy, Strategies...)
+	s.LoadBalancing.validateBalancing(&p)
 	p.secondsIn("load_balancing.health_check.interval", s.LoadBalancing.HealthCheck.Interval, 0.1)
 	p.secondsIn("load_balancing.health_check.timeout", s.LoadBalancing.HealthCheck.Timeout, 0.01)
 	p.intIn("load_balancing.health_check.unhealthy_threshold", s.LoadBalancing.HealthCheck.UnhealthyThreshold, 1, 100)
@@ -223,6 +244,19 @@ func (s *Settings) validateResilience(p *Problems) {
 	p.intIn("resilience.retry.max_attempts", r.Retry.MaxAttempts, 1, maxAttempts)
 	p.secondsIn("resilience.retry.delay", r.Retry.Delay, 0)
 	p.secondsIn("resilience.timeout.default", r.Timeout.Default, 0.001)
+	*p = append(*p, r.Outliers.validate().Under("resilience.outlier_detection")...)
+	*p = append(*p, r.Overload.validate().Under("resilience.overload")...)
+}
+
+// validateTogether checks what a service's settings come to with the mesh's.
+func (s *Settings) validateTogether(v *ServiceSettings) Problems {
+	var p Problems
+	if v.Outliers != nil {
+		o := v.Outliers.over(s.Resilience.Outliers)
+		p = o.validate().Under("outlier_detection")
+	}
+	l := v.overload(s.Resilience.Overload)
+	return append(p, l.validate()...)
 }
 
 func (c *CircuitValues) validate() Problems {
@@ -237,9 +271,7 @@ func (v *ServiceSettings) validate() Problems {
 	if v.Strategy != "" {
 		p.oneOf("strategy", v.Strategy, Strategies...)
 	}
-	if v.HashKey != "" && v.HashKey != "source" && !isHeaderKey(v.HashKey) {
-		p.add("hash_key", "%q is not source or header:NAME", v.HashKey)
-	}
+	v.validateBalancing(&p)
 	if v.Timeout != 0 {
 		p.secondsIn("timeout", v.Timeout, 0.001)
 	}
@@ -279,6 +311,7 @@ func (s *Settings) TrafficFor(name ServiceName) Traffic {
 		t.Retry.Attempts = s.Resilience.Retry.MaxAttempts
 	}
 	t.Breaker = s.Resilience.CircuitBreaker.breaker()
+	t.Balancing, t.Outliers, t.Overload = s.LoadBalancing.balancing(), s.Resilience.Outliers.outliers(), s.Resilience.Overload.overload()
 	window := seconds(s.Security.RateLimiting.Window)
 	if s.Security.RateLimiting.Enabled {
 		t.RateLimit = RateLimit{Limit: s.Security.RateLimiting.DefaultLimit, Window: window}
@@ -288,6 +321,9 @@ func (s *Settings) TrafficFor(name ServiceName) Traffic {
 		return t
 	}
 	own.overlay(&t, window)
+	own.overlayBalancing(&t.Balancing)
+	outliers, overload := own.Outliers.over(s.Resilience.Outliers), own.overload(s.Resilience.Overload)
+	t.Outliers, t.Overload = outliers.outliers(), overload.overload()
 	return t
 }
 

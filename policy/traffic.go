@@ -118,18 +118,23 @@ type Target struct {
 	Endpoint
 	Meshed bool      // a proxy of the mesh is beside it: it takes mTLS
 	Limit  RateLimit // the endpoint's RateLimit with the mesh's window; limit 0 is none
+	// Circuit is what an operator wants of the circuits that callers have of it.
+	Circuit CircuitOrder
 }
 
 // Traffic is how requests to a service are treated unless a rule says
 // otherwise: the mesh's settings with the service's own laid over them.
 type Traffic struct {
 	Strategy  string
-	HashKey   string // what consistent_hash hashes: "" the path, "source", or "header:NAME"
+	HashKey   string // what consistent_hash hashes: see SplitHashKey
 	Timeout   time.Duration
 	Retry     Retry
 	Breaker   Breaker
 	RateLimit RateLimit
 	MTLS      MTLSMode
+	Balancing Balancing
+	Outliers  Outliers
+	Overload  Overload
 	// PlaintextFrom lists callers for whom a rule disables mTLS.
 	PlaintextFrom []ServiceName
 }

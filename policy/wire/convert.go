@@ -65,6 +65,7 @@ func FromEndpoint(t policy.Target) *Endpoint {
 	if t.Limit.Limit > 0 {
 		e.RateLimit = fromRateLimit(t.Limit)
 	}
+	e.Circuit = fromOrder(t.Circuit)
 	return e
 }
 
@@ -75,7 +76,7 @@ func (e *Endpoint) Policy(service policy.ServiceName) policy.Target {
 		Port: int(e.GetPort()), Protocol: e.GetProtocol(), Weight: int(e.GetWeight()),
 		Labels: e.GetLabels(), Status: policy.Healthy, HealthCheckPath: e.GetHealthCheckPath(),
 		CircuitTimeout: duration(e.GetCircuitTimeout()).Seconds(), RateLimit: int(e.GetRateLimit().GetLimit()),
-	}, Limit: e.GetRateLimit().policy()}
+	}, Limit: e.GetRateLimit().policy(), Circuit: e.GetCircuit().policy()}
 	if ip, ok := netip.AddrFromSlice(e.GetIp()); ok {
 		t.IP = ip.String()
 	}
@@ -146,6 +147,7 @@ func fromTraffic(t *policy.Traffic) *Traffic {
 		RetryAttempts: uint32(max(t.Retry.Attempts, 0)), RetryDelay: durationpb.New(t.Retry.Delay),
 		Breaker: t.Breaker.Enabled, BreakerThreshold: uint32(max(t.Breaker.Threshold, 0)), BreakerTimeout: durationpb.New(t.Breaker.Timeout),
 		RateLimit: fromRateLimit(t.RateLimit), MtlsMode: string(t.MTLS),
+		Balancing: fromBalancing(t.Balancing), Outliers: fromOutliers(t.Outliers), Overload: fromOverload(t.Overload),
 	}
 	for _, n := range t.PlaintextFrom {
 		out.PlaintextFrom = append(out.PlaintextFrom, FromName(n))
@@ -159,6 +161,7 @@ func (t *Traffic) policy() policy.Traffic {
 		Retry:     policy.Retry{Attempts: int(t.GetRetryAttempts()), Delay: duration(t.GetRetryDelay())},
 		Breaker:   policy.Breaker{Enabled: t.GetBreaker(), Threshold: int(t.GetBreakerThreshold()), Timeout: duration(t.GetBreakerTimeout())},
 		RateLimit: t.GetRateLimit().policy(), MTLS: policy.MTLSMode(t.GetMtlsMode()),
+		Balancing: t.GetBalancing().policy(), Outliers: t.GetOutliers().policy(), Overload: t.GetOverload().policy(),
 	}
 	for _, n := range t.GetPlaintextFrom() {
 		out.PlaintextFrom = append(out.PlaintextFrom, n.Policy())
@@ -233,7 +236,7 @@ func (in *Inbound) Policy() (policy.Inbound, error) {
 
 // FromReport converts a proxy's report.
 func FromReport(r policy.Report) *Report {
-	out := &Report{ResidentBytes: r.ResidentBytes, Control: r.Control}
+	out := &Report{ResidentBytes: r.ResidentBytes, Control: r.Control, Circuits: fromCircuits(r.Circuits), CircuitsLeftOut: uint32(max(r.CircuitsLeftOut, 0))}
 	if !r.CertificateExpires.IsZero() {
 		out.CertificateExpires = r.CertificateExpires.Unix()
 	}
@@ -242,7 +245,7 @@ func FromReport(r policy.Report) *Report {
 
 // Policy converts back.
 func (r *Report) Policy() policy.Report {
-	out := policy.Report{ResidentBytes: r.GetResidentBytes(), Control: r.GetControl()}
+	out := policy.Report{ResidentBytes: r.GetResidentBytes(), Control: r.GetControl(), Circuits: circuitsOf(r.GetCircuits()), CircuitsLeftOut: int(r.GetCircuitsLeftOut())}
 	if s := r.GetCertificateExpires(); s != 0 {
 		out.CertificateExpires = time.Unix(s, 0)
 	}

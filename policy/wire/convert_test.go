@@ -32,11 +32,12 @@ func exampleService() *policy.Service {
 	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = "u-1", "users", "default", "10.0.0.1", 8001
 	e.Labels = map[string]string{"version": "v2"}
 	sick := e
+	order := policy.CircuitOrder{State: "open", Number: 12}
 	e.CircuitTimeout, e.RateLimit = 2.5, 7
 	sick.ID, sick.IP, sick.Status, sick.Labels = "u-2", "fd00::2", policy.Unhealthy, nil
 	return &policy.Service{
 		Name: name, Virtual4: netip.MustParseAddr("240.240.0.7"), Virtual6: netip.MustParseAddr("fd77:6569:7200::7"),
-		Endpoints: []policy.Target{{Endpoint: e, Meshed: true, Limit: policy.RateLimit{Limit: 7, Window: time.Minute}}, {Endpoint: sick}},
+		Endpoints: []policy.Target{{Endpoint: e, Meshed: true, Limit: policy.RateLimit{Limit: 7, Window: time.Minute}}, {Endpoint: sick, Circuit: order}},
 		Rules: []policy.TrafficRule{{
 			ID: "r", MatchHeaders: map[string]string{"version": "beta"}, MatchPath: "/a*", MatchMethod: "GET",
 			DestinationService: "other", DestinationSubset: "v2", Weight: 7, Timeout: 1.5, RetryAttempts: 2, CircuitBreaker: true,
@@ -46,6 +47,12 @@ func exampleService() *policy.Service {
 			Breaker:   policy.Breaker{Enabled: true, Threshold: 5, Timeout: time.Minute},
 			RateLimit: policy.RateLimit{Limit: 100, Window: time.Minute, Key: "header:x"}, MTLS: policy.Permissive,
 			PlaintextFrom: []policy.ServiceName{{Namespace: "default", Name: "old"}},
+			Balancing:     policy.Balancing{LoadFactor: 1.5, PreferZone: true, SlowStart: 30 * time.Second, Aggression: 2, Panic: 40},
+			Outliers: policy.Outliers{
+				Enabled: true, Interval: 10 * time.Second, MinHosts: 3, MinRequests: 50, RateFactor: 1.9, RateMargin: 0.1, LatencyFactor: 3,
+				LatencyMargin: time.Millisecond, BaseEjection: 30 * time.Second, MaxEjection: time.Minute, MaxEjectedPart: 33,
+			},
+			Overload: policy.Overload{Concurrent: 7, Pending: 8, Connections: 9},
 		},
 	}
 }
@@ -90,8 +97,10 @@ func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
 	if got := throughWire(t, FromFigures(f), &Figures{}).Policy(); got != f {
 		t.Errorf("got %+v", got)
 	}
-	for _, r := range []policy.Report{{}, {ResidentBytes: 1 << 33, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.1:8081"}} {
-		if got := throughWire(t, FromReport(r), &Report{}).Policy(); got != r {
+	for _, r := range []policy.Report{{}, {ResidentBytes: 1 << 33, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.1:8081", CircuitsLeftOut: 3, Circuits: []policy.CircuitState{
+		{Service: name, Endpoint: "u-1", State: "open", Since: time.UnixMilli(1_800_000_000_123), Forced: true, Ejected: true}, {Service: name, Endpoint: "u-2", State: "closed", Failures: 2},
+	}}} {
+		if got := throughWire(t, FromReport(r), &Report{}).Policy(); !reflect.DeepEqual(got, r) {
 			t.Errorf("got %+v, want %+v", got, r)
 		}
 	}
