@@ -15,6 +15,8 @@ type scene struct {
 	odd     bool // unequal weights
 	loaded  bool // requests in flight at all endpoints, some more and some fewer
 	failing bool // all have failed lately
+	slow    bool // a tenth is in slow start
+	bounded bool // with a load factor
 	usable  func(int) bool
 }
 
@@ -24,6 +26,8 @@ var scenes = []scene{
 	{name: "loaded", loaded: true},
 	{name: "loaded odd", loaded: true, odd: true},
 	{name: "failing", loaded: true, failing: true},
+	{name: "tenth new", slow: true},
+	{name: "bounded", loaded: true, bounded: true},
 	{name: "tenth down", usable: func(i int) bool { return i%10 != 1 }},
 }
 
@@ -41,16 +45,26 @@ func (sc *scene) set(tb testing.TB, s Strategy, n int) *Set {
 				st.Begin(noon)
 			}
 		}
+		if sc.slow && i%10 == 1 {
+			st.SlowStart(noon)
+		}
 	}
-	return mustNew(tb, s, eps)
+	cfg := Config{Strategy: s}
+	if sc.slow {
+		cfg.SlowStart, cfg.Aggression = time.Hour, 2
+	}
+	if sc.bounded {
+		cfg.LoadFactor = 1.25
+	}
+	return mustBuild(tb, cfg, eps)
 }
 
 func eachScene(do func(name string, sc *scene, s Strategy, n int)) {
 	for _, s := range strategies {
 		for i := range scenes {
 			sc := &scenes[i]
-			if s != LeastConn && s != P2CEWMA && sc.loaded {
-				continue // it does not look at load
+			if s != LeastConn && s != P2CEWMA && sc.loaded && !sc.bounded || sc.bounded != (s == ConsistentHash) && sc.bounded {
+				continue // it does not look at load, or has no bound
 			}
 			for _, n := range sizes {
 				do(fmt.Sprintf("%s/%s/%d", s, sc.name, n), sc, s, n)

@@ -13,9 +13,8 @@ const (
 
 func (s *Set) pickRandom(r *Request) (int, bool) {
 	x := r.Random
-	n := uint64(len(s.cands))
 	for range redraws {
-		if i := s.cands[scale(next(&x), n)].index; r.usable(i) {
+		if i := s.cands[s.draw(&x)].index; s.usable(r, i) {
 			return i, true
 		}
 	}
@@ -36,7 +35,7 @@ func (s *Set) pickLeast(r *Request) (int, bool) {
 		at := s.draw(&x)
 		c := &s.cands[at]
 		load := c.stats.inFlight.Load()
-		if load == 0 && r.usable(c.index) {
+		if load == 0 && s.usable(r, c.index) {
 			return c.index, true
 		}
 		best.meet(at, load, c.weight, &x)
@@ -44,7 +43,7 @@ func (s *Set) pickLeast(r *Request) (int, bool) {
 	if len(s.cands) <= leastScan {
 		best = s.least(&x)
 	}
-	if i := s.cands[best.at].index; r.usable(i) {
+	if i := s.cands[best.at].index; s.usable(r, i) {
 		return i, true
 	}
 	return s.leastUsable(r, &x)
@@ -64,7 +63,7 @@ func (s *Set) least(x *uint64) leader {
 func (s *Set) leastUsable(r *Request, x *uint64) (int, bool) {
 	l := leader{at: -1}
 	meet := func(at int) {
-		if c := &s.cands[at]; r.usable(c.index) {
+		if c := &s.cands[at]; s.usable(r, c.index) {
 			l.meet(at, c.stats.inFlight.Load(), c.weight, x)
 		}
 	}
@@ -117,7 +116,7 @@ func (s *Set) pickP2C(r *Request) (int, bool) {
 	x := r.Random
 	if len(s.cands) == 1 {
 		i := s.cands[0].index
-		return i, r.usable(i)
+		return i, s.usable(r, i)
 	}
 	tick := ticks(r.Now)
 	for range redraws / 2 {
@@ -125,10 +124,10 @@ func (s *Set) pickP2C(r *Request) (int, bool) {
 		if s.cost(b, tick) < s.cost(a, tick) {
 			a, b = b, a
 		}
-		if i := s.cands[a].index; r.usable(i) {
+		if i := s.cands[a].index; s.usable(r, i) {
 			return i, true
 		}
-		if i := s.cands[b].index; b != a && r.usable(i) {
+		if i := s.cands[b].index; b != a && s.usable(r, i) {
 			return i, true
 		}
 	}

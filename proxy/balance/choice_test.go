@@ -15,18 +15,22 @@ func near(t *testing.T, what string, got, of int, p float64) {
 	}
 }
 
-func TestRandomIsUniform(t *testing.T) {
+func TestRandomGoesByWeight(t *testing.T) {
 	for _, n := range []int{2, 3, 10, 100} {
-		eps := same(n, 1)
-		eps[0].Weight = 50 // no say
+		eps := same(n, 7)
 		for i, got := range share(t, mustNew(t, Random, eps), 100_000, chance(5), nil) {
 			near(t, eps[i].ID, got, 100_000, 1/float64(n))
 		}
+	}
+	for i, got := range share(t, mustNew(t, Random, endpoints(1, 2, 5)), 100_000, chance(5), nil) {
+		near(t, "weight", got, 100_000, []float64{1. / 8, 2. / 8, 5. / 8}[i])
 	}
 	got := share(t, mustNew(t, Random, same(4, 1)), 30_000, chance(6), func(i int) bool { return i != 1 })
 	for _, i := range []int{0, 2, 3} {
 		near(t, "around the unusable", got[i], 30_000, 1./3)
 	}
+	got = share(t, mustNew(t, Random, endpoints(1, 4, 3)), 30_000, chance(6), func(i int) bool { return i != 1 })
+	near(t, "around the unusable, by weight", got[0], 30_000, 1./4)
 }
 
 func TestAliasDrawsByWeight(t *testing.T) {

@@ -111,15 +111,44 @@ func sink(h []filler) {
 }
 
 // pickHashed looks in the table; past an unusable endpoint it hashes again, so that the keys of one that is down
-// spread over all others and each key keeps its second choice.
+// spread over all others and each key keeps its second choice. Past one that is full it does the same, and if all are
+// that it met, it looks for one that is not; without one the key goes where it belongs.
 func (s *Set) pickHashed(r *Request) (int, bool) {
-	h := mix(r.Hash)
+	all := s.load(r)
+	h, home := mix(r.Hash), -1
 	for range redraws {
-		c := s.maglev.table[scale(h, uint64(len(s.maglev.table)))]
-		if i := s.cands[c].index; r.usable(i) {
-			return i, true
+		c := &s.cands[s.maglev.table[scale(h, uint64(len(s.maglev.table)))]]
+		if s.usable(r, c.index) {
+			if !s.full(c, all) {
+				return c.index, true
+			}
+			if home < 0 {
+				home = c.index
+			}
 		}
 		h = mix(h + 0x9e3779b97f4a7c15)
 	}
-	return s.scan(r, h)
+	if home < 0 && s.factor == 0 {
+		return s.scan(r, h)
+	}
+	return s.scanForRoom(r, h, all, home)
+}
+
+func (s *Set) scanForRoom(r *Request, start uint64, all sum, home int) (int, bool) {
+	n := len(s.cands)
+	at := int(scale(start, uint64(n)))
+	for range n {
+		if c := &s.cands[at]; s.usable(r, c.index) {
+			if !s.full(c, all) {
+				return c.index, true
+			}
+			if home < 0 {
+				home = c.index
+			}
+		}
+		if at++; at == n {
+			at = 0
+		}
+	}
+	return home, home >= 0
 }

@@ -7,8 +7,12 @@ import (
 )
 
 const (
-	// A new endpoint is taken to be this slow until its first answer, so that it is neither flooded nor starved (Linkerd's default_rtt).
+	// An endpoint that has failed and never answered is taken to be this slow (Linkerd's default_rtt).
 	defaultLatency = 30 * time.Millisecond
+	// Each request in flight on an endpoint that has neither answered nor failed costs this: more than any that is known.
+	// So a new one gets one request at once and no other before the answer (Finagle's penalty): no latency that
+	// one could assume is right for services of 1 ms and of 1 s both.
+	unknownCost = float64(24 * time.Hour)
 	// The time in which what was learned loses all but 1/e of its say (Linkerd's decay).
 	decay = 10 * time.Second
 	// However long an endpoint has been idle, a request in flight on it costs something.
@@ -26,7 +30,8 @@ type Stats struct {
 	estimate atomic.Uint64
 	// The share of failures (0..1), packed likewise. 0 while all is well: then a success only reads it.
 	failing atomic.Uint64
-	_       [40]byte // one cache line per endpoint: neighbours are written by other cores
+	begun   atomic.Uint32 // when its slow start began, in ticks; 0 when it is through
+	_       [36]byte      // one cache line per endpoint: neighbours are written by other cores
 }
 
 // Begin counts a request in flight. Each Begin is followed by exactly one End or Cancel.
@@ -88,9 +93,15 @@ func (s *Stats) judge(tick uint32, failed bool) {
 
 // cost is Finagle's load, latency × (requests in flight + 1), per success: of an endpoint that fails half of its requests,
 // each success costs two. Without it failures, being quick, would draw the traffic by the empty queue they leave.
+// An endpoint of which nothing is known is the first choice while nothing is in flight on it, and else the last.
 func (s *Stats) cost(tick uint32, slowness float64) float64 {
-	c := s.latency(tick) * (float64(s.inFlight.Load())*slowness + 1)
-	if f := s.failing.Load(); f != 0 {
+	est, at := unpack(s.look(tick))
+	inFlight, f := float64(s.inFlight.Load())*slowness, s.failing.Load()
+	if est < 0 && f == 0 {
+		return inFlight * unknownCost
+	}
+	c := faded(est, at, tick) * (inFlight + 1)
+	if f != 0 {
 		share, at := unpack(f)
 		c /= 1 - share*weight(at, tick)
 	}
@@ -98,8 +109,11 @@ func (s *Stats) cost(tick uint32, slowness float64) float64 {
 }
 
 func (s *Stats) latency(tick uint32) float64 {
-	word := s.look(tick)
-	est, at := unpack(word)
+	est, at := unpack(s.look(tick))
+	return faded(est, at, tick)
+}
+
+func faded(est float64, at, tick uint32) float64 {
 	return max(math.Abs(est)*weight(at, tick), float64(minLatency))
 }
 

@@ -27,7 +27,7 @@ func (s *Set) ticket(r *Request, n uint64) uint64 {
 func (s *Set) pickInTurn(r *Request) (int, bool) {
 	n := uint64(len(s.cands))
 	for range min(n, maxTurns) {
-		if i := s.cands[s.ticket(r, n)%n].index; r.usable(i) {
+		if i := s.cands[s.ticket(r, n)%n].index; s.usable(r, i) {
 			return i, true
 		}
 	}
@@ -41,7 +41,7 @@ func (s *Set) pickWeighted(r *Request) (int, bool) {
 		if i == refused {
 			continue
 		}
-		if r.usable(i) {
+		if s.usable(r, i) {
 			return i, true
 		}
 		refused = i
