@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"proxy":           {"policy", "policy/wire", "proxy/..."},
 	"proxy/balance":   {},
 	"proxy/breaker":   {},
+	"proxy/outlier":   {},
 	"proxy/detect":    {"proxy/loop"},
 	"proxy/dns":       {},
 	"proxy/feed":      {"policy", "policy/wire"},
