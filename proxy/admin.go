@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"runtime/pprof"
@@ -153,20 +154,26 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, o *ports) {
 	now := time.Now()
 	for name, d := range p.dests.Load().byName {
 		var eps []map[string]any
+		leaving, panics := 0.0, false
 		if pk := d.picks[pickKey{}]; pk != nil {
-			for _, e := range pk.endpoints {
+			if panics = pk.panics.Load(); pk.near.set != nil && !panics {
+				leaving = float64(pk.leaving.Load()) / math.MaxUint32
+			}
+			for _, e := range pk.members {
 				circuit := "off"
 				if e.circuit != nil {
 					circuit = e.circuit.State(now).String()
 				}
 				eps = append(eps, map[string]any{
 					"id": e.id, "address": e.addr.String(), "protocol": e.protocol, "mtls": e.mtls, "circuit": circuit,
+					"zone": e.zone, "healthy": !e.sick, "outlier": e.ejected(),
 					"in_flight": e.stats.InFlight(), "latency_ms": float64(e.stats.Latency(now)) / float64(time.Millisecond),
 				})
 			}
 		}
 		services[name.String()] = map[string]any{
 			"virtual": []string{fmt.Sprint(d.svc.Virtual4), fmt.Sprint(d.svc.Virtual6)}, "strategy": d.svc.Traffic.Strategy, "endpoints": eps,
+			"leaving_zone": leaving, "panic": panics,
 		}
 	}
 	writeJSON(w, http.StatusOK, map[string]any{

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/balance"
 	"github.com/weir-mesh/weir/proxy/breaker"
+	"github.com/weir-mesh/weir/proxy/outlier"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
@@ -34,20 +36,11 @@ type destination struct {
 	budget    *retry.Budget
 	metrics   *telemetry.Service
 	label     string // "service.namespace", for the log
-}
+	hashKey   hashKey
 
-// pickKey is what narrows a choice of endpoint. An empty subset, port 0 and
-// http false do not narrow.
-type pickKey struct {
-	subset string
-	port   uint16
-	http   bool // only those declared so
-}
-
-// pick is a set to choose from, and what its indexes stand for.
-type pick struct {
-	set       *balance.Set
-	endpoints []*endpoint
+	watch  *watch          // nil where outliers are not looked for
+	hosts  []*outlier.Host // those that are compared,
+	hosted []*endpoint     // and whose they are
 }
 
 // endpointKey tells endpoints apart over changes of their service.
@@ -66,6 +59,7 @@ type endpoint struct {
 	protocol string
 	mtls     bool // a proxy is beside it, and policy does not disable mTLS
 	stats    *balance.Stats
+	host     *outlier.Host      // nil where outliers are not looked for
 	circuit  *breaker.Circuit   // nil when circuits are off
 	limits   policy.Breaker     // what circuit was made with
 	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
@@ -97,6 +91,7 @@ func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
 		kept = keys
 	}
 	p.dests.Store(next)
+	p.stir()
 	p.dropEndpoints(name, kept)
 	if svc == nil {
 		p.metrics.Forget(name.Name, name.Namespace)
@@ -126,30 +121,54 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 		svc: svc, router: router,
 		metrics: p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
 		label:   svc.Name.Name + "." + svc.Name.Namespace,
+		hashKey: newHashKey(&svc.Traffic),
 	}
 	if err := d.setLimits(old, now); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
 	kept := map[endpointKey]bool{}
-	var members []*endpoint
+	var members []member
 	var targets []policy.Target
+	build := p.builder(svc)
+	known := old.healthy()
 	d.ports = map[uint16]bool{}
 	for _, t := range svc.Endpoints {
 		d.ports[uint16(t.Port)] = true
-		if t.Status == policy.Unhealthy {
+		sick := t.Status == policy.Unhealthy
+		if sick && !build.panic {
 			continue
 		}
 		e, key, err := p.endpointFor(svc, t, now)
 		if err != nil {
 			return nil, nil, fmt.Errorf("service %s: endpoint %s: %w", svc.Name, t.ID, err)
 		}
+		if known != nil && !sick && !known[key.id] {
+			e.stats.SlowStart(now) // new, or well again; at the first sight of a service all are
+		}
 		kept[key] = true
-		members, targets = append(members, e), append(targets, t)
+		members, targets = append(members, member{e, t.Weight, t.Labels[policy.ZoneLabel], sick}), append(targets, t)
 	}
-	if err := d.setPicks(members, targets); err != nil {
+	if err := errors.Join(d.setPicks(build, members, targets), d.setWatch(old, members, now)); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
+	for _, pk := range d.distinct() {
+		pk.settle(&svc.Traffic.Balancing, p.cfg.Labels[policy.ZoneLabel], now)
+	}
 	return d, kept, nil
+}
+
+// healthy gives the ids of the endpoints that were; nil where nothing was known.
+func (d *destination) healthy() map[string]bool {
+	if d == nil {
+		return nil
+	}
+	out := make(map[string]bool, len(d.svc.Endpoints))
+	for i := range d.svc.Endpoints {
+		if e := &d.svc.Endpoints[i]; e.Status != policy.Unhealthy {
+			out[e.ID] = true
+		}
+	}
+	return out
 }
 
 func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time) (*endpoint, endpointKey, error) {
@@ -161,7 +180,8 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		limits.Timeout = time.Duration(t.CircuitTimeout * float64(time.Second))
 	}
 	e := p.endpoints[key]
-	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol {
+	watched := svc.Traffic.Outliers.Enabled
+	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol && (e.host != nil) == watched {
 		return e, key, nil
 	}
 	fresh := &endpoint{
@@ -172,6 +192,12 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		fresh.stats, fresh.kept, fresh.across = e.stats, e.kept, e.across
 	} else {
 		fresh.stats, fresh.kept, fresh.across = &balance.Stats{}, p.newKept(), &across{}
+	}
+	if watched {
+		fresh.host = &outlier.Host{}
+		if e != nil && e.host != nil {
+			fresh.host = e.host
+		}
 	}
 	if err := fresh.guard(e, now); err != nil {
 		return nil, key, err
@@ -199,80 +225,6 @@ func (e *endpoint) guard(old *endpoint, now time.Time) (err error) {
 	}
 	e.limiter, err = ratelimit.New(ratelimit.Policy{Limit: e.limit.Limit, Window: e.limit.Window}, now)
 	return err
-}
-
-// setPicks makes a set for each subset and port that an endpoint has.
-func (d *destination) setPicks(members []*endpoint, targets []policy.Target) error {
-	d.picks = map[pickKey]*pick{}
-	for i := range members {
-		t := &targets[i]
-		for _, subset := range subsetsOf(t) {
-			keys := []pickKey{{subset: subset}, {subset: subset, port: uint16(t.Port)}}
-			if t.Protocol == "http" {
-				keys = append(keys, pickKey{subset: subset, http: true})
-			}
-			for _, key := range keys {
-				if d.picks[key] == nil {
-					d.picks[key] = &pick{}
-				}
-				d.picks[key].endpoints = append(d.picks[key].endpoints, members[i])
-			}
-		}
-	}
-	weight := map[*endpoint]int{}
-	for i, e := range members {
-		weight[e] = targets[i].Weight
-	}
-	for _, pk := range d.picks {
-		candidates := make([]balance.Endpoint, len(pk.endpoints))
-		for i, e := range pk.endpoints {
-			candidates[i] = balance.Endpoint{ID: e.id, Weight: weight[e], Stats: e.stats}
-		}
-		set, err := balance.New(balance.Strategy(d.svc.Traffic.Strategy), candidates)
-		if err != nil {
-			return err
-		}
-		pk.set = set
-	}
-	return nil
-}
-
-// subsetsOf lists the subsets an endpoint is in: "" and the values of its
-// labels version and subset.
-func subsetsOf(t *policy.Target) []string {
-	out := []string{""}
-	for _, label := range []string{"version", "subset"} {
-		if v := t.Labels[label]; v != "" && v != out[len(out)-1] {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// choose gives the set for a subset: of the endpoints that listen on the port
-// the app dialled. If no endpoint of the service is meant to, healthy or not,
-// then of those that serve HTTP, or if none does of all. nil when there is none.
-func (d *destination) choose(subset string, port uint16) *pick {
-	if d.ports[port] {
-		return d.picks[pickKey{subset: subset, port: port}]
-	}
-	if pk := d.picks[pickKey{subset: subset, http: true}]; pk != nil {
-		return pk
-	}
-	return d.picks[pickKey{subset: subset}]
-}
-
-// protocolFor is what is declared for connections to a port of the service.
-func (d *destination) protocolFor(port uint16) string {
-	if pk := d.choose("", port); pk != nil {
-		return pk.endpoints[0].protocol
-	}
-	for i := range d.svc.Endpoints { // none is healthy: what one would speak
-		if t := &d.svc.Endpoints[i]; t.Port == int(port) || !d.ports[port] {
-			return t.Protocol
-		}
-	}
-	return "http"
 }
 
 // setLimits keeps budget and counts of the old destination where their

@@ -138,6 +138,7 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 		return
 	}
 	p.succeeded(e, ticket, l.Now())
+	e.record(l.Now().Sub(started), false)
 	r := &outboundRelay{p: p, lc: lc, dest: d, endpoint: e, started: age}
 	r.session.Begin(client, up, relay.Config{FromClient: bytes.Clone(peeked), HalfClosedTimeout: halfClosed}, r)
 }
@@ -173,6 +174,7 @@ func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time
 		}
 		last = err
 		e.stats.End(l.Now(), l.Now().Sub(now), true)
+		e.record(0, true)
 		d.metrics.BackendFailed()
 		p.failed(e, ticket, l.Now())
 		if l.Closing() {
@@ -198,6 +200,7 @@ func (p *Proxy) failed(e *endpoint, t breaker.Ticket, now time.Time) {
 	if e.circuit.Failure(now, t) {
 		e.metrics.CircuitOpened()
 		e.metrics.CircuitState(int(breaker.Open))
+		p.stir()
 		p.log.Info("circuit opened", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
 	}
 }
@@ -209,6 +212,7 @@ func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
 	}
 	if e.circuit.Success(now, t) {
 		e.metrics.CircuitState(int(breaker.Closed))
+		p.stir()
 		p.log.Info("circuit closed", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
 	}
 }
@@ -218,6 +222,8 @@ func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
 // requests so that choosing allocates nothing.
 type selection struct {
 	pick     *pick
+	from     *choice // of pick
+	outliers bool    // they are usable too
 	now      time.Time
 	ignore   bool               // circuits are off for this request
 	counted  bool               // it counts against the endpoints' own limits
@@ -232,7 +238,10 @@ func (s *selection) begin(pk *pick) { s.pick, s.tried, s.full = pk, s.tried[:0],
 func (s *selection) avoid(e *endpoint) { s.tried = append(s.tried, e) }
 
 func (s *selection) usable(i int) bool {
-	e := s.pick.endpoints[i]
+	e := s.from.endpoints[i]
+	if !s.outliers && e.ejected() {
+		return false
+	}
 	if e.circuit != nil && !s.ignore && !e.circuit.Ready(s.now) {
 		return false
 	}
@@ -252,19 +261,13 @@ func (s *selection) admits(e *endpoint, d ratelimit.Decision) bool {
 	return d.OK
 }
 
-// take chooses one and counts it as in flight. When all that may be used were
-// tried they may be tried again; when none may be used ok is false.
+// take chooses one and counts it as in flight. When none may be used ok is false.
 func (s *selection) take(random, hash uint64) (e *endpoint, t breaker.Ticket, ok bool) {
 	for range 4 { // a probe's slot, or a limit's last place, can be lost to another meanwhile
-		i, found := s.pick.set.Pick(balanceRequest(s, random, hash))
-		if !found && len(s.tried) > 0 {
-			s.tried = s.tried[:0]
-			i, found = s.pick.set.Pick(balanceRequest(s, random, hash))
-		}
-		if !found {
+		e, ok = s.find(random, hash)
+		if !ok {
 			return nil, breaker.Ticket{}, false
 		}
-		e = s.pick.endpoints[i]
 		if e.limiter != nil && s.counted && !s.admits(e, e.limiter.Allow(s.now)) {
 			continue // another request took the last place
 		}

@@ -110,6 +110,8 @@ type Proxy struct {
 	apps []appPools // by loop
 	live liveConns
 
+	stirred chan struct{} // of one place: a circuit has changed
+
 	mu        sync.Mutex // guards what follows and orders changes of dests
 	endpoints map[endpointKey]*endpoint
 }
@@ -131,6 +133,7 @@ func New(cfg Config) (*Proxy, error) {
 		toApp:     &dialer{cfg.ToApp},
 		metrics:   telemetry.New(telemetry.Options{}),
 		endpoints: map[endpointKey]*endpoint{},
+		stirred:   make(chan struct{}, 1),
 		h1:        h1.NewServer(h1.Config{Refusal: refuseUnread}),
 		h2:        h2.NewServer(h2.Config{Refusal: refuseUnread}),
 	}
@@ -199,6 +202,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return named("dns", ports.dns.Run(hard)) })
 	g.Go(func() error { return named("admin", ports.admin.run(hard)) })
 	g.Go(func() error { p.housekeep(hard); return nil })
+	g.Go(func() error { p.keepSettled(hard); return nil })
 	if p.access != nil {
 		g.Go(func() error { return named("access log", p.access.Run(hard)) })
 	}

@@ -74,6 +74,7 @@ func (c *outboundConn) Handle(x *h1.Exchange) {
 
 func (o *outbound) free() {
 	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
+	o.sel.from = nil
 	o.sel.full = nil
 	clear(o.sel.tried)
 	outbounds.Put(o)
@@ -192,7 +193,8 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	if o.attempts > 1 {
 		o.sel.now = o.l.Now()
 	}
-	e, ticket, ok := o.sel.take(rand.Uint64(), o.hash(x))
+	random := rand.Uint64()
+	e, ticket, ok := o.sel.take(random, o.service.hashKey.hash(x.Target(), x, o.p.cfg.ID, random))
 	if !ok {
 		return o.noneUsable(x), false
 	}
@@ -224,6 +226,7 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 // to the answer's head.
 func (o *outbound) judge(e *endpoint, t breaker.Ticket, now time.Time, took time.Duration, failed bool) {
 	e.stats.End(now, took, failed)
+	e.record(took, failed)
 	if !failed {
 		o.p.succeeded(e, t, now)
 		return
@@ -267,6 +270,7 @@ func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err
 		return o.clientFailed(x, f), false
 	}
 	e.stats.End(now, now.Sub(began), true)
+	e.record(0, true)
 	o.service.metrics.BackendFailed()
 	o.p.failed(e, ticket, now)
 	o.p.log.Debug("try failed", zap.Stringer("service", o.service.svc.Name), zap.String("endpoint", e.id),
@@ -331,22 +335,6 @@ func (o *outbound) identify(x hop, e *endpoint) {
 	}
 	x.Set("X-Source-Service", o.p.cfg.Service.Name)
 	x.Set("X-Source-Namespace", o.p.cfg.Service.Namespace)
-}
-
-// hash is what consistent hashing goes by.
-func (o *outbound) hash(x hop) uint64 {
-	t := &o.service.svc.Traffic
-	if t.Strategy != string(balance.ConsistentHash) {
-		return 0
-	}
-	if name, ok := strings.CutPrefix(t.HashKey, "header:"); ok {
-		v, _ := x.Get(name)
-		return balance.HashString(v)
-	}
-	if t.HashKey == "source" {
-		return balance.HashString(o.p.cfg.ID)
-	}
-	return balance.HashString(pathOf(x.Target()))
 }
 
 func balanceRequest(s *selection, random, hash uint64) balance.Request {

@@ -14,7 +14,7 @@ type Service struct {
 	outbound bool
 
 	counts
-	retries, denied words
+	retries, denied, overloads, ejections words
 
 	forgotten bool // guarded by reg.mu
 }
@@ -42,6 +42,8 @@ func (r *Registry) serviceLocked(key serviceKey) *Service {
 	s := &Service{reg: r, key: key, outbound: key.direction == Outbound}
 	s.retries = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.retries, w) }}
 	s.denied = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.denied, w) }}
+	s.overloads = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.overloads, w) }}
+	s.ejections = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.ejections, w) }}
 	r.services[key] = s
 	return s
 }
@@ -63,10 +65,11 @@ func (r *Registry) Forget(service, namespace string) {
 		return
 	}
 	gone := prometheus.Labels{"service": service, "namespace": namespace}
-	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.circuitOpens} {
+	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.circuitOpens, r.overloads, r.ejections} {
 		v.DeletePartialMatch(gone)
 	}
 	r.circuitState.DeletePartialMatch(gone)
+	r.ejected.DeletePartialMatch(gone)
 	for key := range r.circuits {
 		if key.service == service && key.namespace == namespace {
 			delete(r.circuits, key)

@@ -59,7 +59,9 @@ type serviceKey struct {
 
 // vecs are the metrics that the library keeps.
 type vecs struct {
-	retries, denied *prometheus.CounterVec // per service
+	retries, denied      *prometheus.CounterVec // per service
+	overloads, ejections *prometheus.CounterVec
+	ejected              *prometheus.GaugeVec
 
 	circuitOpens *prometheus.CounterVec
 	circuitState *prometheus.GaugeVec
@@ -120,6 +122,10 @@ func (r *Registry) register() {
 	r.prom.MustRegister(collector{r})
 	r.retries = counter("retries_total", "Requests sent again (sent), or not for want of budget, time or safety.", "direction", "service", "namespace", "outcome")
 	r.denied = counter("denied_total", "Requests and connections refused by a rule.", "direction", "service", "namespace", "reason")
+
+	r.overloads = counter("overload_total", "Requests and connections refused because too many were under way, by the bound that was reached.", "direction", "service", "namespace", "bound")
+	r.ejections = counter("outlier_ejections_total", "Endpoints left out for doing worse than the others, by reason.", "direction", "service", "namespace", "reason")
+	r.ejected = gauge("outlier_ejected", "Endpoints that are left out now.", "direction", "service", "namespace")
 
 	r.circuitOpens = counter("circuit_opens_total", "Openings of an endpoint's circuit.", "service", "namespace", "endpoint")
 	r.circuitState = gauge("circuit_state", "State of a circuit that has opened before: 0 closed, 1 half-open, 2 open.", "service", "namespace", "endpoint")
