@@ -47,7 +47,9 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 		// An instance that its own proxy registers too is one endpoint, not two: the
 		// file's, which says how it is to be treated.
 		if e := &s.Endpoints[i]; e.ProxyID == "" || !declared[e.Addr()] {
-			out.Endpoints = append(out.Endpoints, v.targetLocked(e))
+			t := v.targetLocked(e)
+			t.Circuit = s.Circuits[e.ID].CircuitOrder
+			out.Endpoints = append(out.Endpoints, t)
 		}
 	}
 	for i := range v.state.Security {

@@ -13,6 +13,13 @@ type CircuitState struct {
 	Ejected  bool // left out as an outlier, whatever the circuit
 }
 
+// What an operator can order of a circuit.
+const (
+	CircuitOpen  = "open"  // nothing passes
+	CircuitClose = "close" // everything passes, and nothing is counted
+	CircuitReset = "reset" // neither: it is closed, and goes by what it sees from now on
+)
+
 // CircuitOrder is what an operator wants of the circuits of one endpoint, in all
 // proxies that call it. The zero value is nothing: they go by what they see.
 type CircuitOrder struct {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
@@ -38,9 +39,10 @@ type destination struct {
 	label     string // "service.namespace", for the log
 	hashKey   hashKey
 
-	watch  *watch          // nil where outliers are not looked for
-	hosts  []*outlier.Host // those that are compared,
-	hosted []*endpoint     // and whose they are
+	members []*endpoint     // in the order of the service's
+	watch   *watch          // nil where outliers are not looked for
+	hosts   []*outlier.Host // those that are compared,
+	hosted  []*endpoint     // and whose they are
 }
 
 // endpointKey tells endpoints apart over changes of their service.
@@ -59,8 +61,10 @@ type endpoint struct {
 	protocol string
 	mtls     bool // a proxy is beside it, and policy does not disable mTLS
 	stats    *balance.Stats
-	host     *outlier.Host      // nil where outliers are not looked for
-	circuit  *breaker.Circuit   // nil when circuits are off
+	host     *outlier.Host    // nil where outliers are not looked for
+	circuit  *breaker.Circuit // nil when circuits are off
+	order    policy.CircuitOrder
+	turned   *atomic.Int64      // Unix ms: when the circuit last opened or closed, 0 for never
 	limits   policy.Breaker     // what circuit was made with
 	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
 	limit    policy.RateLimit   // what limiter was made with
@@ -146,6 +150,7 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 			e.stats.SlowStart(now) // new, or well again; at the first sight of a service all are
 		}
 		kept[key] = true
+		d.members = append(d.members, e)
 		members, targets = append(members, member{e, t.Weight, t.Labels[policy.ZoneLabel], sick}), append(targets, t)
 	}
 	if err := errors.Join(d.setPicks(build, members, targets), d.setWatch(old, members, now)); err != nil {
@@ -181,11 +186,12 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 	}
 	e := p.endpoints[key]
 	watched := svc.Traffic.Outliers.Enabled
-	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol && (e.host != nil) == watched {
+	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol && (e.host != nil) == watched && e.order == t.Circuit {
 		return e, key, nil
 	}
 	fresh := &endpoint{
 		id: t.ID, addr: key.addr, at: key.addr.String(), protocol: t.Protocol, mtls: mtls, limits: limits, limit: t.Limit,
+		order: t.Circuit, turned: &atomic.Int64{},
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
 	if e != nil { // its settings changed: latencies and connections stay
@@ -202,6 +208,7 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 	if err := fresh.guard(e, now); err != nil {
 		return nil, key, err
 	}
+	p.obey(fresh, e, now)
 	p.endpoints[key] = fresh
 	return fresh, key, nil
 }

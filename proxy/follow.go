@@ -192,7 +192,8 @@ func (p *Proxy) lookupName(ctx context.Context, namespace, name string) (v4, v6 
 }
 
 func (p *Proxy) report() policy.Report {
-	return policy.Report{ResidentBytes: residentBytes(), CertificateExpires: p.id.Expiry()}
+	circuits, more := p.circuits(time.Now())
+	return policy.Report{ResidentBytes: residentBytes(), CertificateExpires: p.id.Expiry(), Circuits: circuits, CircuitsLeftOut: more}
 }
 
 // residentBytes is the process's memory as ps shows it; 0 where /proc does not

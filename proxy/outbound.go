@@ -198,6 +198,7 @@ func (p *Proxy) failed(e *endpoint, t breaker.Ticket, now time.Time) {
 		return
 	}
 	if e.circuit.Failure(now, t) {
+		e.turned.Store(now.UnixMilli())
 		e.metrics.CircuitOpened()
 		e.metrics.CircuitState(int(breaker.Open))
 		p.stir()
@@ -211,6 +212,7 @@ func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
 		return
 	}
 	if e.circuit.Success(now, t) {
+		e.turned.Store(now.UnixMilli())
 		e.metrics.CircuitState(int(breaker.Closed))
 		p.stir()
 		p.log.Info("circuit closed", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
@@ -239,7 +241,7 @@ func (s *selection) avoid(e *endpoint) { s.tried = append(s.tried, e) }
 
 func (s *selection) usable(i int) bool {
 	e := s.from.endpoints[i]
-	if !s.outliers && e.ejected() {
+	if !s.outliers && e.ejected() || e.shut() {
 		return false
 	}
 	if e.circuit != nil && !s.ignore && !e.circuit.Ready(s.now) {

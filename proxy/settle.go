@@ -51,7 +51,7 @@ func (pk *pick) settle(b *policy.Balancing, zone string, now time.Time) {
 			continue
 		}
 		usable++
-		if m.circuit != nil && m.circuit.State(now) != breaker.Closed {
+		if m.shut() || m.circuit != nil && m.circuit.State(now) != breaker.Closed {
 			continue
 		}
 		all += weight

@@ -11,6 +11,7 @@ import (
 //	mesh/services/<namespace>/<service>/virtual         index of the virtual addresses
 //	mesh/services/<namespace>/<service>/endpoints/<id>  endpointRecord
 //	mesh/services/<namespace>/<service>/rules/<id>      policy.TrafficRule
+//	mesh/services/<namespace>/<service>/circuits/<id>   circuitRecord, of the endpoint with the id
 //	mesh/security/<id>                                  policy.SecurityRule
 //	mesh/settings                                       policy.Settings
 //	mesh/file                                           File
@@ -55,6 +56,7 @@ func (k keys) endpoints(n policy.ServiceName) string {
 }
 func (k keys) endpoint(n policy.ServiceName, id string) string { return k.endpoints(n) + id }
 func (k keys) rules(n policy.ServiceName) string               { return k.service(n) + "rules/" }
+func (k keys) circuit(n policy.ServiceName, id string) string  { return k.service(n) + "circuits/" + id }
 func (k keys) rule(n policy.ServiceName, id string) string     { return k.rules(n) + id }
 
 // kind is what a key below mesh/ holds.
@@ -69,6 +71,7 @@ const (
 	settingsKey
 	proxyKey
 	fileKey
+	circuitKey
 )
 
 // parse reads a key below mesh/.
@@ -99,6 +102,8 @@ func (k keys) parse(key string) (kind, policy.ServiceName, string) {
 		return endpointKey, name, parts[4]
 	case len(parts) == 5 && parts[3] == "rules":
 		return ruleKey, name, parts[4]
+	case len(parts) == 5 && parts[3] == "circuits":
+		return circuitKey, name, parts[4]
 	}
 	return unknownKey, none, ""
 }

@@ -51,6 +51,7 @@ type serviceModel struct {
 	virtualRev int64 // etcd's modification revision of the virtual key
 	endpoints  map[string]storedEndpoint
 	rules      map[string]ordered[policy.TrafficRule]
+	circuits   map[string]CircuitOrder // nil until there is one
 	revision   int64
 }
 
@@ -126,6 +127,11 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 		var r trafficRecord
 		if r, err = decode[trafficRecord](kv); err == nil {
 			m.service(name).rules[id] = ordered[policy.TrafficRule]{r.at(kv), kv.ModRevision, r.TrafficRule}
+		}
+	case circuitKey:
+		var r circuitRecord
+		if r, err = decode[circuitRecord](kv); err == nil {
+			m.service(name).order(id, CircuitOrder{policy.CircuitOrder{State: r.State, Number: kv.ModRevision}, r.Until})
 		}
 	case securityKey:
 		var r securityRecord
@@ -203,6 +209,8 @@ func (m *model) remove(key string, revision int64) {
 		delete(m.service(name).endpoints, id)
 	case ruleKey:
 		delete(m.service(name).rules, id)
+	case circuitKey:
+		delete(m.service(name).circuits, id)
 	case securityKey:
 		delete(m.security, id)
 	case settingsKey:
@@ -218,7 +226,7 @@ func (m *model) remove(key string, revision int64) {
 func (m *model) touch(what kind, name policy.ServiceName, id string, revision int64) {
 	c := Change{}
 	switch what {
-	case virtualKey, endpointKey, ruleKey:
+	case virtualKey, endpointKey, ruleKey, circuitKey:
 		c.Services = map[policy.ServiceName]struct{}{name: {}}
 		s := m.services[name]
 		s.revision = max(s.revision, revision)
@@ -337,10 +345,20 @@ func (s *serviceModel) build(name policy.ServiceName) *Service {
 	}
 	out := &Service{Name: name, VirtualIndex: s.virtual, Revision: s.revision}
 	out.Rules, out.RuleRevisions = inOrder(s.rules)
+	if len(s.circuits) > 0 {
+		out.Circuits = maps.Clone(s.circuits)
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.endpoints)) {
 		out.Endpoints = append(out.Endpoints, s.endpoints[id].Endpoint)
 	}
 	return out
+}
+
+func (s *serviceModel) order(id string, o CircuitOrder) {
+	if s.circuits == nil {
+		s.circuits = map[string]CircuitOrder{}
+	}
+	s.circuits[id] = o
 }
 
 func (s *serviceModel) empty() bool { return len(s.endpoints) == 0 && len(s.rules) == 0 }

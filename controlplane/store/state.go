@@ -36,7 +36,8 @@ type Service struct {
 	Rules        []policy.TrafficRule // in order of creation, which is that of evaluation
 	// RuleRevisions are etcd's at each rule's last change.
 	RuleRevisions []int64
-	Revision      int64 // etcd's at the service's last change
+	Circuits      map[string]CircuitOrder // by the endpoint's id; also of such that are no more
+	Revision      int64                   // etcd's at the service's last change
 }
 
 // Endpoint is an endpoint as stored. LastSeen is as registered; Store.Endpoints
@@ -121,7 +122,7 @@ func (st *State) With(differences []policy.Difference) (*State, Change) {
 				svc = was
 			}
 			if _, again := c.Services[name]; !again {
-				svc = &Service{Name: name, VirtualIndex: svc.VirtualIndex, Endpoints: slices.Clone(svc.Endpoints), Rules: slices.Clone(svc.Rules)}
+				svc = &Service{Name: name, VirtualIndex: svc.VirtualIndex, Endpoints: slices.Clone(svc.Endpoints), Rules: slices.Clone(svc.Rules), Circuits: svc.Circuits}
 				services.put(svc)
 				c.Services[name] = struct{}{}
 			}
