@@ -149,7 +149,7 @@ func (p *plane) markMeshed(ctx context.Context) error {
 func (p *plane) self() store.Member {
 	return store.Member{
 		Name: p.cfg.name(), Address: p.cfg.address(p.grpcAddr), Version: p.cfg.Version, Since: unix(p.started),
-		Proxies: p.pub.Connected(), Figures: p.pub.Totals(), Refused: p.refused(),
+		Proxies: p.pub.Connected(), Figures: p.pub.Totals(), Refused: p.refused(), Circuits: p.toldCircuits(),
 	}
 }
 

@@ -318,3 +318,24 @@ func TestAForeseenViewIsWhatTheViewBecomesAndChangesNothing(t *testing.T) {
 		t.Errorf("a service without endpoints is there: %+v", c)
 	}
 }
+
+func TestWhatIsOrderedOfACircuitIsInTheService(t *testing.T) {
+	s := newSteps()
+	s.service(users, 1, "10.0.0.1:80", "10.0.0.2:80")
+	with := *s.st.Services.Get(users)
+	with.Circuits = map[string]store.CircuitOrder{"e1": {CircuitOrder: policy.CircuitOrder{State: "open", Number: 7}, Until: 5}}
+	s.st.Services = store.ServicesOf(&with)
+	change := s.apply(store.Change{Services: map[policy.ServiceName]struct{}{users: {}}})
+	if !slices.Contains(change.Services, users) {
+		t.Error("nobody is told")
+	}
+	svc, _ := s.v.Service(users)
+	if svc.Endpoints[0].Circuit != (policy.CircuitOrder{}) || svc.Endpoints[1].Circuit != (policy.CircuitOrder{State: "open", Number: 7}) {
+		t.Errorf("endpoints %+v", svc.Endpoints)
+	}
+	// What a dry run foretells knows it too: else every change would seem to end the order.
+	then, _ := s.v.foresee([]policy.Difference{{Ref: policy.Ref{Kind: policy.KindEndpoint, Namespace: "default", Service: "users", ID: "e0"}}})
+	if svc, _ := then.Service(users); len(svc.Endpoints) != 1 || svc.Endpoints[0].Circuit.State != "open" {
+		t.Errorf("foreseen %+v", svc.Endpoints)
+	}
+}

@@ -25,6 +25,7 @@ var getters = []getter{
 	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth},
 	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE[/ID]", getTrafficRules},
 	{"security-rules", "who may call whom", "ID", getSecurityRules},
+	{"circuits", "how circuits stand, and what was ordered of them", "NAMESPACE/SERVICE[/ID]", getCircuits},
 	{"config", "the effective settings", "", getConfig},
 	{"proxies", "the connected proxies", "ID", getProxies},
 	{"status", "how the control plane is", "", getStatus},

@@ -43,6 +43,13 @@ type Mesh interface {
 	// Health tells what the health checks know of an endpoint; false when there is
 	// no such endpoint.
 	Health(name policy.ServiceName, id string) (EndpointHealth, bool)
+	// Circuits lists a service's endpoints by id, with how the circuits of each
+	// stand in the proxies that call it.
+	Circuits(name policy.ServiceName) []EndpointCircuits
+	// OrderCircuit has all proxies open or close their circuits of an endpoint
+	// (policy.CircuitOpen, CircuitClose), for ttl or, if that is 0, until another
+	// order, or begin them anew (CircuitReset).
+	OrderCircuit(ctx context.Context, name policy.ServiceName, id, order string, ttl time.Duration) error
 	// Touched lists the connected proxies that differences would be sent to.
 	Touched(differences []policy.Difference) []ProxyName
 }

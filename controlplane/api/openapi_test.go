@@ -46,6 +46,7 @@ DELETE /security-rules/{rule_id}
 DELETE /services/{namespace}/{service}/{endpoint_id}
 DELETE /traffic-rules/{namespace}/{service}/{rule_id}
 GET /certificates/ca
+GET /circuits/{namespace}/{service}
 GET /config
 GET /diff
 GET /history
@@ -63,6 +64,7 @@ GET /traffic-rules/{namespace}/{service}
 GET /traffic-rules/{namespace}/{service}/{rule_id}
 POST /apply
 POST /certificates/issue
+POST /circuits/{namespace}/{service}/{endpoint_id}
 POST /config
 POST /rollback
 POST /security-rules

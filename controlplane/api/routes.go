@@ -46,6 +46,9 @@ func (s *Server) register(api huma.API) {
 
 	add(api, "GET /services/{namespace}/{service}/{endpoint_id}/health", "get-endpoint-health", "Tell what the health checks found of an endpoint, the last 100 results", s.endpointHealth)
 
+	add(api, "GET /circuits/{namespace}/{service}", "list-circuits", "Tell how the circuits of a service's endpoints stand in the proxies that call it", s.listCircuits)
+	add(api, "POST /circuits/{namespace}/{service}/{endpoint_id}", "order-circuit", "Open, close or reset the circuits of an endpoint in all proxies that call it", s.orderCircuit)
+
 	add(api, "POST /traffic-rules/{namespace}/{service}", "add-traffic-rule", "Append a rule to a service's", s.addTrafficRule)
 	add(api, "GET /traffic-rules/{namespace}/{service}", "list-traffic-rules", "List a service's rules in the order of evaluation", s.listTrafficRules)
 	add(api, "GET /traffic-rules/{namespace}/{service}/{rule_id}", "get-traffic-rule", "Get a rule", s.getTrafficRule)

@@ -2,6 +2,7 @@ package publish
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func TestOnlyThoseAreForetoldWhoFollowWhatWouldDiffer(t *testing.T) {
 		"[users/u-1 users/u-2]": {AllServices: true}, // of carts nothing differs
 		"[]":                    {Services: []policy.ServiceName{carts, users}, Mesh: true, Lookups: []string{"10.0.0.1:80"}, AllInbounds: true, AllLookups: true},
 	} {
-		if got := told(c); got != want {
+		if got := told(c); !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v would be told to %s, want %s", c, got, want)
 		}
 	}
@@ -51,7 +52,10 @@ func TestOnlyThoseAreForetoldWhoFollowWhatWouldDiffer(t *testing.T) {
 
 func TestAProxysReportIsShown(t *testing.T) {
 	r := newRig(t)
-	want := policy.Report{ResidentBytes: 9 << 20, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.9:8081"}
+	want := policy.Report{
+		ResidentBytes: 9 << 20, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.9:8081",
+		Circuits: []policy.CircuitState{{Service: orders, Endpoint: "o-1", State: "open"}},
+	}
 	m := r.dial(users)
 	m.send(&wire.AttachRequest{Hello: hello("u-1"), Report: wire.FromReport(want)})
 	m.answer()
@@ -60,7 +64,7 @@ func TestAProxysReportIsShown(t *testing.T) {
 	}
 	m.send(&wire.AttachRequest{}) // without one the last stays
 	m.answer()
-	if got := r.only().Report; got != want {
+	if got := r.only().Report; !reflect.DeepEqual(got, want) {
 		t.Errorf("the report is %+v", got)
 	}
 }

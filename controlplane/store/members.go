@@ -22,6 +22,9 @@ type Member struct {
 	Proxies int            `json:"proxies"` // attached to it
 	Figures policy.Figures `json:"figures"` // summed over those
 	Refused []Refusal      `json:"refused,omitempty"`
+	// Circuits are those that proxies attached to it reported not to be closed; a
+	// bounded number.
+	Circuits []Circuit `json:"circuits,omitempty"`
 
 	Leader bool `json:"-"` // it runs the task of TakePart
 }
@@ -31,6 +34,20 @@ type Refusal struct {
 	Proxy  string `json:"proxy"` // its id
 	Type   string `json:"type"`
 	Reason string `json:"reason"`
+}
+
+// Circuit is how a proxy that is attached to a member said that its circuit of an
+// endpoint stands.
+type Circuit struct {
+	Proxy    string             `json:"proxy"` // its id
+	Service  policy.ServiceName `json:"service"`
+	Target   policy.ServiceName `json:"target"` // the service that is called
+	Endpoint string             `json:"endpoint"`
+	State    string             `json:"state"`
+	Failures int                `json:"failures,omitempty"`
+	Since    float64            `json:"since,omitempty"` // Unix seconds
+	Forced   bool               `json:"forced,omitempty"`
+	Ejected  bool               `json:"ejected,omitempty"`
 }
 
 // tellEvery is how often a member tells anew of itself. What is asked of it by
