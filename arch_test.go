@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"proxy/detect":    {"proxy/loop"},
 	"proxy/dns":       {},
 	"proxy/feed":      {"policy", "policy/wire"},
+	"proxy/gate":      {"proxy/loop"},
 	"proxy/h1":        {"proxy/loop"},
 	"proxy/h2":        {"proxy/loop", "proxy/h2/hpack"},
 	"proxy/h2/hpack":  {},

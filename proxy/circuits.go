@@ -12,6 +12,33 @@ import (
 	"github.com/weir-mesh/weir/proxy/breaker"
 )
 
+// failed reports a failure to an endpoint's circuit.
+func (p *Proxy) failed(e *endpoint, t breaker.Ticket, now time.Time) {
+	if e.circuit == nil {
+		return
+	}
+	if e.circuit.Failure(now, t) {
+		e.turned.Store(now.UnixMilli())
+		e.metrics.CircuitOpened()
+		e.metrics.CircuitState(int(breaker.Open))
+		p.stir()
+		p.log.Info("circuit opened", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
+	}
+}
+
+// succeeded reports a success; a probe's closes the circuit.
+func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
+	if e.circuit == nil {
+		return
+	}
+	if e.circuit.Success(now, t) {
+		e.turned.Store(now.UnixMilli())
+		e.metrics.CircuitState(int(breaker.Closed))
+		p.stir()
+		p.log.Info("circuit closed", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
+	}
+}
+
 // obey gives the endpoint's circuit what an operator orders. was is what was
 // known of the endpoint before, nil where it is new.
 func (p *Proxy) obey(e, was *endpoint, now time.Time) {

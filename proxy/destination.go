@@ -38,6 +38,7 @@ type destination struct {
 	metrics   *telemetry.Service
 	label     string // "service.namespace", for the log
 	hashKey   hashKey
+	gates     *gates
 
 	members []*endpoint     // in the order of the service's
 	watch   *watch          // nil where outliers are not looked for
@@ -93,6 +94,7 @@ func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
 		}
 		next.byName[name] = d
 		kept = keys
+		d.gates.set(svc.Traffic.Overload)
 	}
 	p.dests.Store(next)
 	p.stir()
@@ -126,6 +128,10 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 		metrics: p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
 		label:   svc.Name.Name + "." + svc.Name.Namespace,
 		hashKey: newHashKey(&svc.Traffic),
+		gates:   &gates{},
+	}
+	if old != nil {
+		d.gates = old.gates
 	}
 	if err := d.setLimits(old, now); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)

@@ -84,10 +84,15 @@ func (p *Proxy) dialEndpoint(l *loop.Loop, d *destination, e *endpoint, deadline
 	if !deadline.IsZero() && deadline.Before(limit) {
 		limit = deadline
 	}
-	c, err := l.Dial(p.meshDialer, e.addr, limit)
-	if err != nil {
+	if err := p.admit(l, d, limit); err != nil {
 		return nil, err
 	}
+	c, err := l.Dial(p.meshDialer, e.addr, limit)
+	if err != nil {
+		d.gates.conns.Leave()
+		return nil, err
+	}
+	c.SetOwner(d.gates)
 	if !e.mtls {
 		return c, nil
 	}

@@ -172,6 +172,10 @@ func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time
 		if err == nil {
 			return e, ticket, c, nil
 		}
+		if errors.Is(err, errOverload) {
+			e.unjudged(ticket)
+			return nil, ticket, nil, err
+		}
 		last = err
 		e.stats.End(l.Now(), l.Now().Sub(now), true)
 		e.record(0, true)
@@ -191,33 +195,6 @@ var selections = sync.Pool{New: func() any {
 	s.usableFn = s.usable
 	return s
 }}
-
-// failed reports a failure to an endpoint's circuit.
-func (p *Proxy) failed(e *endpoint, t breaker.Ticket, now time.Time) {
-	if e.circuit == nil {
-		return
-	}
-	if e.circuit.Failure(now, t) {
-		e.turned.Store(now.UnixMilli())
-		e.metrics.CircuitOpened()
-		e.metrics.CircuitState(int(breaker.Open))
-		p.stir()
-		p.log.Info("circuit opened", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
-	}
-}
-
-// succeeded reports a success; a probe's closes the circuit.
-func (p *Proxy) succeeded(e *endpoint, t breaker.Ticket, now time.Time) {
-	if e.circuit == nil {
-		return
-	}
-	if e.circuit.Success(now, t) {
-		e.turned.Store(now.UnixMilli())
-		e.metrics.CircuitState(int(breaker.Closed))
-		p.stir()
-		p.log.Info("circuit closed", zap.String("endpoint", e.id), zap.Stringer("address", e.addr))
-	}
-}
 
 // selection chooses endpoints for one request or connection: such as have a
 // circuit and a limit that let it pass and were not tried yet. It is reused between

@@ -26,6 +26,7 @@ var (
 	appDown          = &refusal{503, "app-unavailable", "Service unavailable", false}
 	upstreamFailed   = &refusal{502, "upstream-failure", "Downstream service error", false}
 	circuitOpen      = &refusal{503, "circuit-open", "Circuit is open for ", true}
+	overload         = &refusal{503, "overload", "Too many requests at once to ", true}
 	rateLimited      = &refusal{429, "rate-limited", "Rate limit exceeded for ", true}
 	timedOutUpstream = &refusal{504, "timeout", "Upstream timed out", false}
 	badRequest       = &refusal{400, "bad-request", "Malformed request", false}

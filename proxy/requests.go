@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -50,6 +51,7 @@ type outbound struct {
 	route    policy.Route
 	service  *destination // where route leads
 	attempts int
+	waited   bool // for room
 	endpoint *endpoint
 	reason   reason
 	began    time.Time
@@ -124,7 +126,7 @@ func (o *outbound) pass(x hop) int {
 		return status
 	}
 	o.service.budget.Request(o.began)
-	return o.forward(x)
+	return o.bounded(x)
 }
 
 // findRoute applies the service's traffic rules.
@@ -190,7 +192,7 @@ func (o *outbound) forward(x hop) int {
 // got, or that the request is to be tried again.
 func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	o.sel.now = o.began
-	if o.attempts > 1 {
+	if o.attempts > 1 || o.waited {
 		o.sel.now = o.l.Now()
 	}
 	random := rand.Uint64()
@@ -263,11 +265,12 @@ func (o *outbound) noneUsable(x hop) int {
 func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err error, deadline time.Time) (status int, again bool) {
 	e, now, f := o.endpoint, o.l.Now(), failureOf(err)
 	if f.exchanged && !f.server {
-		e.stats.Cancel()
-		if e.circuit != nil {
-			e.circuit.Cancel(ticket)
-		}
+		e.unjudged(ticket)
 		return o.clientFailed(x, f), false
+	}
+	if errors.Is(err, errOverload) {
+		e.unjudged(ticket)
+		return o.reply(x, overload), false
 	}
 	e.stats.End(now, now.Sub(began), true)
 	e.record(0, true)

@@ -1,0 +1,127 @@
+package proxy
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/breaker"
+	"github.com/weir-mesh/weir/proxy/gate"
+	"github.com/weir-mesh/weir/proxy/loop"
+)
+
+// gates bound what this proxy sends to a service at once, over all its loops. They
+// outlive changes of the service.
+type gates struct {
+	requests gate.Gate
+	conns    gate.Gate // to endpoints, pooled ones too
+}
+
+const (
+	// queueLimit bounds the wait of a request that has no timeout.
+	queueLimit = 30 * time.Second
+	// shedWithin is how long a connection is waited for where nobody may queue: for
+	// another loop to close one that is idle there.
+	shedWithin = 100 * time.Millisecond
+)
+
+// set takes a service's bounds over. For a connection there may wait as many as
+// there may be connections: each may be one that is idle on another loop.
+func (g *gates) set(o policy.Overload) {
+	g.requests.Set(o.Concurrent, o.Pending)
+	g.conns.Set(o.Connections, max(o.Pending, o.Connections))
+}
+
+// Closed implements loop.Owner: a connection to an endpoint was closed.
+func (g *gates) Closed(*loop.Conn) { g.conns.Leave() }
+
+// bounded carries a request when there is room for it.
+func (o *outbound) bounded(x hop) int {
+	g := &o.service.gates.requests
+	o.waited = false
+	if !g.Bounded() {
+		return o.forward(x)
+	}
+	if !g.TryEnter() {
+		until := o.began.Add(queueLimit)
+		if o.route.Timeout > 0 {
+			until = o.began.Add(o.route.Timeout)
+		}
+		o.waited = true
+		if outcome := g.Enter(o.l, until); outcome != gate.Entered {
+			return o.overloaded(x, o.service.fullBound())
+		}
+	}
+	defer g.Leave()
+	return o.forward(x)
+}
+
+// fullBound is which bound a request met that was turned away.
+func (d *destination) fullBound() string {
+	if d.svc.Traffic.Overload.Pending > 0 {
+		return "pending"
+	}
+	return "concurrent"
+}
+
+func (o *outbound) overloaded(x exchange, bound string) int {
+	o.service.metrics.Overloaded(bound)
+	return o.reply(x, overload)
+}
+
+// errOverload is that there may be no connection more. It is no fault of the
+// endpoint's.
+var errOverload = errors.New("as many connections to the service as there may be")
+
+// admit makes room for one connection more to a service: when there is none, by
+// closing one that is idle.
+func (p *Proxy) admit(l *loop.Loop, d *destination, limit time.Time) error {
+	g := &d.gates.conns
+	if g.TryEnter() {
+		return nil
+	}
+	here := slices.Index(p.loops, l)
+	if d.shed(here, l.Now()) && g.TryEnter() {
+		return nil
+	}
+	for shard, other := range p.loops {
+		if shard != here {
+			other.Post(func() { d.shed(shard, other.Now()) })
+		}
+	}
+	if d.svc.Traffic.Overload.Pending == 0 {
+		limit = earlier(limit, l.Now().Add(shedWithin))
+	}
+	if g.Enter(l, limit) != gate.Entered {
+		d.metrics.Overloaded("connections")
+		return errOverload
+	}
+	return nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// shed closes one idle connection of a loop.
+func (d *destination) shed(shard int, now time.Time) bool {
+	for _, e := range d.members {
+		if up := e.kept[shard].h1.Get(now); up != nil {
+			_ = up.Close()
+			return true
+		}
+	}
+	return false
+}
+
+// unjudged takes back a try that says nothing about its endpoint.
+func (e *endpoint) unjudged(t breaker.Ticket) {
+	e.stats.Cancel()
+	if e.circuit != nil {
+		e.circuit.Cancel(t)
+	}
+}
