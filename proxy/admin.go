@@ -174,6 +174,7 @@ func (p *Proxy) answerStatus(w http.ResponseWriter, o *ports) {
 		services[name.String()] = map[string]any{
 			"virtual": []string{fmt.Sprint(d.svc.Virtual4), fmt.Sprint(d.svc.Virtual6)}, "strategy": d.svc.Traffic.Strategy, "endpoints": eps,
 			"leaving_zone": leaving, "panic": panics,
+			"under_way": d.gates.requests.Inside(), "waiting": d.gates.requests.Waiting(), "connections": d.gates.conns.Inside(),
 		}
 	}
 	writeJSON(w, http.StatusOK, map[string]any{

@@ -68,7 +68,15 @@ func (p *Proxy) obey(e, was *endpoint, now time.Time) {
 	}
 	e.turned.Store(now.UnixMilli())
 	p.log.Info("circuit ordered by an operator", zap.String("endpoint", e.id), zap.Stringer("address", e.addr),
-		zap.String("order", cmp.Or(e.order.State, policy.CircuitReset)))
+		zap.String("order", orderWord(e.order)))
+}
+
+// orderWord names an order for the log.
+func orderWord(o policy.CircuitOrder) string {
+	if o.Number == 0 {
+		return "ended"
+	}
+	return cmp.Or(o.State, policy.CircuitReset)
 }
 
 // shut says whether an operator wants nothing to be sent to the endpoint.

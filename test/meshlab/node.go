@@ -236,6 +236,8 @@ func (n *Node) Status(ctx context.Context) (s ProxyStatus, err error) {
 type ProxyStatus struct {
 	Services map[string]struct {
 		Strategy  string `json:"strategy"`
+		UnderWay  int    `json:"under_way"` // requests, where there is a bound
+		Waiting   int    `json:"waiting"`
 		Endpoints []struct {
 			ID      string `json:"id"`
 			Address string `json:"address"`
