@@ -150,7 +150,7 @@ func (m *matcher) conditions() []condition {
 		all = append(all, condition{kind: pathPrefix, text: p.text})
 	}
 	for i := range m.headers {
-		if h := &m.headers[i]; h.value.kind == matchExact {
+		if h := &m.headers[i]; h.value.kind == matchExact && !h.value.not {
 			all = append(all, condition{exactHeader, h.name, h.value.text})
 		}
 	}
@@ -159,20 +159,20 @@ func (m *matcher) conditions() []condition {
 
 // match gives the first group that matches; nil is none.
 func (r *Router) match(req *Request) *group {
-	path, _, _ := strings.Cut(req.Path, "?")
+	path, query, _ := strings.Cut(req.Path, "?")
 	x := &r.index
-	best := r.first(x.rest, int32(len(r.groups)), req, path)
+	best := r.first(x.rest, int32(len(r.groups)), req, path, query)
 	if len(x.paths) > 0 {
-		best = r.first(x.paths[path], best, req, path)
+		best = r.first(x.paths[path], best, req, path, query)
 	}
 	for at := x.before(path); at >= 0; at = x.prefixes[at].parent {
 		if p := &x.prefixes[at]; strings.HasPrefix(path, p.prefix) {
-			best = r.first(p.groups, best, req, path)
+			best = r.first(p.groups, best, req, path, query)
 		}
 	}
 	for i := range x.headers {
 		if v, ok := req.Header(x.headers[i].name); ok {
-			best = r.first(x.headers[i].values[v], best, req, path)
+			best = r.first(x.headers[i].values[v], best, req, path, query)
 		}
 	}
 	if int(best) == len(r.groups) {
@@ -182,12 +182,12 @@ func (r *Router) match(req *Request) *group {
 }
 
 // first gives the first group of a list that matches, if it comes before best.
-func (r *Router) first(list []int32, best int32, req *Request, path string) int32 {
+func (r *Router) first(list []int32, best int32, req *Request, path, query string) int32 {
 	for _, i := range list {
 		if i >= best {
 			break
 		}
-		if r.groups[i].match.matches(req, path) {
+		if r.groups[i].match.matches(req, path, query) {
 			return i
 		}
 	}

@@ -2,10 +2,7 @@ package policy
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
-	"sort"
-	"strings"
 	"time"
 )
 
@@ -13,7 +10,8 @@ import (
 // length of the call.
 type Request struct {
 	Method string
-	Path   string // as on the request line; a query is not looked at
+	Path   string // as on the request line, query included
+	Host   string // perhaps with a port
 	Header func(name string) (value string, ok bool)
 }
 
@@ -26,6 +24,7 @@ type Route struct {
 	Timeout  time.Duration
 	Attempts int
 	Breaker  bool
+	Plan     *Plan // what else is done with it; nil is nothing
 }
 
 // Router holds a service's rules made ready for matching. It is immutable.
@@ -54,6 +53,9 @@ func NewRouter(s *Service) (*Router, error) {
 		rule := &s.Rules[i]
 		route, err := r.routeOf(rule, s.Name.Namespace)
 		if err != nil {
+			return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
+		}
+		if route.Plan, err = newPlan(rule, s); err != nil {
 			return nil, fmt.Errorf("traffic rule %q of %s: %w", rule.ID, s.Name, err)
 		}
 		key := matchKey(rule)
@@ -121,131 +123,6 @@ func (g *group) pick(roll uint64) *Route {
 	// The first whose sum is above the roll; one of weight 0 has the sum of the one before.
 	i, _ := slices.BinarySearch(g.upTo, roll%g.total+1)
 	return &g.routes[i]
-}
-
-// matchKey is equal for rules with the same match.
-func matchKey(r *TrafficRule) string {
-	names := make([]string, 0, len(r.MatchHeaders))
-	for n := range r.MatchHeaders {
-		names = append(names, strings.ToLower(n)+"\x00"+r.MatchHeaders[n])
-	}
-	sort.Strings(names)
-	return r.MatchMethod + "\x00" + r.MatchPath + "\x00" + strings.Join(names, "\x00")
-}
-
-type matcher struct {
-	method  string
-	path    pattern
-	headers []headerMatch
-}
-
-type headerMatch struct {
-	name  string
-	value pattern
-}
-
-func newMatcher(r *TrafficRule) (matcher, error) {
-	m := matcher{method: r.MatchMethod}
-	if m.method == "*" {
-		m.method = ""
-	}
-	if r.MatchPath != "" {
-		path, err := newPathPattern(r.MatchPath)
-		if err != nil {
-			return m, fmt.Errorf("match_path: %w", err)
-		}
-		m.path = path
-	}
-	for name, want := range r.MatchHeaders {
-		value, err := newPattern(want)
-		if err != nil {
-			return m, fmt.Errorf("match_headers.%s: %w", name, err)
-		}
-		m.headers = append(m.headers, headerMatch{name, value})
-	}
-	sort.Slice(m.headers, func(i, j int) bool { return m.headers[i].name < m.headers[j].name })
-	return m, nil
-}
-
-// matches tells whether a request fulfils all; path is the request's without the query.
-func (m *matcher) matches(req *Request, path string) bool {
-	if m.method != "" && m.method != req.Method {
-		return false
-	}
-	if !m.path.matches(path) {
-		return false
-	}
-	for i := range m.headers {
-		v, ok := req.Header(m.headers[i].name)
-		if !ok || !m.headers[i].value.matches(v) {
-			return false
-		}
-	}
-	return true
-}
-
-type patternKind uint8
-
-const (
-	matchAny patternKind = iota
-	matchExact
-	matchPrefix
-	matchRegex
-)
-
-type pattern struct {
-	kind patternKind
-	text string // of a regex, what all that it matches starts with
-	re   *regexp.Regexp
-}
-
-// newPattern reads a header's pattern: exact, prefix:, regex: or present:.
-func newPattern(s string) (pattern, error) {
-	if rest, ok := strings.CutPrefix(s, "prefix:"); ok {
-		return pattern{kind: matchPrefix, text: rest}, nil
-	}
-	if rest, ok := strings.CutPrefix(s, "regex:"); ok {
-		return newRegex(rest)
-	}
-	if s == "present:" {
-		return pattern{kind: matchAny}, nil
-	}
-	return pattern{kind: matchExact, text: s}, nil
-}
-
-// newPathPattern reads a path's pattern: exact, /prefix* or regex:.
-func newPathPattern(s string) (pattern, error) {
-	if rest, ok := strings.CutPrefix(s, "regex:"); ok {
-		return newRegex(rest)
-	}
-	if rest, ok := strings.CutSuffix(s, "*"); ok {
-		return pattern{kind: matchPrefix, text: rest}, nil
-	}
-	return pattern{kind: matchExact, text: s}, nil
-}
-
-// newRegex anchors at both ends: a rule names whole values, as Envoy does.
-func newRegex(s string) (pattern, error) {
-	free, err := regexp.Compile(s)
-	if err != nil {
-		return pattern{}, err
-	}
-	re, err := regexp.Compile(`\A(?:` + s + `)\z`)
-	start, _ := free.LiteralPrefix()
-	return pattern{kind: matchRegex, text: start, re: re}, err
-}
-
-func (p *pattern) matches(s string) bool {
-	switch p.kind {
-	case matchExact:
-		return s == p.text
-	case matchPrefix:
-		return strings.HasPrefix(s, p.text)
-	case matchRegex:
-		return strings.HasPrefix(s, p.text) && p.re.MatchString(s)
-	default:
-		return true
-	}
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -30,15 +30,16 @@ type ServiceSettings struct {
 	RateLimit     *ServiceLimit  `json:"rate_limit,omitempty"`
 	Breaker       *CircuitValues `json:"circuit_breaker,omitempty"`
 
-	Locality            string           `json:"locality,omitempty"`
-	SlowStart           *float64         `json:"slow_start,omitempty"` // seconds
-	SlowStartAggression float64          `json:"slow_start_aggression,omitempty"`
-	PanicThreshold      *int             `json:"panic_threshold,omitempty"` // per cent
-	HashLoadFactor      *float64         `json:"hash_load_factor,omitempty"`
-	Outliers            *ServiceOutliers `json:"outlier_detection,omitempty"`
-	MaxConcurrent       *int             `json:"max_concurrent,omitempty"`
-	MaxPending          *int             `json:"max_pending,omitempty"`
-	MaxConnections      *int             `json:"max_connections,omitempty"`
+	Locality            string            `json:"locality,omitempty"`
+	SlowStart           *float64          `json:"slow_start,omitempty"` // seconds
+	SlowStartAggression float64           `json:"slow_start_aggression,omitempty"`
+	PanicThreshold      *int              `json:"panic_threshold,omitempty"` // per cent
+	HashLoadFactor      *float64          `json:"hash_load_factor,omitempty"`
+	Outliers            *ServiceOutliers  `json:"outlier_detection,omitempty"`
+	MaxConcurrent       *int              `json:"max_concurrent,omitempty"`
+	MaxPending          *int              `json:"max_pending,omitempty"`
+	MaxConnections      *int              `json:"max_connections,omitempty"`
+	Affinity            *AffinitySettings `json:"affinity,omitempty"`
 }
 
 // ServiceLimit bounds the requests to one service; a limit of 0 lifts the
@@ -293,6 +294,9 @@ func (v *ServiceSettings) validate() Problems {
 	if v.Breaker != nil {
 		p = append(p, v.Breaker.validate().Under("circuit_breaker")...)
 	}
+	if v.Affinity != nil {
+		p = append(p, v.Affinity.validate().Under("affinity")...)
+	}
 	return p
 }
 
@@ -347,7 +351,7 @@ func (v *ServiceSettings) overlay(t *Traffic, window time.Duration) {
 	if v.Strategy != "" {
 		t.Strategy = v.Strategy
 	}
-	t.HashKey = v.HashKey
+	t.HashKey, t.Affinity = v.HashKey, v.Affinity.affinity()
 	if v.Timeout != 0 {
 		t.Timeout = seconds(v.Timeout)
 	}

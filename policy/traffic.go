@@ -2,7 +2,6 @@ package policy
 
 import (
 	"net/netip"
-	"regexp"
 	"strings"
 	"time"
 )
@@ -13,13 +12,16 @@ type TrafficRule struct {
 	ID                 string            `json:"id"`
 	MatchHeaders       map[string]string `json:"match_headers"`
 	MatchPath          string            `json:"match_path,omitempty"`
-	MatchMethod        string            `json:"match_method,omitempty"`
+	MatchMethod        string            `json:"match_method,omitempty"` // one, or several with commas between
+	MatchHost          string            `json:"match_host,omitempty"`
+	MatchQuery         map[string]string `json:"match_query,omitempty"`
 	DestinationService string            `json:"destination_service"`
 	DestinationSubset  string            `json:"destination_subset,omitempty"`
 	Weight             int               `json:"weight"`
 	Timeout            float64           `json:"timeout"`        // seconds
 	RetryAttempts      int               `json:"retry_attempts"` // tries in all
 	CircuitBreaker     bool              `json:"circuit_breaker"`
+	Handling
 }
 
 // DefaultTrafficRule holds what a rule may leave out.
@@ -37,19 +39,7 @@ const (
 // taken as "not given".
 func (r *TrafficRule) Validate() Problems {
 	var p Problems
-	for name, want := range r.MatchHeaders {
-		path := join("match_headers", name)
-		if !isToken(name) {
-			p.add(path, "%q is not a header name", name)
-		}
-		checkPattern(&p, path, want)
-	}
-	if r.MatchPath != "" {
-		checkPath(&p, "match_path", r.MatchPath)
-	}
-	if r.MatchMethod != "" && !isToken(r.MatchMethod) {
-		p.add("match_method", "%q is not a method", r.MatchMethod)
-	}
+	r.validateMatch(&p)
 	if r.DestinationService != "" {
 		if _, err := ParseServiceName(r.DestinationService, "default"); err != nil {
 			p.addErr("destination_service", err)
@@ -65,31 +55,8 @@ func (r *TrafficRule) Validate() Problems {
 	if r.RetryAttempts != 0 {
 		p.intIn("retry_attempts", r.RetryAttempts, 1, maxAttempts)
 	}
+	r.validateHandling(&p)
 	return p
-}
-
-func checkPattern(p *Problems, path, want string) {
-	if re, ok := strings.CutPrefix(want, "regex:"); ok {
-		if _, err := regexp.Compile(re); err != nil {
-			p.addErr(path, err)
-		}
-		return
-	}
-	if hasControl(want) {
-		p.add(path, "holds a control character")
-	}
-}
-
-func checkPath(p *Problems, path, want string) {
-	if strings.HasPrefix(want, "regex:") {
-		checkPattern(p, path, want)
-		return
-	}
-	if !strings.HasPrefix(want, "/") {
-		p.add(path, "%q does not start with / (nor with regex:)", want)
-	} else if i := strings.IndexByte(want, '*'); i >= 0 && i != len(want)-1 {
-		p.add(path, "%q: a * may only stand at the end", want)
-	}
 }
 
 // isToken is RFC 9110 section 5.6.2.
@@ -137,6 +104,7 @@ type Traffic struct {
 	Overload  Overload
 	// PlaintextFrom lists callers for whom a rule disables mTLS.
 	PlaintextFrom []ServiceName
+	Affinity      Affinity
 }
 
 // Retry says how often and after which wait a request is tried again.
