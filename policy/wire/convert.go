@@ -124,12 +124,14 @@ func (s *Service) Policy() (*policy.Service, error) {
 }
 
 func fromTrafficRule(r *policy.TrafficRule) *TrafficRule {
-	return &TrafficRule{
+	out := &TrafficRule{
 		Id: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: r.MatchPath, MatchMethod: r.MatchMethod,
 		DestinationService: r.DestinationService, DestinationSubset: r.DestinationSubset,
 		Weight: uint32(max(r.Weight, 0)), TimeoutSeconds: r.Timeout, RetryAttempts: uint32(max(r.RetryAttempts, 0)),
-		CircuitBreaker: r.CircuitBreaker,
+		CircuitBreaker: r.CircuitBreaker, MatchHost: r.MatchHost, MatchQuery: r.MatchQuery,
 	}
+	out.handle(&r.Handling)
+	return out
 }
 
 func (r *TrafficRule) policy() policy.TrafficRule {
@@ -137,7 +139,7 @@ func (r *TrafficRule) policy() policy.TrafficRule {
 		ID: r.GetId(), MatchHeaders: r.GetMatchHeaders(), MatchPath: r.GetMatchPath(), MatchMethod: r.GetMatchMethod(),
 		DestinationService: r.GetDestinationService(), DestinationSubset: r.GetDestinationSubset(),
 		Weight: int(r.GetWeight()), Timeout: r.GetTimeoutSeconds(), RetryAttempts: int(r.GetRetryAttempts()),
-		CircuitBreaker: r.GetCircuitBreaker(),
+		CircuitBreaker: r.GetCircuitBreaker(), MatchHost: r.GetMatchHost(), MatchQuery: r.GetMatchQuery(), Handling: r.handling(),
 	}
 }
 
@@ -148,6 +150,7 @@ func fromTraffic(t *policy.Traffic) *Traffic {
 		Breaker: t.Breaker.Enabled, BreakerThreshold: uint32(max(t.Breaker.Threshold, 0)), BreakerTimeout: durationpb.New(t.Breaker.Timeout),
 		RateLimit: fromRateLimit(t.RateLimit), MtlsMode: string(t.MTLS),
 		Balancing: fromBalancing(t.Balancing), Outliers: fromOutliers(t.Outliers), Overload: fromOverload(t.Overload),
+		Affinity: fromAffinity(t.Affinity),
 	}
 	for _, n := range t.PlaintextFrom {
 		out.PlaintextFrom = append(out.PlaintextFrom, FromName(n))
@@ -162,6 +165,7 @@ func (t *Traffic) policy() policy.Traffic {
 		Breaker:   policy.Breaker{Enabled: t.GetBreaker(), Threshold: int(t.GetBreakerThreshold()), Timeout: duration(t.GetBreakerTimeout())},
 		RateLimit: t.GetRateLimit().policy(), MTLS: policy.MTLSMode(t.GetMtlsMode()),
 		Balancing: t.GetBalancing().policy(), Outliers: t.GetOutliers().policy(), Overload: t.GetOverload().policy(),
+		Affinity: t.GetAffinity().policy(),
 	}
 	for _, n := range t.GetPlaintextFrom() {
 		out.PlaintextFrom = append(out.PlaintextFrom, n.Policy())

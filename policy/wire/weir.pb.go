@@ -478,19 +478,35 @@ func (x *CircuitOrder) GetNumber() int64 {
 }
 
 type TrafficRule struct {
-	state              protoimpl.MessageState `protogen:"open.v1"`
-	Id                 string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	MatchHeaders       map[string]string      `protobuf:"bytes,2,rep,name=match_headers,json=matchHeaders,proto3" json:"match_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	MatchPath          string                 `protobuf:"bytes,3,opt,name=match_path,json=matchPath,proto3" json:"match_path,omitempty"`
-	MatchMethod        string                 `protobuf:"bytes,4,opt,name=match_method,json=matchMethod,proto3" json:"match_method,omitempty"`
-	DestinationService string                 `protobuf:"bytes,5,opt,name=destination_service,json=destinationService,proto3" json:"destination_service,omitempty"`
-	DestinationSubset  string                 `protobuf:"bytes,6,opt,name=destination_subset,json=destinationSubset,proto3" json:"destination_subset,omitempty"`
-	Weight             uint32                 `protobuf:"varint,7,opt,name=weight,proto3" json:"weight,omitempty"`
-	TimeoutSeconds     float64                `protobuf:"fixed64,8,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
-	RetryAttempts      uint32                 `protobuf:"varint,9,opt,name=retry_attempts,json=retryAttempts,proto3" json:"retry_attempts,omitempty"`
-	CircuitBreaker     bool                   `protobuf:"varint,10,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Id                   string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	MatchHeaders         map[string]string      `protobuf:"bytes,2,rep,name=match_headers,json=matchHeaders,proto3" json:"match_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	MatchPath            string                 `protobuf:"bytes,3,opt,name=match_path,json=matchPath,proto3" json:"match_path,omitempty"`
+	MatchMethod          string                 `protobuf:"bytes,4,opt,name=match_method,json=matchMethod,proto3" json:"match_method,omitempty"`
+	DestinationService   string                 `protobuf:"bytes,5,opt,name=destination_service,json=destinationService,proto3" json:"destination_service,omitempty"`
+	DestinationSubset    string                 `protobuf:"bytes,6,opt,name=destination_subset,json=destinationSubset,proto3" json:"destination_subset,omitempty"`
+	Weight               uint32                 `protobuf:"varint,7,opt,name=weight,proto3" json:"weight,omitempty"`
+	TimeoutSeconds       float64                `protobuf:"fixed64,8,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	RetryAttempts        uint32                 `protobuf:"varint,9,opt,name=retry_attempts,json=retryAttempts,proto3" json:"retry_attempts,omitempty"`
+	CircuitBreaker       bool                   `protobuf:"varint,10,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`
+	MatchHost            string                 `protobuf:"bytes,11,opt,name=match_host,json=matchHost,proto3" json:"match_host,omitempty"`
+	MatchQuery           map[string]string      `protobuf:"bytes,12,rep,name=match_query,json=matchQuery,proto3" json:"match_query,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Rewrite              *Rewrite               `protobuf:"bytes,13,opt,name=rewrite,proto3" json:"rewrite,omitempty"`
+	RequestHeaders       *HeaderChanges         `protobuf:"bytes,14,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
+	ResponseHeaders      *HeaderChanges         `protobuf:"bytes,15,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	Redirect             *Redirect              `protobuf:"bytes,16,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	DirectResponse       *DirectResponse        `protobuf:"bytes,17,opt,name=direct_response,json=directResponse,proto3" json:"direct_response,omitempty"`
+	Mirror               *Mirror                `protobuf:"bytes,18,opt,name=mirror,proto3" json:"mirror,omitempty"`
+	Fault                *Fault                 `protobuf:"bytes,19,opt,name=fault,proto3" json:"fault,omitempty"`
+	PerTryTimeoutSeconds float64                `protobuf:"fixed64,20,opt,name=per_try_timeout_seconds,json=perTryTimeoutSeconds,proto3" json:"per_try_timeout_seconds,omitempty"`
+	IdleTimeoutSeconds   float64                `protobuf:"fixed64,21,opt,name=idle_timeout_seconds,json=idleTimeoutSeconds,proto3" json:"idle_timeout_seconds,omitempty"`
+	RetryOn              []string               `protobuf:"bytes,22,rep,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	RetryStatusCodes     []uint32               `protobuf:"varint,23,rep,packed,name=retry_status_codes,json=retryStatusCodes,proto3" json:"retry_status_codes,omitempty"`
+	// Absent is the service's delay.
+	RetryDelaySeconds    *float64 `protobuf:"fixed64,24,opt,name=retry_delay_seconds,json=retryDelaySeconds,proto3,oneof" json:"retry_delay_seconds,omitempty"`
+	RetryMaxDelaySeconds float64  `protobuf:"fixed64,25,opt,name=retry_max_delay_seconds,json=retryMaxDelaySeconds,proto3" json:"retry_max_delay_seconds,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *TrafficRule) Reset() {
@@ -593,6 +609,600 @@ func (x *TrafficRule) GetCircuitBreaker() bool {
 	return false
 }
 
+func (x *TrafficRule) GetMatchHost() string {
+	if x != nil {
+		return x.MatchHost
+	}
+	return ""
+}
+
+func (x *TrafficRule) GetMatchQuery() map[string]string {
+	if x != nil {
+		return x.MatchQuery
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRewrite() *Rewrite {
+	if x != nil {
+		return x.Rewrite
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRequestHeaders() *HeaderChanges {
+	if x != nil {
+		return x.RequestHeaders
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetResponseHeaders() *HeaderChanges {
+	if x != nil {
+		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRedirect() *Redirect {
+	if x != nil {
+		return x.Redirect
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetDirectResponse() *DirectResponse {
+	if x != nil {
+		return x.DirectResponse
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetMirror() *Mirror {
+	if x != nil {
+		return x.Mirror
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetFault() *Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetPerTryTimeoutSeconds() float64 {
+	if x != nil {
+		return x.PerTryTimeoutSeconds
+	}
+	return 0
+}
+
+func (x *TrafficRule) GetIdleTimeoutSeconds() float64 {
+	if x != nil {
+		return x.IdleTimeoutSeconds
+	}
+	return 0
+}
+
+func (x *TrafficRule) GetRetryOn() []string {
+	if x != nil {
+		return x.RetryOn
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRetryStatusCodes() []uint32 {
+	if x != nil {
+		return x.RetryStatusCodes
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRetryDelaySeconds() float64 {
+	if x != nil && x.RetryDelaySeconds != nil {
+		return *x.RetryDelaySeconds
+	}
+	return 0
+}
+
+func (x *TrafficRule) GetRetryMaxDelaySeconds() float64 {
+	if x != nil {
+		return x.RetryMaxDelaySeconds
+	}
+	return 0
+}
+
+type Rewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PathPrefix    string                 `protobuf:"bytes,1,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_weir_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Rewrite) GetPathPrefix() string {
+	if x != nil {
+		return x.PathPrefix
+	}
+	return ""
+}
+
+func (x *Rewrite) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Rewrite) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type HeaderChanges struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remove        []string               `protobuf:"bytes,1,rep,name=remove,proto3" json:"remove,omitempty"`
+	Set           map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Add           map[string]string      `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderChanges) Reset() {
+	*x = HeaderChanges{}
+	mi := &file_weir_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderChanges) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderChanges) ProtoMessage() {}
+
+func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
+func (*HeaderChanges) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HeaderChanges) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *HeaderChanges) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *HeaderChanges) GetAdd() map[string]string {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+type Redirect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Scheme        string                 `protobuf:"bytes,2,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	PathPrefix    string                 `protobuf:"bytes,5,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_weir_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Redirect) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Redirect) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *Redirect) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Redirect) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Redirect) GetPathPrefix() string {
+	if x != nil {
+		return x.PathPrefix
+	}
+	return ""
+}
+
+type DirectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	Body          string                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	ContentType   string                 `protobuf:"bytes,3,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectResponse) Reset() {
+	*x = DirectResponse{}
+	mi := &file_weir_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectResponse) ProtoMessage() {}
+
+func (x *DirectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectResponse.ProtoReflect.Descriptor instead.
+func (*DirectResponse) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DirectResponse) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *DirectResponse) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *DirectResponse) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+// In what follows an absent percentage is all.
+type Mirror struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Subset        string                 `protobuf:"bytes,2,opt,name=subset,proto3" json:"subset,omitempty"`
+	Percent       *float64               `protobuf:"fixed64,3,opt,name=percent,proto3,oneof" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirror) Reset() {
+	*x = Mirror{}
+	mi := &file_weir_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirror) ProtoMessage() {}
+
+func (x *Mirror) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
+func (*Mirror) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Mirror) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Mirror) GetSubset() string {
+	if x != nil {
+		return x.Subset
+	}
+	return ""
+}
+
+func (x *Mirror) GetPercent() float64 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
+type Fault struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Delay         *FaultDelay            `protobuf:"bytes,1,opt,name=delay,proto3" json:"delay,omitempty"`
+	Abort         *FaultAbort            `protobuf:"bytes,2,opt,name=abort,proto3" json:"abort,omitempty"`
+	Header        string                 `protobuf:"bytes,3,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fault) Reset() {
+	*x = Fault{}
+	mi := &file_weir_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fault) ProtoMessage() {}
+
+func (x *Fault) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fault.ProtoReflect.Descriptor instead.
+func (*Fault) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Fault) GetDelay() *FaultDelay {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *Fault) GetAbort() *FaultAbort {
+	if x != nil {
+		return x.Abort
+	}
+	return nil
+}
+
+func (x *Fault) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+type FaultDelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seconds       float64                `protobuf:"fixed64,1,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	Percent       *float64               `protobuf:"fixed64,2,opt,name=percent,proto3,oneof" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FaultDelay) Reset() {
+	*x = FaultDelay{}
+	mi := &file_weir_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FaultDelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FaultDelay) ProtoMessage() {}
+
+func (x *FaultDelay) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FaultDelay.ProtoReflect.Descriptor instead.
+func (*FaultDelay) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FaultDelay) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *FaultDelay) GetPercent() float64 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
+type FaultAbort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Status        uint32                 `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
+	GrpcStatus    uint32                 `protobuf:"varint,2,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	Percent       *float64               `protobuf:"fixed64,3,opt,name=percent,proto3,oneof" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FaultAbort) Reset() {
+	*x = FaultAbort{}
+	mi := &file_weir_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FaultAbort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FaultAbort) ProtoMessage() {}
+
+func (x *FaultAbort) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FaultAbort.ProtoReflect.Descriptor instead.
+func (*FaultAbort) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FaultAbort) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *FaultAbort) GetGrpcStatus() uint32 {
+	if x != nil {
+		return x.GrpcStatus
+	}
+	return 0
+}
+
+func (x *FaultAbort) GetPercent() float64 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
 type Traffic struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Strategy         string                 `protobuf:"bytes,1,opt,name=strategy,proto3" json:"strategy,omitempty"`
@@ -609,13 +1219,14 @@ type Traffic struct {
 	Balancing        *Balancing             `protobuf:"bytes,12,opt,name=balancing,proto3" json:"balancing,omitempty"`
 	Outliers         *Outliers              `protobuf:"bytes,13,opt,name=outliers,proto3" json:"outliers,omitempty"` // absent: not looked for
 	Overload         *Overload              `protobuf:"bytes,14,opt,name=overload,proto3" json:"overload,omitempty"`
+	Affinity         *Affinity              `protobuf:"bytes,30,opt,name=affinity,proto3" json:"affinity,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +1238,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +1251,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{6}
+	return file_weir_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Traffic) GetStrategy() string {
@@ -741,6 +1352,13 @@ func (x *Traffic) GetOverload() *Overload {
 	return nil
 }
 
+func (x *Traffic) GetAffinity() *Affinity {
+	if x != nil {
+		return x.Affinity
+	}
+	return nil
+}
+
 // Balancing is how an endpoint is chosen, beyond the strategy.
 type Balancing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -755,7 +1373,7 @@ type Balancing struct {
 
 func (x *Balancing) Reset() {
 	*x = Balancing{}
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +1385,7 @@ func (x *Balancing) String() string {
 func (*Balancing) ProtoMessage() {}
 
 func (x *Balancing) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +1398,7 @@ func (x *Balancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
 func (*Balancing) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{7}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Balancing) GetLoadFactor() float64 {
@@ -837,7 +1455,7 @@ type Outliers struct {
 
 func (x *Outliers) Reset() {
 	*x = Outliers{}
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1467,7 @@ func (x *Outliers) String() string {
 func (*Outliers) ProtoMessage() {}
 
 func (x *Outliers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1480,7 @@ func (x *Outliers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
 func (*Outliers) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{8}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Outliers) GetInterval() *durationpb.Duration {
@@ -947,7 +1565,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1577,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1590,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{9}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Overload) GetConcurrent() uint32 {
@@ -996,6 +1614,67 @@ func (x *Overload) GetConnections() uint32 {
 	return 0
 }
 
+// Affinity keeps a client at one endpoint by a cookie.
+type Affinity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cookie        string                 `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	Ttl           *durationpb.Duration   `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Affinity) Reset() {
+	*x = Affinity{}
+	mi := &file_weir_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Affinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Affinity) ProtoMessage() {}
+
+func (x *Affinity) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
+func (*Affinity) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Affinity) GetCookie() string {
+	if x != nil {
+		return x.Cookie
+	}
+	return ""
+}
+
+func (x *Affinity) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Affinity) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type RateLimit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -1007,7 +1686,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1698,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1711,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{10}
+	return file_weir_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RateLimit) GetLimit() uint32 {
@@ -1072,7 +1751,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1763,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1776,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{11}
+	return file_weir_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Inbound) GetName() *Name {
@@ -1157,7 +1836,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1848,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1861,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{12}
+	return file_weir_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -1246,7 +1925,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1937,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1950,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{13}
+	return file_weir_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -1291,7 +1970,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1982,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1995,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1342,7 +2021,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +2033,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +2046,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1388,7 +2067,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +2079,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +2092,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -1449,7 +2128,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +2140,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +2153,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{17}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -1519,7 +2198,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +2210,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +2223,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{18}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -1598,7 +2277,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +2289,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +2302,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{19}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -1687,7 +2366,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +2378,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +2391,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{20}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -1759,7 +2438,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +2450,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +2463,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{21}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -1852,7 +2531,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +2543,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +2556,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{22}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -1940,7 +2619,8 @@ const file_weir_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\fCircuitOrder\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x03R\x06number\"\xde\x03\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"\xa9\n" +
+	"\n" +
 	"\vTrafficRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12K\n" +
 	"\rmatch_headers\x18\x02 \x03(\v2&.weir.v1.TrafficRule.MatchHeadersEntryR\fmatchHeaders\x12\x1d\n" +
@@ -1953,10 +2633,81 @@ const file_weir_proto_rawDesc = "" +
 	"\x0ftimeout_seconds\x18\b \x01(\x01R\x0etimeoutSeconds\x12%\n" +
 	"\x0eretry_attempts\x18\t \x01(\rR\rretryAttempts\x12'\n" +
 	"\x0fcircuit_breaker\x18\n" +
-	" \x01(\bR\x0ecircuitBreaker\x1a?\n" +
+	" \x01(\bR\x0ecircuitBreaker\x12\x1d\n" +
+	"\n" +
+	"match_host\x18\v \x01(\tR\tmatchHost\x12E\n" +
+	"\vmatch_query\x18\f \x03(\v2$.weir.v1.TrafficRule.MatchQueryEntryR\n" +
+	"matchQuery\x12*\n" +
+	"\arewrite\x18\r \x01(\v2\x10.weir.v1.RewriteR\arewrite\x12?\n" +
+	"\x0frequest_headers\x18\x0e \x01(\v2\x16.weir.v1.HeaderChangesR\x0erequestHeaders\x12A\n" +
+	"\x10response_headers\x18\x0f \x01(\v2\x16.weir.v1.HeaderChangesR\x0fresponseHeaders\x12-\n" +
+	"\bredirect\x18\x10 \x01(\v2\x11.weir.v1.RedirectR\bredirect\x12@\n" +
+	"\x0fdirect_response\x18\x11 \x01(\v2\x17.weir.v1.DirectResponseR\x0edirectResponse\x12'\n" +
+	"\x06mirror\x18\x12 \x01(\v2\x0f.weir.v1.MirrorR\x06mirror\x12$\n" +
+	"\x05fault\x18\x13 \x01(\v2\x0e.weir.v1.FaultR\x05fault\x125\n" +
+	"\x17per_try_timeout_seconds\x18\x14 \x01(\x01R\x14perTryTimeoutSeconds\x120\n" +
+	"\x14idle_timeout_seconds\x18\x15 \x01(\x01R\x12idleTimeoutSeconds\x12\x19\n" +
+	"\bretry_on\x18\x16 \x03(\tR\aretryOn\x12,\n" +
+	"\x12retry_status_codes\x18\x17 \x03(\rR\x10retryStatusCodes\x123\n" +
+	"\x13retry_delay_seconds\x18\x18 \x01(\x01H\x00R\x11retryDelaySeconds\x88\x01\x01\x125\n" +
+	"\x17retry_max_delay_seconds\x18\x19 \x01(\x01R\x14retryMaxDelaySeconds\x1a?\n" +
 	"\x11MatchHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fMatchQueryEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x16\n" +
+	"\x14_retry_delay_seconds\"R\n" +
+	"\aRewrite\x12\x1f\n" +
+	"\vpath_prefix\x18\x01 \x01(\tR\n" +
+	"pathPrefix\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\"\xfd\x01\n" +
+	"\rHeaderChanges\x12\x16\n" +
+	"\x06remove\x18\x01 \x03(\tR\x06remove\x121\n" +
+	"\x03set\x18\x02 \x03(\v2\x1f.weir.v1.HeaderChanges.SetEntryR\x03set\x121\n" +
+	"\x03add\x18\x03 \x03(\v2\x1f.weir.v1.HeaderChanges.AddEntryR\x03add\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\bAddEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\bRedirect\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x16\n" +
+	"\x06scheme\x18\x02 \x01(\tR\x06scheme\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x1f\n" +
+	"\vpath_prefix\x18\x05 \x01(\tR\n" +
+	"pathPrefix\"_\n" +
+	"\x0eDirectResponse\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\tR\x04body\x12!\n" +
+	"\fcontent_type\x18\x03 \x01(\tR\vcontentType\"e\n" +
+	"\x06Mirror\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06subset\x18\x02 \x01(\tR\x06subset\x12\x1d\n" +
+	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
+	"\n" +
+	"\b_percent\"u\n" +
+	"\x05Fault\x12)\n" +
+	"\x05delay\x18\x01 \x01(\v2\x13.weir.v1.FaultDelayR\x05delay\x12)\n" +
+	"\x05abort\x18\x02 \x01(\v2\x13.weir.v1.FaultAbortR\x05abort\x12\x16\n" +
+	"\x06header\x18\x03 \x01(\tR\x06header\"Q\n" +
+	"\n" +
+	"FaultDelay\x12\x18\n" +
+	"\aseconds\x18\x01 \x01(\x01R\aseconds\x12\x1d\n" +
+	"\apercent\x18\x02 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
+	"\n" +
+	"\b_percent\"p\n" +
+	"\n" +
+	"FaultAbort\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\rR\x06status\x12\x1f\n" +
+	"\vgrpc_status\x18\x02 \x01(\rR\n" +
+	"grpcStatus\x12\x1d\n" +
+	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
+	"\n" +
+	"\b_percent\"\xa8\x05\n" +
 	"\aTraffic\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x19\n" +
 	"\bhash_key\x18\x02 \x01(\tR\ahashKey\x123\n" +
@@ -1974,7 +2725,8 @@ const file_weir_proto_rawDesc = "" +
 	"\x0eplaintext_from\x18\v \x03(\v2\r.weir.v1.NameR\rplaintextFrom\x120\n" +
 	"\tbalancing\x18\f \x01(\v2\x12.weir.v1.BalancingR\tbalancing\x12-\n" +
 	"\boutliers\x18\r \x01(\v2\x11.weir.v1.OutliersR\boutliers\x12-\n" +
-	"\boverload\x18\x0e \x01(\v2\x11.weir.v1.OverloadR\boverload\"\xbd\x01\n" +
+	"\boverload\x18\x0e \x01(\v2\x11.weir.v1.OverloadR\boverload\x12-\n" +
+	"\baffinity\x18\x1e \x01(\v2\x11.weir.v1.AffinityR\baffinity\"\xbd\x01\n" +
 	"\tBalancing\x12\x1f\n" +
 	"\vload_factor\x18\x01 \x01(\x01R\n" +
 	"loadFactor\x12\x1f\n" +
@@ -2005,7 +2757,11 @@ const file_weir_proto_rawDesc = "" +
 	"concurrent\x18\x01 \x01(\rR\n" +
 	"concurrent\x12\x18\n" +
 	"\apending\x18\x02 \x01(\rR\apending\x12 \n" +
-	"\vconnections\x18\x03 \x01(\rR\vconnections\"f\n" +
+	"\vconnections\x18\x03 \x01(\rR\vconnections\"c\n" +
+	"\bAffinity\x12\x16\n" +
+	"\x06cookie\x18\x01 \x01(\tR\x06cookie\x12+\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"f\n" +
 	"\tRateLimit\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x121\n" +
 	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x10\n" +
@@ -2092,7 +2848,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -2100,76 +2856,102 @@ var file_weir_proto_goTypes = []any{
 	(*Endpoint)(nil),            // 3: weir.v1.Endpoint
 	(*CircuitOrder)(nil),        // 4: weir.v1.CircuitOrder
 	(*TrafficRule)(nil),         // 5: weir.v1.TrafficRule
-	(*Traffic)(nil),             // 6: weir.v1.Traffic
-	(*Balancing)(nil),           // 7: weir.v1.Balancing
-	(*Outliers)(nil),            // 8: weir.v1.Outliers
-	(*Overload)(nil),            // 9: weir.v1.Overload
-	(*RateLimit)(nil),           // 10: weir.v1.RateLimit
-	(*Inbound)(nil),             // 11: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 12: weir.v1.SecurityRule
-	(*Lookup)(nil),              // 13: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 14: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 15: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 16: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 17: weir.v1.AttachRequest
-	(*Report)(nil),              // 18: weir.v1.Report
-	(*Circuit)(nil),             // 19: weir.v1.Circuit
-	(*Hello)(nil),               // 20: weir.v1.Hello
-	(*Figures)(nil),             // 21: weir.v1.Figures
-	(*AttachResponse)(nil),      // 22: weir.v1.AttachResponse
-	nil,                         // 23: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 24: weir.v1.TrafficRule.MatchHeadersEntry
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*Rewrite)(nil),             // 6: weir.v1.Rewrite
+	(*HeaderChanges)(nil),       // 7: weir.v1.HeaderChanges
+	(*Redirect)(nil),            // 8: weir.v1.Redirect
+	(*DirectResponse)(nil),      // 9: weir.v1.DirectResponse
+	(*Mirror)(nil),              // 10: weir.v1.Mirror
+	(*Fault)(nil),               // 11: weir.v1.Fault
+	(*FaultDelay)(nil),          // 12: weir.v1.FaultDelay
+	(*FaultAbort)(nil),          // 13: weir.v1.FaultAbort
+	(*Traffic)(nil),             // 14: weir.v1.Traffic
+	(*Balancing)(nil),           // 15: weir.v1.Balancing
+	(*Outliers)(nil),            // 16: weir.v1.Outliers
+	(*Overload)(nil),            // 17: weir.v1.Overload
+	(*Affinity)(nil),            // 18: weir.v1.Affinity
+	(*RateLimit)(nil),           // 19: weir.v1.RateLimit
+	(*Inbound)(nil),             // 20: weir.v1.Inbound
+	(*SecurityRule)(nil),        // 21: weir.v1.SecurityRule
+	(*Lookup)(nil),              // 22: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 23: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 24: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 25: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 26: weir.v1.AttachRequest
+	(*Report)(nil),              // 27: weir.v1.Report
+	(*Circuit)(nil),             // 28: weir.v1.Circuit
+	(*Hello)(nil),               // 29: weir.v1.Hello
+	(*Figures)(nil),             // 30: weir.v1.Figures
+	(*AttachResponse)(nil),      // 31: weir.v1.AttachResponse
+	nil,                         // 32: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 33: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 34: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 35: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 36: weir.v1.HeaderChanges.AddEntry
+	(*durationpb.Duration)(nil), // 37: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	25, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	37, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	5,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	6,  // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	23, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	25, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
-	10, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	14, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	32, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	37, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	19, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
-	24, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	25, // 10: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	25, // 11: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	25, // 12: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	10, // 13: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 14: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	7,  // 15: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
-	8,  // 16: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
-	9,  // 17: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
-	25, // 18: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	25, // 19: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	25, // 20: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	25, // 21: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	25, // 22: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	25, // 23: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 24: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	12, // 25: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	10, // 26: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 27: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 28: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 29: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	20, // 30: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	21, // 31: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	18, // 32: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	19, // 33: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 34: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 35: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	25, // 36: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	14, // 37: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	15, // 38: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	17, // 39: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	16, // 40: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	16, // 41: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	22, // 42: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	40, // [40:43] is the sub-list for method output_type
-	37, // [37:40] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	33, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	34, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	6,  // 11: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
+	7,  // 12: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
+	7,  // 13: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
+	8,  // 14: weir.v1.TrafficRule.redirect:type_name -> weir.v1.Redirect
+	9,  // 15: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
+	10, // 16: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
+	11, // 17: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
+	35, // 18: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	36, // 19: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	12, // 20: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
+	13, // 21: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
+	37, // 22: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	37, // 23: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	37, // 24: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	19, // 25: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 26: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	15, // 27: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	16, // 28: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	17, // 29: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	18, // 30: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
+	37, // 31: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	37, // 32: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	37, // 33: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	37, // 34: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	37, // 35: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	37, // 36: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	37, // 37: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 38: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	21, // 39: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	19, // 40: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 41: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 42: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 43: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	29, // 44: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	30, // 45: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	27, // 46: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	28, // 47: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 48: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 49: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	37, // 50: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	23, // 51: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	24, // 52: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	26, // 53: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	25, // 54: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	25, // 55: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	31, // 56: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	54, // [54:57] is the sub-list for method output_type
+	51, // [51:54] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -2177,13 +2959,17 @@ func file_weir_proto_init() {
 	if File_weir_proto != nil {
 		return
 	}
+	file_weir_proto_msgTypes[5].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[10].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[12].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
