@@ -95,15 +95,18 @@ func viewSecurityRule(r *Versioned[policy.SecurityRule], mode policy.MTLSMode) s
 
 type trafficRuleBody struct {
 	ID                 *string           `json:"id,omitempty" required:"false" doc:"left out, one is made"`
-	MatchHeaders       map[string]string `json:"match_headers" required:"false" nullable:"true" doc:"by name: the exact value, or prefix:…, regex:…, present:"`
+	MatchHeaders       map[string]string `json:"match_headers" required:"false" nullable:"true" doc:"by name: the exact value, or prefix:…, suffix:…, regex:…, present:; not: before it turns it round"`
 	MatchPath          *string           `json:"match_path" required:"false" doc:"exact, /prefix* or regex:…"`
-	MatchMethod        *string           `json:"match_method" required:"false"`
+	MatchMethod        *string           `json:"match_method" required:"false" doc:"one, or several with commas between"`
+	MatchHost          *string           `json:"match_host" required:"false" doc:"exact, *.suffix or regex:…, without a port"`
+	MatchQuery         map[string]string `json:"match_query" required:"false" nullable:"true" doc:"by name of a parameter: as match_headers"`
 	DestinationService *string           `json:"destination_service" required:"false" doc:"name or namespace/name; empty is the service itself"`
 	DestinationSubset  *string           `json:"destination_subset" required:"false"`
 	Weight             *int              `json:"weight" required:"false" doc:"share among rules with the same match"`
 	Timeout            *float64          `json:"timeout" required:"false" doc:"seconds; left out, the mesh's setting"`
 	RetryAttempts      *int              `json:"retry_attempts" required:"false" doc:"tries in all, 1 is no retry; left out, the mesh's setting"`
 	CircuitBreaker     *bool             `json:"circuit_breaker" required:"false"`
+	policy.Handling
 }
 
 func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
@@ -114,6 +117,8 @@ func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
 	override(&r.ID, b.ID)
 	override(&r.MatchPath, b.MatchPath)
 	override(&r.MatchMethod, b.MatchMethod)
+	override(&r.MatchHost, b.MatchHost)
+	r.MatchQuery, r.Handling = b.MatchQuery, b.Handling
 	override(&r.DestinationService, b.DestinationService)
 	override(&r.DestinationSubset, b.DestinationSubset)
 	override(&r.Weight, b.Weight)
@@ -136,6 +141,7 @@ func newTrafficRuleBody(r *policy.TrafficRule) trafficRuleBody {
 		ID: given(r.ID), MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
 		DestinationService: given(r.DestinationService), DestinationSubset: given(r.DestinationSubset),
 		Weight: &r.Weight, Timeout: given(r.Timeout), RetryAttempts: given(r.RetryAttempts), CircuitBreaker: &r.CircuitBreaker,
+		MatchHost: given(r.MatchHost), MatchQuery: r.MatchQuery, Handling: r.Handling,
 	}
 }
 
@@ -205,8 +211,11 @@ type trafficRuleView struct {
 	Timeout            float64           `json:"timeout" doc:"seconds"`
 	RetryAttempts      int               `json:"retry_attempts"`
 	CircuitBreaker     bool              `json:"circuit_breaker"`
-	ResourceVersion    string            `json:"resource_version"`
-	Inherits           []string          `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
+	MatchHost          string            `json:"match_host,omitempty" required:"false"`
+	MatchQuery         map[string]string `json:"match_query,omitempty" required:"false"`
+	policy.Handling
+	ResourceVersion string   `json:"resource_version"`
+	Inherits        []string `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
 }
 
 // inherits names the fields in which a rule leaves the mesh's settings in force.
@@ -228,6 +237,7 @@ func viewTrafficRule(versioned *Versioned[policy.TrafficRule], t *policy.Traffic
 		ID: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: given(r.MatchPath), MatchMethod: given(r.MatchMethod),
 		DestinationService: r.DestinationService, DestinationSubset: given(r.DestinationSubset),
 		Weight: r.Weight, Timeout: r.Timeout, RetryAttempts: r.RetryAttempts, CircuitBreaker: r.CircuitBreaker,
+		MatchHost: r.MatchHost, MatchQuery: r.MatchQuery, Handling: r.Handling,
 	}
 	if v.MatchHeaders == nil {
 		v.MatchHeaders = map[string]string{}

@@ -109,12 +109,30 @@ func plainWords(d *huma.ErrorDetail, known []string) policy.Problem {
 	}
 	if d.Message == "unexpected property" {
 		_, name, _ := strings.Cut(d.Location, ".") // a name may hold dots itself
+		name, known = besides(name, known)
 		return at("unknown field%s", suggest(name, known))
 	}
 	if below, message, ok := strings.Cut(d.Message, ": "); ok && strings.HasPrefix(below, ".") { // from decode
 		return policy.Problem{Path: d.Location + below, Message: message}
 	}
 	return at("%s", d.Message)
+}
+
+// besides gives the last part of a field's path and the names that its object
+// knows, of the paths of all fields.
+func besides(path string, known []string) (name string, there []string) {
+	object := ""
+	for _, k := range known {
+		if strings.HasPrefix(path, k+".") && len(k) >= len(object) {
+			object = k + "."
+		}
+	}
+	for _, k := range known {
+		if rest, ok := strings.CutPrefix(k, object); ok && !strings.Contains(rest, ".") {
+			there = append(there, rest)
+		}
+	}
+	return strings.TrimPrefix(path, object), there
 }
 
 func suggest(name string, known []string) string {

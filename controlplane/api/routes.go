@@ -100,11 +100,25 @@ func add[I, O any](api huma.API, route, id, summary string, h func(context.Conte
 	huma.Register(api, op, h)
 }
 
+// fieldNames gives the paths of the fields that a body of the type can have, those
+// of the objects in it included.
 func fieldNames(t reflect.Type) []string {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
 	var names []string
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if f.Anonymous || name == "" || name == "-" {
+			continue
+		}
 		names = append(names, name)
+		for _, below := range fieldNames(f.Type) {
+			names = append(names, name+"."+below)
+		}
 	}
 	return names
 }
