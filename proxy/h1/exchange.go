@@ -25,11 +25,12 @@ type Exchange struct {
 
 // status is what of an exchange begins with zero.
 type status struct {
-	own      []byte    // the buffer of a request body that did not come with its head
-	out      []byte    // what is being built to be written; nil when not
-	target   string    // "" unless changed
-	finSeen  time.Time // when the client was seen to have sent FIN
-	err      *Error    // why the client connection must be cut
+	own      []byte        // the buffer of a request body that did not come with its head
+	out      []byte        // what is being built to be written; nil when not
+	target   string        // "" unless changed
+	pause    time.Duration // 0 unless changed: for Config.StreamIdle
+	finSeen  time.Time     // when the client was seen to have sent FIN
+	err      *Error        // why the client connection must be cut
 	received int64
 
 	given     bool // not all of the body that was read is still there
@@ -118,6 +119,17 @@ func (x *Exchange) SetTarget(target string) {
 		return
 	}
 	x.target = target
+}
+
+// SetStreamIdle takes the place of Config.StreamIdle in this exchange.
+func (x *Exchange) SetStreamIdle(d time.Duration) { x.pause = d }
+
+// streamIdle is how long the upstream may be silent inside the response body.
+func (x *Exchange) streamIdle() time.Duration {
+	if x.pause > 0 {
+		return x.pause
+	}
+	return x.s.cfg.StreamIdle
 }
 
 // SetResponse replaces a field of the head (and trailer) that the client gets

@@ -109,7 +109,7 @@ func (x *Exchange) relayContent(up *Upstream, how delivery) *Error {
 			return nil
 		}
 		c.recycle()
-		err := x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.s.cfg.StreamIdle), c)
+		err := x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.streamIdle()), c)
 		if errors.Is(err, io.EOF) && c.kind == untilClose {
 			c.done, err = true, nil
 		}
@@ -179,14 +179,19 @@ func (x *Exchange) writeClient(b []byte) *Error {
 // settle ends an exchange with up that went well: may both connections go on?
 func (x *Exchange) settle(up *Upstream) {
 	x.pump.stop()
-	c, r := &x.content, &x.resp
-	up.used = true
-	up.r, up.w = c.raw, c.end
-	up.ok = c.done && up.r == up.w && c.kind != untilClose && !x.pump.broken &&
+	up.settle(&x.content, &x.resp, x.pump.broken)
+}
+
+// settle finds out whether another exchange may follow one whose response was
+// read; broken says that the request did not go out whole.
+func (u *Upstream) settle(c *body, r *Response, broken bool) {
+	u.used = true
+	u.r, u.w = c.raw, c.end
+	u.ok = c.done && u.r == u.w && c.kind != untilClose && !broken &&
 		!r.close && (r.minor == 1 || r.keepAlive) &&
 		!(r.Status == http.StatusNoContent && (r.cl > 0 || r.chunked)) // which a confused server may yet send
-	up.r = up.w
-	up.release()
+	u.r = u.w
+	u.release()
 }
 
 // Discard drops the response. If its rest is short and at hand it is read, so

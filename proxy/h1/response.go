@@ -70,6 +70,20 @@ func (r *Response) parseLine(line []byte) error {
 	return nil
 }
 
+// framing is how the body of the answer to a request of the method is framed, RFC
+// 9112 section 6.3.
+func (r *Response) framing(method string) framing {
+	switch {
+	case r.bodyless(method):
+		return noBody
+	case r.chunked:
+		return byChunks
+	case r.cl >= 0:
+		return byLength
+	}
+	return untilClose
+}
+
 // bodyless reports whether this response cannot have a body, RFC 9112 section 6.3.
 func (r *Response) bodyless(method string) bool {
 	return method == "HEAD" || r.Status < 200 || r.Status == 204 || r.Status == 304

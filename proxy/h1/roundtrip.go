@@ -248,18 +248,10 @@ func (x *Exchange) fail(up *Upstream, e *Error) *Error {
 	return e
 }
 
-// beginContent finds out how the response body is framed, RFC 9112 section 6.3.
+// beginContent looks at what of the response body came with the head.
 func (x *Exchange) beginContent(up *Upstream) *Error {
-	r, kind := &x.resp, untilClose
-	switch {
-	case r.bodyless(x.Req.Method):
-		kind = noBody
-	case r.chunked:
-		kind = byChunks
-	case r.cl >= 0:
-		kind = byLength
-	}
-	x.content.begin(kind, r.cl, up.buf, up.r, up.w)
+	r := &x.resp
+	x.content.begin(r.framing(x.Req.Method), r.cl, up.buf, up.r, up.w)
 	if err := x.content.advance(); err != nil {
 		return x.upstreamError(ReadContent, err)
 	}

@@ -57,7 +57,7 @@ func (x *Exchange) relaySpliced(up *Upstream, how delivery) *Error {
 	e, err := x.writeBegin(up, how)
 	for small, moved := 0, 0; e == nil; {
 		if err == loop.ErrWouldBlock {
-			err = x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.s.cfg.StreamIdle), c)
+			err = x.waitUpstream(up, x.s.cfg.now(x.s).Add(x.streamIdle()), c)
 		}
 		switch {
 		case err == loop.ErrNoSplice:
