@@ -35,6 +35,7 @@ type destination struct {
 	limitBy   string
 	limitText string // the limit as the RateLimit-Policy field has it
 	budget    *retry.Budget
+	affinity  *affinity // nil when there is none
 	metrics   *telemetry.Service
 	label     string // "service.namespace", for the log
 	hashKey   hashKey
@@ -124,7 +125,7 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 		return nil, nil, err
 	}
 	d := &destination{
-		svc: svc, router: router,
+		svc: svc, router: router, affinity: newAffinity(svc.Traffic.Affinity),
 		metrics: p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
 		label:   svc.Name.Name + "." + svc.Name.Namespace,
 		hashKey: newHashKey(&svc.Traffic),

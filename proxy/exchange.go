@@ -18,6 +18,7 @@ type exchange interface {
 	Now() time.Time // at which the request's head was complete
 	Method() string
 	Target() string // "/a?b" or "*"
+	Host() string   // may be empty
 	Get(name string) (value string, ok bool)
 
 	// Changes of the request, and of the answer's head.
@@ -25,6 +26,7 @@ type exchange interface {
 	Add(name, value string)
 	Del(names ...string)
 	SetTarget(target string)
+	SetStreamIdle(time.Duration) // how long the server may be silent inside the answer's body
 	SetResponse(name, value string)
 	AddResponse(name, value string)
 	DelResponse(names ...string)
@@ -49,6 +51,12 @@ type hop interface {
 	// verdict is the status by which an answer is judged: its own or, of a gRPC call,
 	// what the grpc-status amounts to, which most often is known only after relay.
 	verdict() (status int, known bool)
+	// answerField is a field of the answer's head.
+	answerField(name string) (value string, ok bool)
+	// Whole reports whether all of the request's body is there, and AppendCopy appends
+	// the request as HTTP/1.1 text with a field more, if all of it is kept.
+	Whole() bool
+	AppendCopy(b []byte, name, value string) ([]byte, bool)
 	// discard drops the answer.
 	discard()
 	// upgrade hands both connections over after a 101.
@@ -108,11 +116,12 @@ type h1Hop struct {
 	l    *loop.Loop
 	pool *h1.Pool
 	up   *h1.Upstream
-	code int // of the answer
+	resp *h1.Response
 }
 
 func (g *h1Hop) Method() string                 { return g.Req.Method }
 func (g *h1Hop) Target() string                 { return g.Req.Target }
+func (g *h1Hop) Host() string                   { return g.Req.Host }
 func (g *h1Hop) Get(name string) (string, bool) { return g.Req.Get(name) }
 func (g *h1Hop) protocol() string               { return "http1" }
 
@@ -128,7 +137,7 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 		}
 		resp, err := g.RoundTrip(up, deadline)
 		if err == nil {
-			g.pool, g.up, g.code = kept.h1, up, resp.Status
+			g.pool, g.up, g.resp = kept.h1, up, resp
 			return resp.Status, nil
 		}
 		var he *h1.Error
@@ -138,7 +147,9 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	}
 }
 
-func (g *h1Hop) verdict() (int, bool) { return g.code, true }
+func (g *h1Hop) verdict() (int, bool) { return g.resp.Status, true }
+
+func (g *h1Hop) answerField(name string) (string, bool) { return g.resp.Get(name) }
 
 func (g *h1Hop) relay() error {
 	err := g.Relay(g.up)

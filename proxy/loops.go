@@ -23,6 +23,7 @@ func (p *Proxy) makeLoops() error {
 		}
 		p.loops = append(p.loops, l)
 		p.apps = append(p.apps, appPools{})
+		p.mirrors = append(p.mirrors, 0)
 	}
 	return nil
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/relay"
-	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
@@ -209,15 +208,29 @@ type selection struct {
 	full     *endpoint          // of those passed over for their limit the one that soonest takes another,
 	when     ratelimit.Decision // and what its limit said
 	tried    []*endpoint
+	first    *endpoint      // to be taken before any other, nil for none
 	usableFn func(int) bool // usable, bound once
 }
 
-func (s *selection) begin(pk *pick) { s.pick, s.tried, s.full = pk, s.tried[:0], nil }
+func (s *selection) begin(pk *pick) { s.pick, s.tried, s.full, s.first = pk, s.tried[:0], nil, nil }
+
+// prefer has an endpoint taken before any other, once, if it may be used.
+func (s *selection) prefer(e *endpoint) { s.first = e }
+
+func (s *selection) preferred() (e *endpoint, ok bool) {
+	if s.first == nil {
+		return nil, false
+	}
+	e, s.first = s.first, nil
+	s.outliers = s.pick.panics.Load()
+	return e, s.fit(e)
+}
 
 func (s *selection) avoid(e *endpoint) { s.tried = append(s.tried, e) }
 
-func (s *selection) usable(i int) bool {
-	e := s.from.endpoints[i]
+func (s *selection) usable(i int) bool { return s.fit(s.from.endpoints[i]) }
+
+func (s *selection) fit(e *endpoint) bool {
 	if !s.outliers && e.ejected() || e.shut() {
 		return false
 	}
@@ -243,7 +256,9 @@ func (s *selection) admits(e *endpoint, d ratelimit.Decision) bool {
 // take chooses one and counts it as in flight. When none may be used ok is false.
 func (s *selection) take(random, hash uint64) (e *endpoint, t breaker.Ticket, ok bool) {
 	for range 4 { // a probe's slot, or a limit's last place, can be lost to another meanwhile
-		e, ok = s.find(random, hash)
+		if e, ok = s.preferred(); !ok {
+			e, ok = s.find(random, hash)
+		}
 		if !ok {
 			return nil, breaker.Ticket{}, false
 		}
@@ -337,26 +352,6 @@ func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 		return nil
 	}
 	return p.destination(l, name)
-}
-
-// backoff waits before another try; false when there is no time or budget for
-// it.
-func (p *Proxy) backoff(l *loop.Loop, d *destination, n int, deadline time.Time) bool {
-	left := retry.NoDeadline
-	if !deadline.IsZero() {
-		left = deadline.Sub(l.Now())
-	}
-	wait, fits := retry.Backoff(d.svc.Traffic.Retry.Delay, n, rand.Uint64(), left)
-	if !fits {
-		d.metrics.RetryRefused("deadline")
-		return false
-	}
-	if !d.budget.Take(l.Now()) {
-		d.metrics.RetryRefused("budget")
-		return false
-	}
-	l.Sleep(wait)
-	return !l.Closing()
 }
 
 func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, endpoint, reason string, started time.Time, res relay.Result) {

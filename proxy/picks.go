@@ -29,6 +29,7 @@ type pick struct {
 	near, far choice // the same, in this proxy's zone and in others; without sets where zones do not matter
 	all       choice // and the unhealthy too; without a set where there is no panic threshold
 	members   []member
+	tokens    map[uint64]*endpoint // by token, with affinity only
 
 	leaving atomic.Uint32 // of 2^32: the share of requests that leaves the zone
 	panics  atomic.Bool   // too few are usable: all are
@@ -44,14 +45,15 @@ type member struct {
 
 // builder makes a service's picks.
 type builder struct {
-	cfg   balance.Config
-	zone  string // of this proxy; "" where zones do not matter
-	panic bool   // there is a panic threshold
+	cfg    balance.Config
+	zone   string // of this proxy; "" where zones do not matter
+	panic  bool   // there is a panic threshold
+	sticky bool   // there is affinity
 }
 
 func (p *Proxy) builder(svc *policy.Service) builder {
 	b := &svc.Traffic.Balancing
-	out := builder{panic: b.Panic > 0, cfg: balance.Config{
+	out := builder{panic: b.Panic > 0, sticky: svc.Traffic.Affinity.Cookie != "", cfg: balance.Config{
 		Strategy: balance.Strategy(svc.Traffic.Strategy), LoadFactor: b.LoadFactor, SlowStart: b.SlowStart, Aggression: b.Aggression,
 	}}
 	if b.PreferZone {
@@ -113,6 +115,9 @@ func (b *builder) pick(ms []member) (*pick, error) {
 		healthy = append(healthy, m)
 	}
 	pk.endpoints = endpointsOf(healthy)
+	if b.sticky {
+		pk.tokens = byToken(pk.endpoints)
+	}
 	var err error
 	build := func(c *choice, ms []member) {
 		if err == nil {

@@ -107,8 +107,9 @@ type Proxy struct {
 	guard atomic.Pointer[guard]
 	dests atomic.Pointer[destinations]
 
-	apps []appPools // by loop
-	live liveConns
+	apps    []appPools // by loop
+	mirrors []int      // by loop, each its loop's alone: copies under way
+	live    liveConns
 
 	stirred chan struct{} // of one place: a circuit has changed
 

@@ -39,6 +39,7 @@ var (
 	tokenMissing     = &refusal{401, "token-missing", "Authentication required", false}
 	tokenInvalid     = &refusal{401, "token-invalid", "Invalid token", false}
 	noTarget         = &refusal{400, "no-target", "X-Target-Service does not name a service", false}
+	faultInjected    = &refusal{503, "fault-injected", "Fault injected by a traffic rule", false} // with the rule's status
 	notLocal         = &refusal{403, "not-local", "Only the local app may name a target", false}
 )
 

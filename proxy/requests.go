@@ -44,6 +44,7 @@ type outbound struct {
 	ids     ids
 	request policy.Request
 	text    []byte // header values made for this request
+	hand    handling
 
 	x        hop
 	h1       h1Hop // what x is: this,
@@ -96,6 +97,7 @@ func (o *outbound) serve(x hop) {
 func (o *outbound) begin(x hop) {
 	o.x, o.began = x, x.Now()
 	o.attempts, o.endpoint, o.reason = 0, nil, ""
+	o.hand.reset()
 	o.ids.begin(x, o.p.mesh.Load().Tracing) // request id and trace
 	x.Del(forgeable...)
 	o.refresh()
@@ -122,16 +124,23 @@ func (o *outbound) pass(x hop) int {
 	if !o.findRoute(x) {
 		return o.reply(x, noEndpoints)
 	}
+	if status, done := o.answerByRule(x); done {
+		return status
+	}
 	if status := o.limit(x); status != 0 {
 		return status
 	}
+	if status, done := o.disturb(x); done {
+		return status
+	}
+	o.prepare(x)
 	o.service.budget.Request(o.began)
 	return o.bounded(x)
 }
 
 // findRoute applies the service's traffic rules.
 func (o *outbound) findRoute(x hop) bool {
-	o.request.Method, o.request.Path = x.Method(), x.Target()
+	o.request.Method, o.request.Path, o.request.Host = x.Method(), x.Target(), x.Host()
 	o.route = o.dest.router.Route(&o.request, rand.Uint64())
 	if o.route.Service == o.dest.svc.Name {
 		return true
@@ -172,12 +181,10 @@ func (o *outbound) forward(x hop) int {
 		o.service.metrics.RoutingFailed()
 		return o.reply(x, noEndpoints)
 	}
-	deadline := time.Time{}
-	if o.route.Timeout > 0 {
-		deadline = o.began.Add(o.route.Timeout)
-	}
+	deadline := o.deadline(x)
 	o.sel.begin(pk)
 	o.sel.ignore, o.sel.counted = !o.route.Breaker, true
+	o.prefer(x, pk)
 	for {
 		o.attempts++
 		status, again := o.try(x, deadline)
@@ -204,7 +211,7 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	o.service.metrics.Routed()
 	o.identify(x, e)
 	began := o.sel.now
-	status, err := x.send(&e.kept[o.lc.Shard()], o, deadline)
+	status, err := x.send(&e.kept[o.lc.Shard()], o, o.tryDeadline(x, began, deadline))
 	now := o.l.Now()
 	if err != nil {
 		return o.sendFailed(x, ticket, began, err, deadline)
@@ -217,7 +224,7 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 		return status, false
 	}
 	o.judge(e, ticket, now, now.Sub(began), verdict >= 500)
-	if retry.Retriable(verdict) && retry.Safe(x.Method(), true, false) && o.mayRetry(x, e, deadline) {
+	if o.repeats(x, verdict) && o.mayRetry(x, e, deadline) {
 		x.discard()
 		return 0, true
 	}
@@ -280,7 +287,7 @@ func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err
 		zap.Int("try", o.attempts), zap.Error(err))
 	timedOut := !deadline.IsZero() && !now.Before(deadline)
 	safe := !f.exchanged || retry.Safe(x.Method(), f.sent, false)
-	if !timedOut && safe && o.mayRetry(x, e, deadline) {
+	if !timedOut && safe && o.repeatsSilence(f.exchanged) && o.mayRetry(x, e, deadline) {
 		return 0, true
 	}
 	if timedOut || f.timeout {
@@ -303,7 +310,7 @@ func (o *outbound) mayRetry(x hop, e *endpoint, deadline time.Time) bool {
 	if o.attempts >= o.route.Attempts || !x.CanRetry() {
 		return false
 	}
-	if !o.p.backoff(o.l, o.service, o.attempts, deadline) {
+	if !o.p.backoff(o.l, o.service, o.pause(), o.attempts, deadline) {
 		return false
 	}
 	o.sel.avoid(e)
@@ -312,6 +319,7 @@ func (o *outbound) mayRetry(x hop, e *endpoint, deadline time.Time) bool {
 
 // relay passes the answer on.
 func (o *outbound) relay(x hop, status int) int {
+	o.stick(x, o.endpoint)
 	if status == 101 {
 		var err error
 		if o.upgraded, err = x.upgrade(); err != nil {
@@ -319,7 +327,9 @@ func (o *outbound) relay(x hop, status int) int {
 		}
 		return status
 	}
-	if err := x.relay(); err != nil {
+	err := x.relay()
+	o.mirrorLate(x)
+	if err != nil {
 		if failureOf(err).server {
 			o.reason = upstreamFailed.word
 			o.service.metrics.BackendFailed()

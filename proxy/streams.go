@@ -81,11 +81,11 @@ func streamsEnded(m *telemetry.Connections, err error) {
 // h2Hop is an exchange of HTTP/2, on both sides.
 type h2Hop struct {
 	*h2.Exchange
-	l      *loop.Loop
-	up     *h2.Upstream
-	status int  // of the answer
-	over   bool // all of the answer that a verdict goes by is there
-	own    int  // the grpc-status that the proxy itself answered with
+	l    *loop.Loop
+	up   *h2.Upstream
+	resp *h2.Response
+	over bool // all of the answer that a verdict goes by is there
+	own  int  // the grpc-status that the proxy itself answered with
 }
 
 func (g *h2Hop) protocol() string {
@@ -104,7 +104,7 @@ func (g *h2Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 		}
 		resp, err := g.RoundTrip(up, deadline)
 		if err == nil {
-			g.up, g.status, g.over = up, resp.Status, resp.EndStream || !g.GRPC() || resp.Status != 200
+			g.up, g.resp, g.over = up, resp, resp.EndStream || !g.GRPC() || resp.Status != 200
 			return resp.Status, nil
 		}
 		var he *h2.Error
@@ -127,11 +127,13 @@ var errNoUpgrade = errors.New("a stream of HTTP/2 cannot be taken over")
 
 // verdict implements hop.
 func (g *h2Hop) verdict() (int, bool) {
-	if !g.GRPC() || g.status != 200 {
-		return g.status, true
+	if !g.GRPC() || g.resp.Status != 200 {
+		return g.resp.Status, true
 	}
 	return grpcAsHTTP(g.grpcStatus()), g.over
 }
+
+func (g *h2Hop) answerField(name string) (string, bool) { return g.resp.Get(name) }
 
 // ReplyGRPC answers the call here.
 func (g *h2Hop) ReplyGRPC(code int, message string) error {

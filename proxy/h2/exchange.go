@@ -31,6 +31,7 @@ type progressed struct {
 	err       *Error // why the client's stream must be reset
 	received  int64
 	interims  int
+	pause     time.Duration // SetStreamIdle
 	continued bool // a 100 was relayed
 	closing   bool // the client connection ends with this exchange
 	answered  bool // a final response was begun

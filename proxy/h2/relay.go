@@ -81,7 +81,7 @@ func (x *Exchange) relay(up *Upstream) *Error {
 			}
 			silence = progress{}
 		} else {
-			if by = silence.until(now, up.got, x.s.cfg.StreamIdle); !now.Before(by) {
+			if by = silence.until(now, up.got, x.streamIdle()); !now.Before(by) {
 				return x.upstreamError(ReadContent, errSlow)
 			}
 			flow = progress{}

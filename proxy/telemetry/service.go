@@ -14,7 +14,7 @@ type Service struct {
 	outbound bool
 
 	counts
-	retries, denied, overloads, ejections words
+	retries, denied, mirrors, faults, overloads, ejections words
 
 	forgotten bool // guarded by reg.mu
 }
@@ -42,6 +42,8 @@ func (r *Registry) serviceLocked(key serviceKey) *Service {
 	s := &Service{reg: r, key: key, outbound: key.direction == Outbound}
 	s.retries = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.retries, w) }}
 	s.denied = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.denied, w) }}
+	s.mirrors = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.mirrors, w) }}
+	s.faults = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.faults, w) }}
 	s.overloads = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.overloads, w) }}
 	s.ejections = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.ejections, w) }}
 	r.services[key] = s
@@ -65,7 +67,7 @@ func (r *Registry) Forget(service, namespace string) {
 		return
 	}
 	gone := prometheus.Labels{"service": service, "namespace": namespace}
-	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.circuitOpens, r.overloads, r.ejections} {
+	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.mirrors, r.faults, r.circuitOpens, r.overloads, r.ejections} {
 		v.DeletePartialMatch(gone)
 	}
 	r.circuitState.DeletePartialMatch(gone)
@@ -143,6 +145,13 @@ func (s *Service) RateLimited() { s.limited.Add(1) }
 
 // Denied counts a request or connection refused by a rule: reason is one word ("policy", "jwt", "mtls", …).
 func (s *Service) Denied(reason string) { s.denied.get(reason).Inc() }
+
+// Mirrored counts a copy of a request to the service by what became of it: "sent" (and answered), "failed", "crowded" (too many were
+// under way), "too_large" (its body was not kept).
+func (s *Service) Mirrored(outcome string) { s.mirrors.get(outcome).Inc() }
+
+// Fault counts a fault that a rule injected: "delay" or "abort".
+func (s *Service) Fault(kind string) { s.faults.get(kind).Inc() }
 
 func (s *Service) seriesLocked(vec *prometheus.CounterVec, last string) prometheus.Counter {
 	if s.forgotten { // a series now would stay for ever

@@ -61,6 +61,7 @@ type serviceKey struct {
 type vecs struct {
 	retries, denied      *prometheus.CounterVec // per service
 	overloads, ejections *prometheus.CounterVec
+	mirrors, faults      *prometheus.CounterVec
 	ejected              *prometheus.GaugeVec
 
 	circuitOpens *prometheus.CounterVec
@@ -123,6 +124,8 @@ func (r *Registry) register() {
 	r.retries = counter("retries_total", "Requests sent again (sent), or not for want of budget, time or safety.", "direction", "service", "namespace", "outcome")
 	r.denied = counter("denied_total", "Requests and connections refused by a rule.", "direction", "service", "namespace", "reason")
 
+	r.mirrors = counter("mirrored_total", "Copies of requests to a second service, by what became of them.", "direction", "service", "namespace", "outcome")
+	r.faults = counter("faults_total", "Faults that traffic rules injected.", "direction", "service", "namespace", "kind")
 	r.overloads = counter("overload_total", "Requests and connections refused because too many were under way, by the bound that was reached.", "direction", "service", "namespace", "bound")
 	r.ejections = counter("outlier_ejections_total", "Endpoints left out for doing worse than the others, by reason.", "direction", "service", "namespace", "reason")
 	r.ejected = gauge("outlier_ejected", "Endpoints that are left out now.", "direction", "service", "namespace")
