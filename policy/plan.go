@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"cmp"
 	"maps"
 	"regexp"
@@ -262,17 +263,16 @@ func (p *Plan) AppendTarget(dst []byte, target string) []byte {
 
 // AppendLocation gives where a redirect leads a request for target at host,
 // behind dst. Where the rule names neither scheme nor host it is a path, which
-// begins with one slash: with two it would name a host of the caller's choice
-// (RFC 3986 section 4.2).
+// begins with one slash: with two, or what browsers take for one, it would name a
+// host of the caller's choice (RFC 3986 section 4.2).
 func (p *Plan) AppendLocation(dst []byte, host, target string) []byte {
-	if p.scheme == "" && p.to == "" {
+	if !strings.HasPrefix(target, "/") {
+		target = "/"
+	}
+	if p.to == "" && (p.scheme == "" || host == "") {
 		begun := len(dst)
 		dst = p.AppendTarget(dst, target)
-		rest := dst[begun:]
-		for len(rest) > 1 && rest[0] == '/' && (rest[1] == '/' || rest[1] == '\\') {
-			rest = rest[1:]
-		}
-		return append(dst[:begun], rest...)
+		return append(dst[:begun+1], bytes.TrimLeft(dst[begun:], `/\`)...)
 	}
 	if p.to != "" {
 		host = p.to

@@ -130,6 +130,17 @@ func TestWhatIsNotGoodIsRefusedByName(t *testing.T) {
 func FuzzService(f *testing.F) {
 	b, _ := proto.Marshal(FromService(exampleService()))
 	f.Add(b)
+	for _, split := range []func(*policy.TrafficRule){
+		func(r *policy.TrafficRule) { r.Redirect, r.DirectResponse, r.Rewrite.PathPrefix, r.Fault.Abort.GRPCStatus = nil, nil, "", 0 },
+		func(r *policy.TrafficRule) { r.Handling = policy.Handling{Redirect: &policy.Redirect{PathPrefix: "/m"}} },
+		func(r *policy.TrafficRule) { r.Handling = policy.Handling{DirectResponse: r.DirectResponse} },
+	} {
+		s := exampleService()
+		s.Rules = append(s.Rules, wholeRule())
+		split(&s.Rules[1])
+		b, _ := proto.Marshal(FromService(s))
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var m Service
 		if proto.Unmarshal(data, &m) != nil {
