@@ -39,6 +39,7 @@ const tellBytes = 1 << 20
 // is the caller's again, who closes it or puts it back as up.Reusable says.
 func (sv *Server) Tell(up *Upstream, request []byte, method string, deadline time.Time) (status int, err error) {
 	t := telling{up: up, cfg: &sv.cfg, method: method}
+	t.resp.reset()
 	_ = up.conn.SetDeadline(deadline) // fails on a closed connection only, as what follows will
 	if status, err = t.run(request); err != nil {
 		_ = up.Close()
