@@ -55,7 +55,9 @@ func TestHandlingThatCannotBeIsRefusedByName(t *testing.T) {
 		{"redirect to the same", func(r *TrafficRule) { r.Redirect = &Redirect{Status: 301} }, "redirect: leads back to the same place"},
 		{"redirect status", func(r *TrafficRule) { r.Redirect = &Redirect{Status: 300, Path: "/"} }, "redirect.status: 300 is not one of"},
 		{"redirect scheme", func(r *TrafficRule) { r.Redirect = &Redirect{Scheme: "ftp"} }, `redirect.scheme: "ftp" is not one of http, https`},
-		{"redirect and answer", func(r *TrafficRule) { r.Redirect, r.DirectResponse = &Redirect{Path: "/"}, &DirectResponse{Status: 200} }, "direct_response: a rule has a redirect or a direct_response"},
+		{"redirect and answer", func(r *TrafficRule) {
+			r.Redirect, r.DirectResponse = &Redirect{Path: "/"}, &DirectResponse{Status: 200}
+		}, "direct_response: a rule has a redirect or a direct_response"},
 		{"redirect with a mirror", func(r *TrafficRule) { r.Redirect, r.Mirror = &Redirect{Path: "/"}, &Mirror{Service: "b"} }, "mirror: has no effect in a rule with redirect"},
 		{"answer with retries", func(r *TrafficRule) { r.DirectResponse, r.RetryOn = &DirectResponse{Status: 200}, []string{"5xx"} }, "retry_on: has no effect in a rule with direct_response"},
 		{"answer status", func(r *TrafficRule) { r.DirectResponse = &DirectResponse{Status: 101} }, "direct_response.status: 101 is not in 200..599"},
@@ -77,7 +79,9 @@ func TestHandlingThatCannotBeIsRefusedByName(t *testing.T) {
 		{"condition", func(r *TrafficRule) { r.RetryOn = []string{"5xx", "6xx"} }, `retry_on[1]: "6xx" is not one of 5xx, gateway-error`},
 		{"codes for nothing", func(r *TrafficRule) { r.RetryStatusCodes = []int{409} }, "retry_status_codes: has no effect without retriable-status-codes"},
 		{"no codes", func(r *TrafficRule) { r.RetryOn = []string{"retriable-status-codes"} }, "retry_status_codes: is missing"},
-		{"codes", func(r *TrafficRule) { r.RetryOn, r.RetryStatusCodes = []string{"retriable-status-codes"}, []int{409, 200} }, "retry_status_codes[1]: 200 is not in 300..599"},
+		{"codes", func(r *TrafficRule) {
+			r.RetryOn, r.RetryStatusCodes = []string{"retriable-status-codes"}, []int{409, 200}
+		}, "retry_status_codes[1]: 200 is not in 300..599"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := rule("r", c.rule)

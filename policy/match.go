@@ -314,7 +314,7 @@ func (p *pattern) matches(s string) bool {
 
 // matchesHost compares without the port and without regard to case.
 func (p *pattern) matchesHost(host string) bool {
-	host, _, _ = cutPort(host)
+	host = withoutPort(host)
 	switch p.kind {
 	case matchExact:
 		return strings.EqualFold(host, p.text)

@@ -212,10 +212,7 @@ func newPathChange(match, path, prefix string) (pathChange, error) {
 	case prefix != "":
 		// /api/* to /v2 makes /v2/users of /api/users, as /api* to /v2 does: one slash,
 		// whether those that wrote the rule put it on both sides or on neither.
-		old := strings.TrimSuffix(match, "*")
-		if strings.HasSuffix(old, "/") {
-			old = old[:len(old)-1]
-		}
+		old := strings.TrimSuffix(strings.TrimSuffix(match, "*"), "/")
 		return pathChange{kind: newPrefix, strip: len(old), text: strings.TrimSuffix(prefix, "/")}, nil
 	case path != "" && isRegex:
 		p, err := newRegex(re)
@@ -276,8 +273,8 @@ func (p *Plan) AppendLocation(dst []byte, host, target string) []byte {
 	}
 	if p.to != "" {
 		host = p.to
-	} else if name, _, ok := cutPort(host); ok {
-		host = name // the port of one scheme is not that of another
+	} else {
+		host = withoutPort(host) // the port of one scheme is not that of another
 	}
 	if p.scheme != "" {
 		dst = append(append(dst, p.scheme...), ':')
@@ -286,11 +283,11 @@ func (p *Plan) AppendLocation(dst []byte, host, target string) []byte {
 	return p.AppendTarget(dst, target)
 }
 
-// cutPort takes the port off a host; ok tells whether there was one.
-func cutPort(host string) (name, port string, ok bool) {
+// withoutPort takes the port off a host, if there is one.
+func withoutPort(host string) string {
 	i := strings.LastIndexByte(host, ':')
 	if i < 0 || strings.IndexByte(host[i:], ']') >= 0 {
-		return host, "", false
+		return host
 	}
-	return host[:i], host[i+1:], true
+	return host[:i]
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
@@ -49,25 +50,40 @@ func (o *outbound) prefer(x exchange, pk *pick) {
 		return
 	}
 	asked, _ := cookie(x, a.name)
-	if t, err := strconv.ParseUint(asked, 16, 64); err == nil {
-		if e, ok := pk.tokens[t]; ok {
-			o.sel.prefer(e)
-		}
+	t, ok := parseToken(asked)
+	if !ok {
+		return
+	}
+	if e, ok := pk.tokens[t]; ok {
+		o.hand.held = e
+		o.sel.prefer(e)
 	}
 }
 
 // stick has the client told which endpoint answers, if it did not ask for it.
 func (o *outbound) stick(x exchange, e *endpoint) {
 	a := o.service.affinity
-	if a == nil {
-		return
-	}
-	asked, _ := cookie(x, a.name)
-	if t, err := strconv.ParseUint(asked, 16, 64); err == nil && t == token(e) {
+	if a == nil || o.hand.held == e {
 		return
 	}
 	b := append(append(o.hand.cookie[:0], a.name...), '=')
 	b = strconv.AppendUint(b, token(e), 16)
 	o.hand.cookie = append(b, a.tail...)
 	x.AddResponse("Set-Cookie", view(o.hand.cookie))
+}
+
+// parseToken reads hexadecimal digits. (strconv allocates for what is none, which
+// is for clients to send.)
+func parseToken(s string) (t uint64, ok bool) {
+	if s == "" || len(s) > 16 {
+		return 0, false
+	}
+	for _, c := range []byte(s) {
+		digit := strings.IndexByte("0123456789abcdef", c)
+		if digit < 0 {
+			return 0, false
+		}
+		t = t<<4 | uint64(digit)
+	}
+	return t, true
 }

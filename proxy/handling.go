@@ -15,11 +15,12 @@ type handling struct {
 	target   []byte
 	time     []byte
 	cookie   []byte
+	held     *endpoint     // that the client's cookie names
 	wait     time.Duration // that the upstream asked for before another try
 	copyLast bool          // a copy is to be sent once the body is whole
 }
 
-func (h *handling) reset() { h.wait, h.copyLast = 0, false }
+func (h *handling) reset() { h.held, h.wait, h.copyLast = nil, 0, false }
 
 // timeLeftHeader tells who is called how long the caller's proxy will wait for
 // the head of the answer, in ms, where a rule says how long that is.

@@ -77,8 +77,7 @@ func (c *outboundConn) Handle(x *h1.Exchange) {
 
 func (o *outbound) free() {
 	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
-	o.sel.from = nil
-	o.sel.full = nil
+	o.sel.from, o.sel.full, o.hand.held = nil, nil, nil
 	clear(o.sel.tried)
 	outbounds.Put(o)
 }

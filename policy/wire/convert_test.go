@@ -131,8 +131,12 @@ func FuzzService(f *testing.F) {
 	b, _ := proto.Marshal(FromService(exampleService()))
 	f.Add(b)
 	for _, split := range []func(*policy.TrafficRule){
-		func(r *policy.TrafficRule) { r.Redirect, r.DirectResponse, r.Rewrite.PathPrefix, r.Fault.Abort.GRPCStatus = nil, nil, "", 0 },
-		func(r *policy.TrafficRule) { r.Handling = policy.Handling{Redirect: &policy.Redirect{PathPrefix: "/m"}} },
+		func(r *policy.TrafficRule) {
+			r.Redirect, r.DirectResponse, r.Rewrite.PathPrefix, r.Fault.Abort.GRPCStatus = nil, nil, "", 0
+		},
+		func(r *policy.TrafficRule) {
+			r.Handling = policy.Handling{Redirect: &policy.Redirect{PathPrefix: "/m"}}
+		},
 		func(r *policy.TrafficRule) { r.Handling = policy.Handling{DirectResponse: r.DirectResponse} },
 	} {
 		s := exampleService()

@@ -32,9 +32,9 @@ type progressed struct {
 	received  int64
 	interims  int
 	pause     time.Duration // SetStreamIdle
-	continued bool // a 100 was relayed
-	closing   bool // the client connection ends with this exchange
-	answered  bool // a final response was begun
+	continued bool          // a 100 was relayed
+	closing   bool          // the client connection ends with this exchange
+	answered  bool          // a final response was begun
 }
 
 func (s *stock) takeExchange() *Exchange {
