@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,6 +66,19 @@ func (a *webApp) last() *http.Request {
 		return nil
 	}
 	return a.seen[len(a.seen)-1]
+}
+
+func (a *webApp) lastBody() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.body[len(a.body)-1]
+}
+
+// all lists the requests.
+func (a *webApp) all() []*http.Request {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.seen)
 }
 
 func (a *webApp) count() int {
@@ -125,6 +139,15 @@ func newRuled(t *testing.T) *ruled {
 	t.Cleanup(tr.CloseIdleConnections)
 	r.client = &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return r
+}
+
+// forget has the endpoints forget what they were asked.
+func (r *ruled) forget() {
+	for _, app := range []*webApp{r.a, r.b} {
+		app.mu.Lock()
+		app.seen = nil
+		app.mu.Unlock()
+	}
 }
 
 func (r *ruled) service() *policy.Service {
@@ -246,7 +269,7 @@ func TestARuleRewritesWhatTheServiceGets(t *testing.T) {
 	}
 	var changed, plain int
 	for _, app := range []*webApp{r.a, r.b} {
-		for _, req := range app.seen {
+		for _, req := range app.all() {
 			if req.URL.Path == "/other" && req.Host == "users" && req.Header.Get("X-Gone") == "1" {
 				plain++
 			}
@@ -321,7 +344,7 @@ func TestACopyGoesToTheMirror(t *testing.T) {
 
 	r.do("POST", "/m/2", strings.Repeat("x", 50_000))
 	<-r.shadow.told
-	if n := len(r.shadow.body[1]); n != 50_000 {
+	if n := len(r.shadow.lastBody()); n != 50_000 {
 		t.Errorf("the mirror got %d bytes", n)
 	}
 	r.do("POST", "/m/3", strings.Repeat("x", 500_000)) // beyond what is kept
@@ -460,15 +483,15 @@ func TestWhatIsLeftOfTheTimeIsPassedOn(t *testing.T) {
 	if h, ms := left(); ms < 10_000 || ms > 20_000 || h.Get("grpc-timeout") != "" {
 		t.Errorf("%d ms, %v", ms, h)
 	}
-	r.a.seen, r.b.seen = nil, nil
+	r.forget()
 	if _, ms := left("weir-timeout-ms", "9000"); ms > 9_000 || ms < 1_000 {
 		t.Errorf("%d ms of 9000 that were left", ms)
 	}
-	r.a.seen, r.b.seen = nil, nil
+	r.forget()
 	if _, ms := left("weir-timeout-ms", "90000"); ms > 20_000 {
 		t.Errorf("%d ms: a caller cannot have more than the rule gives", ms)
 	}
-	r.a.seen, r.b.seen = nil, nil
+	r.forget()
 	h, ms := left("Content-Type", "application/grpc+proto", "grpc-timeout", "8S")
 	if ms > 8_000 || h.Get("grpc-timeout") != strconv.Itoa(ms)+"m" {
 		t.Errorf("%d ms, grpc-timeout %q", ms, h.Get("grpc-timeout"))
@@ -482,7 +505,7 @@ func TestWhatIsLeftOfTheTimeIsPassedOn(t *testing.T) {
 	r.a.answer.Store(nil)
 	r.b.answer.Store(nil)
 	r.rules()
-	r.a.seen, r.b.seen = nil, nil
+	r.forget()
 	r.get("/")
 	for _, app := range []*webApp{r.a, r.b} {
 		if req := app.last(); req != nil && req.Header.Get("weir-timeout-ms") != "" {
