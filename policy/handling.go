@@ -16,8 +16,8 @@ type Handling struct {
 	PerTryTimeout float64 `json:"per_try_timeout,omitempty" doc:"seconds until the head of the answer, for each try; left out, that of the request"` // 0 is none
 	IdleTimeout   float64 `json:"idle_timeout,omitempty" doc:"seconds that an answer may pause in its body; left out, for ever"`                     // 0 is none
 
-	RetryOn          []string `json:"retry_on,omitempty" nullable:"false" doc:"what is tried again; left out, 5xx"`
-	RetryStatusCodes []int    `json:"retry_status_codes,omitempty" nullable:"false" doc:"what retriable-status-codes stands for"`
+	RetryOn          []string `json:"retry_on,omitempty" doc:"what is tried again; left out, 5xx"`
+	RetryStatusCodes []int    `json:"retry_status_codes,omitempty" doc:"what retriable-status-codes stands for"`
 	RetryDelay       *float64 `json:"retry_delay,omitempty" doc:"seconds × n before try n+1; left out, the service's or the mesh's"`
 	RetryMaxDelay    float64  `json:"retry_max_delay,omitempty" doc:"seconds; no wait is longer, and a longer Retry-After is not waited for; left out, 10"`
 }
@@ -32,9 +32,9 @@ type Rewrite struct {
 // HeaderChanges are made in this order: remove, set, add. Names are compared
 // without regard to case.
 type HeaderChanges struct {
-	Remove []string          `json:"remove,omitempty" nullable:"false" doc:"names"`
-	Set    map[string]string `json:"set,omitempty" nullable:"false" doc:"by name: the value, in the place of any that came"`
-	Add    map[string]string `json:"add,omitempty" nullable:"false" doc:"by name: a value beside those that came"`
+	Remove []string          `json:"remove,omitempty" doc:"names"`
+	Set    map[string]string `json:"set,omitempty" doc:"by name: the value, in the place of any that came"`
+	Add    map[string]string `json:"add,omitempty" doc:"by name: a value beside those that came"`
 }
 
 // Redirect answers with a Location. What is left empty is as in the request.

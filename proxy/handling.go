@@ -18,6 +18,13 @@ type handling struct {
 	held     *endpoint     // that the client's cookie names
 	wait     time.Duration // that the upstream asked for before another try
 	copyLast bool          // a copy is to be sent once the body is whole
+	one      [1]string     // see only
+}
+
+// only is a list of one name: arguments of an interface's method are allocated.
+func (h *handling) only(name string) []string {
+	h.one[0] = name
+	return h.one[:]
 }
 
 func (h *handling) reset() { h.held, h.wait, h.copyLast = nil, 0, false }
@@ -36,7 +43,7 @@ func (o *outbound) answerByRule(x exchange) (status int, done bool) {
 	for i := range plan.Response {
 		switch c := &plan.Response[i]; c.Kind {
 		case policy.RemoveHeader:
-			x.DelResponse(c.Name)
+			x.DelResponse(o.hand.only(c.Name)...)
 		case policy.SetHeader:
 			x.SetResponse(c.Name, c.Value)
 		case policy.AddHeader:
@@ -128,7 +135,7 @@ func (o *outbound) prepare(x hop) {
 	for i := range plan.Request {
 		switch c := &plan.Request[i]; c.Kind {
 		case policy.RemoveHeader:
-			x.Del(c.Name)
+			x.Del(o.hand.only(c.Name)...)
 		case policy.SetHeader:
 			x.Set(c.Name, c.Value)
 		case policy.AddHeader:

@@ -165,15 +165,15 @@ func getTrafficRules(g *getting) error {
 		var rows [][]string
 		for _, r := range all {
 			rows = append(rows, []string{r.service.Namespace, r.service.Name, r.ID, match(&r.TrafficRule), destination(&r),
-				strconv.Itoa(r.Weight), seconds(r.Timeout), strconv.Itoa(r.RetryAttempts)})
+				strconv.Itoa(r.Weight), seconds(r.Timeout), strconv.Itoa(r.RetryAttempts), does(&r.TrafficRule)})
 		}
-		return table(w, "NAMESPACE SERVICE ID MATCH DESTINATION WEIGHT TIMEOUT TRIES", rows)
+		return table(w, "NAMESPACE SERVICE ID MATCH DESTINATION WEIGHT TIMEOUT TRIES DOES", rows)
 	})
 }
 
 func match(r *policy.TrafficRule) string {
 	var parts []string
-	for _, p := range []string{r.MatchMethod, r.MatchPath} {
+	for _, p := range []string{r.MatchMethod, r.MatchHost, r.MatchPath} {
 		if p != "" {
 			parts = append(parts, p)
 		}
@@ -181,12 +181,39 @@ func match(r *policy.TrafficRule) string {
 	for _, name := range slices.Sorted(maps.Keys(r.MatchHeaders)) {
 		parts = append(parts, name+"="+r.MatchHeaders[name])
 	}
+	for _, name := range slices.Sorted(maps.Keys(r.MatchQuery)) {
+		parts = append(parts, "?"+name+"="+r.MatchQuery[name])
+	}
 	return strings.Join(parts, " ")
+}
+
+// does names what a rule does with a request besides sending it on.
+func does(r *policy.TrafficRule) string {
+	var words []string
+	for _, f := range []struct {
+		is   bool
+		word string
+	}{
+		{r.Rewrite != nil, "rewrite"}, {r.RequestHeaders != nil || r.ResponseHeaders != nil, "headers"}, {r.Mirror != nil, "mirror"},
+		{r.Fault != nil, "fault"}, {r.PerTryTimeout > 0 || r.IdleTimeout > 0, "timeouts"},
+		{len(r.RetryOn) > 0 || r.RetryDelay != nil || r.RetryMaxDelay > 0, "retries"},
+	} {
+		if f.is {
+			words = append(words, f.word)
+		}
+	}
+	return strings.Join(words, ",")
 }
 
 // destination names where a rule of a service sends requests: to the service
 // itself unless it says otherwise.
 func destination(r *listedRule) string {
+	switch {
+	case r.Redirect != nil:
+		return "redirect"
+	case r.DirectResponse != nil:
+		return "answer " + strconv.Itoa(r.DirectResponse.Status)
+	}
 	to := cmp.Or(r.DestinationService, r.service.Name)
 	if r.DestinationSubset != "" {
 		to += "[" + r.DestinationSubset + "]"

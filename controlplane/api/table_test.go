@@ -77,6 +77,28 @@ func TestTrafficRulesShowWhatIsInForce(t *testing.T) {
 	}
 }
 
+// What a rule does comes back as it was given, and nothing of what was not.
+func TestTrafficRulesShowWhatTheyDo(t *testing.T) {
+	const does = `"match_host":"*.example.com","match_query":{"q":"present:"},"rewrite":{"path_prefix":"/v2","host":"b"},` +
+		`"request_headers":{"remove":["A"],"set":{"B":"c"},"add":{"D":"e"}},"response_headers":{"remove":["F"]},` +
+		`"mirror":{"service":"next","subset":"v2","percent":0},"fault":{"delay":{"seconds":0.5,"percent":1.5},"abort":{"grpc_status":14},"header":"X-Chaos"},` +
+		`"per_try_timeout":1,"idle_timeout":60,"retry_on":["5xx","retriable-status-codes"],"retry_status_codes":[409],"retry_delay":0,"retry_max_delay":3`
+	const rule = `{"id":"r1","match_headers":{},"match_path":"/a/*","match_method":"GET,HEAD","destination_service":"","destination_subset":null,"weight":100,"timeout":2,"retry_attempts":2,"circuit_breaker":true,` + does + `,"resource_version":"1"}`
+	const body = `{"match_path":"/a/*","match_method":"GET,HEAD","timeout":2,"retry_attempts":2,` + does + `}`
+	m := newMesh()
+	play(t, m, []step{
+		{"POST", "/traffic-rules/default/web", body, `{"status":"rule added"}`},
+		{"GET", "/traffic-rules/default/web", "", `[` + rule + `]`},
+		{"GET", "/traffic-rules/default/web/r1", "", rule},
+		{"PUT", "/traffic-rules/default/web/r1", `{"redirect":{"path":"/b"}}`, `{"status":"rule stored"}`},
+		{"PUT", "/traffic-rules/default/web/r1", `{"direct_response":{"status":200,"body":"x"}}`, `{"status":"rule stored"}`},
+		{"POST", "/config", `{"services":{"web":{"affinity":{"cookie":"at","ttl":60}}}}`, `{"status":"config updated"}`},
+	})
+	if r := m.TrafficRules(policy.ServiceName{Namespace: "default", Name: "web"})[0]; r.DirectResponse == nil || r.Redirect != nil || r.Rewrite != nil {
+		t.Errorf("stored: %+v", r)
+	}
+}
+
 func TestSecurityRulesShowTheModeInForce(t *testing.T) {
 	m := newMesh()
 	play(t, m, []step{
