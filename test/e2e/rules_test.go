@@ -32,6 +32,16 @@ func ruleMatches(t *testing.T, m *trafficMesh) {
 			[][]string{{"http://users/v12/x"}}, [][]string{{"http://users/va/x"}, {"http://users/x/v1/x"}}},
 		{"method", newRule(func(r *policy.TrafficRule) { r.MatchMethod = "POST" }),
 			[][]string{{"-d", "x"}}, [][]string{{}, {"-X", "PUT"}}},
+		{"methods", newRule(func(r *policy.TrafficRule) { r.MatchMethod = "POST,PUT" }),
+			[][]string{{"-d", "x"}, {"-X", "PUT"}}, [][]string{{}}},
+		{"host", newRule(func(r *policy.TrafficRule) { r.MatchHost = "*.example.com" }),
+			[][]string{{"-H", "Host: a.example.com"}, {"-H", "Host: A.Example.com:80"}}, [][]string{{}, {"-H", "Host: example.com"}}},
+		{"query", newRule(func(r *policy.TrafficRule) { r.MatchQuery = map[string]string{"v": "prefix:2 "} }),
+			[][]string{{"http://users/?a&v=2%20x"}, {"http://users/?v=2+x"}}, [][]string{{"http://users/?v=2"}, {"http://users/v=2%20"}}},
+		{"header suffix", newRule(func(r *policy.TrafficRule) { r.MatchHeaders = map[string]string{"X-User": "suffix:@b.test"} }),
+			[][]string{{"-H", "X-User: a@b.test"}}, [][]string{{"-H", "X-User: a@b.test.evil"}, {}}},
+		{"header not", newRule(func(r *policy.TrafficRule) { r.MatchHeaders = map[string]string{"X-User": "not:prefix:a"} }),
+			[][]string{{"-H", "X-User: b"}, {}}, [][]string{{"-H", "X-User: ab"}}},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 			c.rule.DestinationSubset = "v2"
