@@ -31,6 +31,7 @@ type status struct {
 	pause    time.Duration // 0 unless changed: for Config.StreamIdle
 	finSeen  time.Time     // when the client was seen to have sent FIN
 	err      *Error        // why the client connection must be cut
+	rival    *rival        // the second try, while the answer to either is awaited
 	received int64
 
 	given     bool // not all of the body that was read is still there

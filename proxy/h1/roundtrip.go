@@ -23,7 +23,11 @@ func (x *Exchange) RoundTrip(up *Upstream, deadline time.Time) (*Response, error
 		deadline = now.Add(forever)
 	}
 	x.got = false
-	e := x.ask(up, now, deadline)
+	return x.take(up, deadline, x.ask(up, now, deadline))
+}
+
+// take reads the head of the answer to a request that was sent, if it was.
+func (x *Exchange) take(up *Upstream, deadline time.Time, e *Error) (*Response, error) {
 	if e == nil {
 		e = x.awaitHead(up, deadline)
 	}
@@ -184,6 +188,9 @@ func (x *Exchange) waitUpstream(up *Upstream, until time.Time, content *body) er
 		_ = up.conn.SetReadDeadline(wake) // fails on a closed connection only, as the read will
 		if e := x.pump.failure(); e != nil {
 			return e
+		}
+		if x.rival != nil && x.rival.answered {
+			return errRival
 		}
 		err := up.more(content)
 		if err == nil || !isTimeout(err) {

@@ -12,17 +12,13 @@ import (
 // when some of it is not kept any more (Config.ReplayBytes), while it is being
 // sent, and for a request to switch protocols.
 func (x *Exchange) AppendCopy(out []byte, name, value string) (_ []byte, ok bool) {
-	b := &x.body
-	if !b.done || x.given || x.pump.running || x.switches() || x.toUpstream.err != nil {
+	if !x.whole() {
 		return out, false
 	}
-	out = x.appendRequest(out)
-	out = appendField(out[:len(out)-len("\r\n")], name, value)
-	out = append(out, '\r', '\n')
-	sent := b.sent
-	b.sent = b.from
-	out = x.appendBody(out)
-	b.sent = sent
+	changes := x.toUpstream.list
+	x.toUpstream.list = append(changes, edit{name, value, editAdd})
+	out = x.appendWhole(out)
+	x.toUpstream.list = changes
 	return out, true
 }
 
