@@ -20,6 +20,8 @@ type Handling struct {
 	RetryStatusCodes []int    `json:"retry_status_codes,omitempty" doc:"what retriable-status-codes stands for"`
 	RetryDelay       *float64 `json:"retry_delay,omitempty" doc:"seconds × n before try n+1; left out, the service's or the mesh's"`
 	RetryMaxDelay    float64  `json:"retry_max_delay,omitempty" doc:"seconds; no wait is longer, and a longer Retry-After is not waited for; left out, 10"`
+
+	Hedge *Hedge `json:"hedge,omitempty" doc:"sends idempotent requests that are late to a second endpoint, too"`
 }
 
 // Rewrite changes what of a request names its target. The query stays.
@@ -79,6 +81,14 @@ type FaultAbort struct {
 	Status     int      `json:"status,omitempty" doc:"200 to 599"`
 	GRPCStatus int      `json:"grpc_status,omitempty" doc:"1 to 16"`
 	Percent    *float64 `json:"percent,omitempty" doc:"of the requests; left out, 100"`
+}
+
+// Hedge has requests whose answer is late sent a second time, to another
+// endpoint; the answer that comes first is used.
+type Hedge struct {
+	After      float64  `json:"after,omitempty" doc:"seconds without an answer"`
+	Percentile float64  `json:"percentile,omitempty" doc:"in place of after: longer than so many percent of the rule's requests take, 50 to 99.9"`
+	Percent    *float64 `json:"percent,omitempty" doc:"at most so many of the last 10 s' requests, though one a second; left out, 10"`
 }
 
 // Bounds of what a rule's handling may ask for.

@@ -20,6 +20,7 @@ func (r *TrafficRule) validateHandling(p *Problems) {
 	r.Fault.validate(p)
 	r.validateTimes(p)
 	r.validateRetries(p)
+	r.Hedge.validate(p)
 	r.validateIdle(p)
 }
 
@@ -44,7 +45,7 @@ func (r *TrafficRule) validateIdle(p *Problems) {
 		{"timeout", r.Timeout != 0}, {"retry_attempts", r.RetryAttempts != 0},
 		{"rewrite", r.Rewrite != nil}, {"request_headers", r.RequestHeaders != nil}, {"mirror", r.Mirror != nil}, {"fault", r.Fault != nil},
 		{"per_try_timeout", r.PerTryTimeout != 0}, {"idle_timeout", r.IdleTimeout != 0}, {"retry_on", len(r.RetryOn) > 0},
-		{"retry_delay", r.RetryDelay != nil}, {"retry_max_delay", r.RetryMaxDelay != 0},
+		{"retry_delay", r.RetryDelay != nil}, {"retry_max_delay", r.RetryMaxDelay != 0}, {"hedge", r.Hedge != nil},
 	} {
 		if f.is {
 			p.add(f.path, "has no effect in a rule with %s: nothing is sent to a service", by)
@@ -313,5 +314,22 @@ func (r *TrafficRule) validateRetries(p *Problems) {
 	}
 	if r.RetryMaxDelay != 0 {
 		p.secondsIn("retry_max_delay", r.RetryMaxDelay, 0.001)
+	}
+}
+
+func (h *Hedge) validate(p *Problems) {
+	if h == nil {
+		return
+	}
+	switch {
+	case (h.After == 0) == (h.Percentile == 0):
+		p.add("hedge", "give after or percentile, one of them")
+	case h.After != 0:
+		p.secondsIn("hedge.after", h.After, 0.001)
+	case !(h.Percentile >= 50 && h.Percentile <= 99.9):
+		p.add("hedge.percentile", "%v is not in 50..99.9", h.Percentile)
+	}
+	if h.Percent != nil && !(*h.Percent >= 0.1 && *h.Percent <= 100) {
+		p.add("hedge.percent", "%v is not in 0.1..100; without the hedge nothing is sent twice", *h.Percent)
 	}
 }

@@ -77,6 +77,11 @@ func TestHandlingThatCannotBeIsRefusedByName(t *testing.T) {
 		{"a try longer than all", func(r *TrafficRule) { r.Timeout, r.PerTryTimeout = 1, 2 }, "per_try_timeout: 2 s is longer than timeout, 1 s"},
 		{"idle", func(r *TrafficRule) { r.IdleTimeout = -1 }, "idle_timeout: -1 s is not in"},
 		{"condition", func(r *TrafficRule) { r.RetryOn = []string{"5xx", "6xx"} }, `retry_on[1]: "6xx" is not one of 5xx, gateway-error`},
+		{"hedge of what", func(r *TrafficRule) { r.Hedge = &Hedge{} }, "hedge: give after or percentile"},
+		{"hedge of both", func(r *TrafficRule) { r.Hedge = &Hedge{After: 1, Percentile: 95} }, "hedge: give after or percentile"},
+		{"hedge percentile", func(r *TrafficRule) { r.Hedge = &Hedge{Percentile: 100} }, "hedge.percentile: 100 is not in 50..99.9"},
+		{"hedge of none", func(r *TrafficRule) { r.Hedge = &Hedge{After: 1, Percent: ptr(0.0)} }, "hedge.percent: 0 is not in 0.1..100"},
+		{"hedge", func(r *TrafficRule) { r.Hedge = &Hedge{Percentile: 99.9} }, ""},
 		{"codes for nothing", func(r *TrafficRule) { r.RetryStatusCodes = []int{409} }, "retry_status_codes: has no effect without retriable-status-codes"},
 		{"no codes", func(r *TrafficRule) { r.RetryOn = []string{"retriable-status-codes"} }, "retry_status_codes: is missing"},
 		{"codes", func(r *TrafficRule) {

@@ -28,6 +28,7 @@ type Plan struct {
 	Retries  *Retries
 	Delay    time.Duration // × n before try n+1
 	MaxDelay time.Duration // 0 is none
+	Hedge    *HedgePlan
 
 	path   pathChange
 	scheme string
@@ -75,6 +76,14 @@ type FaultPlan struct {
 	Aborted    Share
 }
 
+// HedgePlan says when a request is sent a second time, and how many are. It is
+// comparable.
+type HedgePlan struct {
+	After    time.Duration // 0 is by Quantile
+	Quantile float64       // of the times that requests take
+	Ratio    float64       // at most so many of all requests
+}
+
 // Share is a part of all requests: those whose 64 random bits are below it.
 type Share struct{ below, all uint64 }
 
@@ -104,7 +113,7 @@ func newPlan(r *TrafficRule, s *Service) (*Plan, error) {
 		Direct: newAnswerPlan(r.DirectResponse), PerTry: seconds(r.PerTryTimeout), Idle: seconds(r.IdleTimeout),
 		Bounded: r.Timeout > 0 || r.PerTryTimeout > 0,
 		Request: headerChanges(r.RequestHeaders), Response: headerChanges(r.ResponseHeaders),
-		Fault: newFaultPlan(r.Fault),
+		Fault: newFaultPlan(r.Fault), Hedge: newHedgePlan(r.Hedge),
 	}
 	p.setRetries(r, s.Traffic.Retry.Delay)
 	var err error
@@ -130,7 +139,7 @@ func (r *TrafficRule) handles() bool {
 	h := &r.Handling
 	return r.Timeout > 0 || h.PerTryTimeout > 0 || h.IdleTimeout > 0 || h.retries() ||
 		h.Rewrite != nil || h.RequestHeaders != nil || h.ResponseHeaders != nil ||
-		h.Redirect != nil || h.DirectResponse != nil || h.Mirror != nil || h.Fault != nil
+		h.Redirect != nil || h.DirectResponse != nil || h.Mirror != nil || h.Fault != nil || h.Hedge != nil
 }
 
 func (h *Handling) retries() bool {
@@ -185,6 +194,17 @@ func newFaultPlan(f *Fault) *FaultPlan {
 		if a.GRPCStatus != 0 {
 			p.Status, p.GRPCStatus = 200, strconv.Itoa(a.GRPCStatus)
 		}
+	}
+	return p
+}
+
+func newHedgePlan(h *Hedge) *HedgePlan {
+	if h == nil {
+		return nil
+	}
+	p := &HedgePlan{After: seconds(h.After), Quantile: h.Percentile / 100, Ratio: 0.1}
+	if h.Percent != nil {
+		p.Ratio = *h.Percent / 100
 	}
 	return p
 }
