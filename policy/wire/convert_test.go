@@ -132,7 +132,7 @@ func FuzzService(f *testing.F) {
 	f.Add(b)
 	for _, split := range []func(*policy.TrafficRule){
 		func(r *policy.TrafficRule) {
-			r.Redirect, r.DirectResponse, r.Rewrite.PathPrefix, r.Fault.Abort.GRPCStatus = nil, nil, "", 0
+			r.Redirect, r.DirectResponse, r.Rewrite.PathPrefix, r.Fault.Abort.GRPCStatus, r.Hedge.After = nil, nil, "", 0, 0
 		},
 		func(r *policy.TrafficRule) {
 			r.Handling = policy.Handling{Redirect: &policy.Redirect{PathPrefix: "/m"}}

@@ -21,6 +21,9 @@ func (r *TrafficRule) handle(h *policy.Handling) {
 	if m := h.Mirror; m != nil {
 		r.Mirror = &Mirror{Service: m.Service, Subset: m.Subset, Percent: m.Percent}
 	}
+	if g := h.Hedge; g != nil {
+		r.Hedge = &Hedge{AfterSeconds: g.After, Percentile: g.Percentile, Percent: g.Percent}
+	}
 	r.Fault = fromFault(h.Fault)
 	r.PerTryTimeoutSeconds, r.IdleTimeoutSeconds = h.PerTryTimeout, h.IdleTimeout
 	r.RetryOn, r.RetryDelaySeconds, r.RetryMaxDelaySeconds = h.RetryOn, h.RetryDelay, h.RetryMaxDelay
@@ -50,6 +53,9 @@ func (r *TrafficRule) handling() policy.Handling {
 	}
 	if m := r.GetMirror(); m != nil {
 		h.Mirror = &policy.Mirror{Service: m.GetService(), Subset: m.GetSubset(), Percent: m.Percent}
+	}
+	if g := r.GetHedge(); g != nil {
+		h.Hedge = &policy.Hedge{After: g.GetAfterSeconds(), Percentile: g.GetPercentile(), Percent: g.Percent}
 	}
 	for _, code := range r.GetRetryStatusCodes() {
 		h.RetryStatusCodes = append(h.RetryStatusCodes, int(code))

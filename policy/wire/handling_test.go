@@ -28,7 +28,7 @@ func wholeRule() policy.TrafficRule {
 				Abort: &policy.FaultAbort{Status: 503, GRPCStatus: 14, Percent: ptr(100.0)},
 			},
 			PerTryTimeout: 1.25, IdleTimeout: 60, RetryOn: []string{"reset", "retriable-status-codes"}, RetryStatusCodes: []int{409, 429},
-			RetryDelay: ptr(0.0), RetryMaxDelay: 3,
+			RetryDelay: ptr(0.0), RetryMaxDelay: 3, Hedge: &policy.Hedge{After: 0.5, Percentile: 95, Percent: ptr(5.0)},
 		},
 	}
 }
