@@ -505,6 +505,7 @@ type TrafficRule struct {
 	// Absent is the service's delay.
 	RetryDelaySeconds    *float64 `protobuf:"fixed64,24,opt,name=retry_delay_seconds,json=retryDelaySeconds,proto3,oneof" json:"retry_delay_seconds,omitempty"`
 	RetryMaxDelaySeconds float64  `protobuf:"fixed64,25,opt,name=retry_max_delay_seconds,json=retryMaxDelaySeconds,proto3" json:"retry_max_delay_seconds,omitempty"`
+	Hedge                *Hedge   `protobuf:"bytes,26,opt,name=hedge,proto3" json:"hedge,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -712,6 +713,13 @@ func (x *TrafficRule) GetRetryMaxDelaySeconds() float64 {
 		return x.RetryMaxDelaySeconds
 	}
 	return 0
+}
+
+func (x *TrafficRule) GetHedge() *Hedge {
+	if x != nil {
+		return x.Hedge
+	}
+	return nil
 }
 
 type Rewrite struct {
@@ -1091,6 +1099,66 @@ func (x *Fault) GetHeader() string {
 	return ""
 }
 
+type Hedge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AfterSeconds  float64                `protobuf:"fixed64,1,opt,name=after_seconds,json=afterSeconds,proto3" json:"after_seconds,omitempty"`
+	Percentile    float64                `protobuf:"fixed64,2,opt,name=percentile,proto3" json:"percentile,omitempty"`
+	Percent       *float64               `protobuf:"fixed64,3,opt,name=percent,proto3,oneof" json:"percent,omitempty"` // absent is 10
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hedge) Reset() {
+	*x = Hedge{}
+	mi := &file_weir_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hedge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hedge) ProtoMessage() {}
+
+func (x *Hedge) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hedge.ProtoReflect.Descriptor instead.
+func (*Hedge) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Hedge) GetAfterSeconds() float64 {
+	if x != nil {
+		return x.AfterSeconds
+	}
+	return 0
+}
+
+func (x *Hedge) GetPercentile() float64 {
+	if x != nil {
+		return x.Percentile
+	}
+	return 0
+}
+
+func (x *Hedge) GetPercent() float64 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
 type FaultDelay struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seconds       float64                `protobuf:"fixed64,1,opt,name=seconds,proto3" json:"seconds,omitempty"`
@@ -1101,7 +1169,7 @@ type FaultDelay struct {
 
 func (x *FaultDelay) Reset() {
 	*x = FaultDelay{}
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1181,7 @@ func (x *FaultDelay) String() string {
 func (*FaultDelay) ProtoMessage() {}
 
 func (x *FaultDelay) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1194,7 @@ func (x *FaultDelay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultDelay.ProtoReflect.Descriptor instead.
 func (*FaultDelay) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{12}
+	return file_weir_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FaultDelay) GetSeconds() float64 {
@@ -1154,7 +1222,7 @@ type FaultAbort struct {
 
 func (x *FaultAbort) Reset() {
 	*x = FaultAbort{}
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1234,7 @@ func (x *FaultAbort) String() string {
 func (*FaultAbort) ProtoMessage() {}
 
 func (x *FaultAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1247,7 @@ func (x *FaultAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultAbort.ProtoReflect.Descriptor instead.
 func (*FaultAbort) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{13}
+	return file_weir_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FaultAbort) GetStatus() uint32 {
@@ -1226,7 +1294,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1306,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1319,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Traffic) GetStrategy() string {
@@ -1373,7 +1441,7 @@ type Balancing struct {
 
 func (x *Balancing) Reset() {
 	*x = Balancing{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1453,7 @@ func (x *Balancing) String() string {
 func (*Balancing) ProtoMessage() {}
 
 func (x *Balancing) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1466,7 @@ func (x *Balancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
 func (*Balancing) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Balancing) GetLoadFactor() float64 {
@@ -1455,7 +1523,7 @@ type Outliers struct {
 
 func (x *Outliers) Reset() {
 	*x = Outliers{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1535,7 @@ func (x *Outliers) String() string {
 func (*Outliers) ProtoMessage() {}
 
 func (x *Outliers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1548,7 @@ func (x *Outliers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
 func (*Outliers) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Outliers) GetInterval() *durationpb.Duration {
@@ -1565,7 +1633,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1645,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1658,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{17}
+	return file_weir_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Overload) GetConcurrent() uint32 {
@@ -1626,7 +1694,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1706,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1719,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{18}
+	return file_weir_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Affinity) GetCookie() string {
@@ -1686,7 +1754,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1766,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1779,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{19}
+	return file_weir_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RateLimit) GetLimit() uint32 {
@@ -1751,7 +1819,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1831,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1844,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{20}
+	return file_weir_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Inbound) GetName() *Name {
@@ -1836,7 +1904,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1916,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1929,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{21}
+	return file_weir_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -1925,7 +1993,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2005,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2018,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{22}
+	return file_weir_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -1970,7 +2038,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2050,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2063,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{23}
+	return file_weir_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2021,7 +2089,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2101,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2114,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{24}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2067,7 +2135,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2147,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2160,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{25}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -2128,7 +2196,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2208,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2221,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{26}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -2198,7 +2266,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2278,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2291,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{27}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -2277,7 +2345,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2357,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2370,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{28}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -2366,7 +2434,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2446,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2459,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{29}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -2438,7 +2506,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2518,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2531,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{30}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -2531,7 +2599,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2611,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2624,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{31}
+	return file_weir_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -2619,7 +2687,7 @@ const file_weir_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\fCircuitOrder\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x03R\x06number\"\xa9\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"\xcf\n" +
 	"\n" +
 	"\vTrafficRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12K\n" +
@@ -2650,7 +2718,8 @@ const file_weir_proto_rawDesc = "" +
 	"\bretry_on\x18\x16 \x03(\tR\aretryOn\x12,\n" +
 	"\x12retry_status_codes\x18\x17 \x03(\rR\x10retryStatusCodes\x123\n" +
 	"\x13retry_delay_seconds\x18\x18 \x01(\x01H\x00R\x11retryDelaySeconds\x88\x01\x01\x125\n" +
-	"\x17retry_max_delay_seconds\x18\x19 \x01(\x01R\x14retryMaxDelaySeconds\x1a?\n" +
+	"\x17retry_max_delay_seconds\x18\x19 \x01(\x01R\x14retryMaxDelaySeconds\x12$\n" +
+	"\x05hedge\x18\x1a \x01(\v2\x0e.weir.v1.HedgeR\x05hedge\x1a?\n" +
 	"\x11MatchHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -2693,7 +2762,15 @@ const file_weir_proto_rawDesc = "" +
 	"\x05Fault\x12)\n" +
 	"\x05delay\x18\x01 \x01(\v2\x13.weir.v1.FaultDelayR\x05delay\x12)\n" +
 	"\x05abort\x18\x02 \x01(\v2\x13.weir.v1.FaultAbortR\x05abort\x12\x16\n" +
-	"\x06header\x18\x03 \x01(\tR\x06header\"Q\n" +
+	"\x06header\x18\x03 \x01(\tR\x06header\"w\n" +
+	"\x05Hedge\x12#\n" +
+	"\rafter_seconds\x18\x01 \x01(\x01R\fafterSeconds\x12\x1e\n" +
+	"\n" +
+	"percentile\x18\x02 \x01(\x01R\n" +
+	"percentile\x12\x1d\n" +
+	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
+	"\n" +
+	"\b_percent\"Q\n" +
 	"\n" +
 	"FaultDelay\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x01R\aseconds\x12\x1d\n" +
@@ -2848,7 +2925,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -2862,45 +2939,46 @@ var file_weir_proto_goTypes = []any{
 	(*DirectResponse)(nil),      // 9: weir.v1.DirectResponse
 	(*Mirror)(nil),              // 10: weir.v1.Mirror
 	(*Fault)(nil),               // 11: weir.v1.Fault
-	(*FaultDelay)(nil),          // 12: weir.v1.FaultDelay
-	(*FaultAbort)(nil),          // 13: weir.v1.FaultAbort
-	(*Traffic)(nil),             // 14: weir.v1.Traffic
-	(*Balancing)(nil),           // 15: weir.v1.Balancing
-	(*Outliers)(nil),            // 16: weir.v1.Outliers
-	(*Overload)(nil),            // 17: weir.v1.Overload
-	(*Affinity)(nil),            // 18: weir.v1.Affinity
-	(*RateLimit)(nil),           // 19: weir.v1.RateLimit
-	(*Inbound)(nil),             // 20: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 21: weir.v1.SecurityRule
-	(*Lookup)(nil),              // 22: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 23: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 24: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 25: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 26: weir.v1.AttachRequest
-	(*Report)(nil),              // 27: weir.v1.Report
-	(*Circuit)(nil),             // 28: weir.v1.Circuit
-	(*Hello)(nil),               // 29: weir.v1.Hello
-	(*Figures)(nil),             // 30: weir.v1.Figures
-	(*AttachResponse)(nil),      // 31: weir.v1.AttachResponse
-	nil,                         // 32: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 33: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 34: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 35: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 36: weir.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil), // 37: google.protobuf.Duration
+	(*Hedge)(nil),               // 12: weir.v1.Hedge
+	(*FaultDelay)(nil),          // 13: weir.v1.FaultDelay
+	(*FaultAbort)(nil),          // 14: weir.v1.FaultAbort
+	(*Traffic)(nil),             // 15: weir.v1.Traffic
+	(*Balancing)(nil),           // 16: weir.v1.Balancing
+	(*Outliers)(nil),            // 17: weir.v1.Outliers
+	(*Overload)(nil),            // 18: weir.v1.Overload
+	(*Affinity)(nil),            // 19: weir.v1.Affinity
+	(*RateLimit)(nil),           // 20: weir.v1.RateLimit
+	(*Inbound)(nil),             // 21: weir.v1.Inbound
+	(*SecurityRule)(nil),        // 22: weir.v1.SecurityRule
+	(*Lookup)(nil),              // 23: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 24: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 25: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 26: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 27: weir.v1.AttachRequest
+	(*Report)(nil),              // 28: weir.v1.Report
+	(*Circuit)(nil),             // 29: weir.v1.Circuit
+	(*Hello)(nil),               // 30: weir.v1.Hello
+	(*Figures)(nil),             // 31: weir.v1.Figures
+	(*AttachResponse)(nil),      // 32: weir.v1.AttachResponse
+	nil,                         // 33: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 34: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 35: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 36: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 37: weir.v1.HeaderChanges.AddEntry
+	(*durationpb.Duration)(nil), // 38: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	37, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	38, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	5,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	14, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	32, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	37, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
-	19, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	15, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	33, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	38, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	20, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
-	33, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	34, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	34, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	35, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
 	6,  // 11: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
 	7,  // 12: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
 	7,  // 13: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
@@ -2908,50 +2986,51 @@ var file_weir_proto_depIdxs = []int32{
 	9,  // 15: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
 	10, // 16: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
 	11, // 17: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
-	35, // 18: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	36, // 19: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
-	12, // 20: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
-	13, // 21: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	37, // 22: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	37, // 23: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	37, // 24: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	19, // 25: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 26: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	15, // 27: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
-	16, // 28: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
-	17, // 29: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
-	18, // 30: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	37, // 31: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	37, // 32: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	37, // 33: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	37, // 34: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	37, // 35: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	37, // 36: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	37, // 37: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 38: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	21, // 39: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	19, // 40: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 41: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 42: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 43: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	29, // 44: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	30, // 45: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	27, // 46: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	28, // 47: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 48: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 49: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	37, // 50: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	23, // 51: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	24, // 52: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	26, // 53: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	25, // 54: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	25, // 55: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	31, // 56: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	54, // [54:57] is the sub-list for method output_type
-	51, // [51:54] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	12, // 18: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
+	36, // 19: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	37, // 20: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	13, // 21: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
+	14, // 22: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
+	38, // 23: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	38, // 24: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	38, // 25: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	20, // 26: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 27: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	16, // 28: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	17, // 29: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	18, // 30: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	19, // 31: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
+	38, // 32: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	38, // 33: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	38, // 34: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	38, // 35: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	38, // 36: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	38, // 37: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	38, // 38: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 39: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	22, // 40: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	20, // 41: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 42: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 43: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 44: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	30, // 45: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	31, // 46: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	28, // 47: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	29, // 48: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 49: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 50: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	38, // 51: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	24, // 52: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	25, // 53: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	27, // 54: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	26, // 55: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	26, // 56: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	32, // 57: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	55, // [55:58] is the sub-list for method output_type
+	52, // [52:55] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -2963,13 +3042,14 @@ func file_weir_proto_init() {
 	file_weir_proto_msgTypes[10].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[12].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[13].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
