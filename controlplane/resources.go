@@ -40,7 +40,8 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 	if s == nil {
 		return nil, false
 	}
-	out := &policy.Service{Name: name, Rules: s.Rules, Traffic: v.state.Settings.TrafficFor(name)}
+	out := &policy.Service{Name: name, Traffic: v.state.Settings.TrafficFor(name)}
+	out.Rules = policy.WithWindows(s.Rules, duration(v.state.Settings.Security.RateLimiting.Window))
 	out.Virtual4, out.Virtual6, _ = policy.VirtualAddrs(s.VirtualIndex)
 	declared := addressesInFile(s)
 	for i := range s.Endpoints {
@@ -104,12 +105,7 @@ func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
 		needsSecret = needsSecret || r.RequiredJWT
 		in.Rules = append(in.Rules, rule)
 	}
-	limit := s.TrafficFor(name).RateLimit
-	if limit.Key == "source" || limit.Key == "jwt:sub" {
-		in.RateLimit = limit
-		needsSecret = needsSecret || limit.Key == "jwt:sub"
-	}
-	if needsSecret {
+	if v.inboundLimitsLocked(&in) || needsSecret {
 		in.JWTSecret = s.Security.JWTSecret
 	}
 	return in

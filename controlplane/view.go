@@ -55,6 +55,9 @@ func (v *view) apply(c store.Change) publish.Change {
 	for name := range c.Services {
 		touched[name] = struct{}{}
 		v.indexLocked(old.Services.Get(name), c.State.Services.Get(name), lookups)
+		if limitsInbound(old.Services.Get(name), c.State.Services.Get(name)) {
+			out.Inbounds = append(out.Inbounds, name)
+		}
 	}
 	v.besideLocked(old.Proxies, c.State.Proxies, c.Proxies, touched)
 	maps.Copy(v.unlooked, touched)

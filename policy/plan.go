@@ -63,17 +63,17 @@ type AnswerPlan struct {
 type MirrorPlan struct {
 	Service ServiceName
 	Subset  string
-	Share   Share
+	Taken   Chance
 }
 
 // FaultPlan says what is done to which requests.
 type FaultPlan struct {
 	Header     string // only requests that carry it; "" is all
 	Delay      time.Duration
-	Delayed    Share
+	Delayed    Chance
 	Status     int // of an answer; 0 is none
 	GRPCStatus string
-	Aborted    Share
+	Aborted    Chance
 }
 
 // HedgePlan says when a request is sent a second time, and how many are. It is
@@ -84,20 +84,20 @@ type HedgePlan struct {
 	Ratio    float64       // at most so many of all requests
 }
 
-// Share is a part of all requests: those whose 64 random bits are below it.
-type Share struct{ below, all uint64 }
+// Chance is a part of all requests: those whose 64 random bits are below it.
+type Chance struct{ below, all uint64 }
 
 // Takes tells whether the share takes a request, by 64 random bits.
-func (s Share) Takes(random uint64) bool { return random < s.below || s.all != 0 }
+func (s Chance) Takes(random uint64) bool { return random < s.below || s.all != 0 }
 
-func share(percent *float64) Share {
+func chance(percent *float64) Chance {
 	switch {
 	case percent == nil || *percent >= 100:
-		return Share{all: 1}
+		return Chance{all: 1}
 	case !(*percent > 0):
-		return Share{}
+		return Chance{}
 	}
-	return Share{below: uint64(*percent / 100 * (1 << 63) * 2)}
+	return Chance{below: uint64(*percent / 100 * (1 << 63) * 2)}
 }
 
 // defaultMaxDelay bounds the waits of a rule that says nothing of it: what a
@@ -127,7 +127,7 @@ func newPlan(r *TrafficRule, s *Service) (*Plan, error) {
 		p.path, err = newPathChange(r.MatchPath, r.Rewrite.Path, r.Rewrite.PathPrefix)
 	}
 	if err == nil && r.Mirror != nil {
-		p.Mirror = &MirrorPlan{Subset: r.Mirror.Subset, Share: share(r.Mirror.Percent)}
+		p.Mirror = &MirrorPlan{Subset: r.Mirror.Subset, Taken: chance(r.Mirror.Percent)}
 		p.Mirror.Service, err = ParseServiceName(r.Mirror.Service, s.Name.Namespace)
 	}
 	return p, err
@@ -187,10 +187,10 @@ func newFaultPlan(f *Fault) *FaultPlan {
 	}
 	p := &FaultPlan{Header: f.Header}
 	if d := f.Delay; d != nil {
-		p.Delay, p.Delayed = seconds(d.Seconds), share(d.Percent)
+		p.Delay, p.Delayed = seconds(d.Seconds), chance(d.Percent)
 	}
 	if a := f.Abort; a != nil {
-		p.Status, p.Aborted = a.Status, share(a.Percent)
+		p.Status, p.Aborted = a.Status, chance(a.Percent)
 		if a.GRPCStatus != 0 {
 			p.Status, p.GRPCStatus = 200, strconv.Itoa(a.GRPCStatus)
 		}

@@ -97,7 +97,7 @@ func TestHeaderChangesAreInOrder(t *testing.T) {
 
 func TestAShareTakesItsPart(t *testing.T) {
 	for _, percent := range []float64{0, 0.5, 10, 50, 99.9, 100} {
-		s, taken := share(&percent), 0
+		s, taken := chance(&percent), 0
 		rnd := rand.New(rand.NewPCG(1, 2))
 		const many = 100_000
 		for range many {
@@ -110,13 +110,13 @@ func TestAShareTakesItsPart(t *testing.T) {
 			t.Errorf("%v %%: %d of %d", percent, taken, many)
 		}
 	}
-	if all := share(nil); !all.Takes(math.MaxUint64) || !all.Takes(0) {
+	if all := chance(nil); !all.Takes(math.MaxUint64) || !all.Takes(0) {
 		t.Error("left out is all")
 	}
-	if full := share(ptr(100.0)); !full.Takes(math.MaxUint64) {
+	if full := chance(ptr(100.0)); !full.Takes(math.MaxUint64) {
 		t.Error("100 % is all")
 	}
-	if none := share(ptr(0.0)); none.Takes(0) {
+	if none := chance(ptr(0.0)); none.Takes(0) {
 		t.Error("0 % is none")
 	}
 }

@@ -83,8 +83,12 @@ type Inbound struct {
 	Rules        []InboundRule
 	MTLS         MTLSMode // the mesh's mode
 	DefaultAllow bool
-	JWTSecret    string // for rules with required_jwt; HS256
+	JWTSecret    string // for rules with required_jwt, and limits by a claim; HS256
 	RateLimit    RateLimit
+	RateLimits   []RateLimit // more limits that go by who calls
+	// Routes are the service's traffic rules, where one of them has a limit that
+	// goes by who calls; else nil.
+	Routes []TrafficRule
 }
 
 // InboundRule is a rule as its destination needs it.

@@ -28,6 +28,7 @@ type ServiceSettings struct {
 	RetryAttempts int            `json:"retry_attempts,omitempty"`
 	RetryDelay    *float64       `json:"retry_delay,omitempty"` // seconds; 0 is no wait, nil the mesh's
 	RateLimit     *ServiceLimit  `json:"rate_limit,omitempty"`
+	RateLimits    []ServiceLimit `json:"rate_limits,omitempty"` // more of them: a request must be within all
 	Breaker       *CircuitValues `json:"circuit_breaker,omitempty"`
 
 	Locality            string            `json:"locality,omitempty"`
@@ -40,14 +41,6 @@ type ServiceSettings struct {
 	MaxPending          *int              `json:"max_pending,omitempty"`
 	MaxConnections      *int              `json:"max_connections,omitempty"`
 	Affinity            *AffinitySettings `json:"affinity,omitempty"`
-}
-
-// ServiceLimit bounds the requests to one service; a limit of 0 lifts the
-// mesh's.
-type ServiceLimit struct {
-	Limit  int     `json:"limit"`
-	Window float64 `json:"window,omitempty"` // seconds; 0 is the mesh's
-	Key    string  `json:"key,omitempty"`    // "", "source", "header:NAME", "jwt:sub"
 }
 
 // CircuitValues sets the circuits of one service's endpoints.
@@ -282,15 +275,7 @@ func (v *ServiceSettings) validate() Problems {
 	if v.RetryDelay != nil {
 		p.secondsIn("retry_delay", *v.RetryDelay, 0)
 	}
-	if l := v.RateLimit; l != nil {
-		p.intIn("rate_limit.limit", l.Limit, 0, maxLimit)
-		if l.Window != 0 {
-			p.secondsIn("rate_limit.window", l.Window, 0.1)
-		}
-		if l.Key != "" && l.Key != "source" && l.Key != "jwt:sub" && !isHeaderKey(l.Key) {
-			p.add("rate_limit.key", "%q is not source, jwt:sub or header:NAME", l.Key)
-		}
-	}
+	p = append(p, v.validateLimits()...)
 	if v.Breaker != nil {
 		p = append(p, v.Breaker.validate().Under("circuit_breaker")...)
 	}
@@ -364,12 +349,10 @@ func (v *ServiceSettings) overlay(t *Traffic, window time.Duration) {
 	if v.Breaker != nil {
 		t.Breaker = v.Breaker.breaker()
 	}
-	if l := v.RateLimit; l != nil {
-		if l.Window != 0 {
-			window = seconds(l.Window)
-		}
-		t.RateLimit = RateLimit{Limit: l.Limit, Window: window, Key: l.Key}
+	if v.RateLimit != nil {
+		t.RateLimit = v.RateLimit.in(window)
 	}
+	t.RateLimits = v.limits(window)
 }
 
 func (c *CircuitValues) breaker() Breaker {

@@ -95,7 +95,7 @@ func TestAServicesOwnSettingsLieOverTheMeshs(t *testing.T) {
 		t.Fatal(err)
 	}
 	users := s.TrafficFor(ServiceName{"default", "users"})
-	if users.Strategy != "round_robin" || users.Timeout != 2*time.Second || users.RateLimit != (RateLimit{7, time.Minute, ""}) || users.Retry.Attempts != 3 {
+	if users.Strategy != "round_robin" || users.Timeout != 2*time.Second || users.RateLimit != (RateLimit{Limit: 7, Window: time.Minute}) || users.Retry.Attempts != 3 {
 		t.Errorf("users: %+v", users)
 	}
 	if prod := s.TrafficFor(ServiceName{"prod", "users"}); prod.RateLimit.Limit != 0 || prod.Strategy != "p2c_ewma" {

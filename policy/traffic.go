@@ -22,6 +22,7 @@ type TrafficRule struct {
 	RetryAttempts      int               `json:"retry_attempts"` // tries in all
 	CircuitBreaker     bool              `json:"circuit_breaker"`
 	Handling
+	RateLimit *ServiceLimit `json:"rate_limit,omitempty"` // of the requests that match; nil is none
 }
 
 // DefaultTrafficRule holds what a rule may leave out.
@@ -56,7 +57,7 @@ func (r *TrafficRule) Validate() Problems {
 		p.intIn("retry_attempts", r.RetryAttempts, 1, maxAttempts)
 	}
 	r.validateHandling(&p)
-	return p
+	return append(p, r.validateLimit()...)
 }
 
 // isToken is RFC 9110 section 5.6.2.
@@ -102,6 +103,8 @@ type Traffic struct {
 	Balancing Balancing
 	Outliers  Outliers
 	Overload  Overload
+	// RateLimits are more limits: a request must be within all.
+	RateLimits []RateLimit
 	// PlaintextFrom lists callers for whom a rule disables mTLS.
 	PlaintextFrom []ServiceName
 	Affinity      Affinity
@@ -118,13 +121,6 @@ type Breaker struct {
 	Enabled   bool
 	Threshold int
 	Timeout   time.Duration
-}
-
-// RateLimit bounds requests to a service in a sliding window. Limit 0 is none.
-type RateLimit struct {
-	Limit  int
-	Window time.Duration
-	Key    string // "" all together, "source", "header:NAME", "jwt:sub"
 }
 
 // SendsPlaintext tells whether a caller uses no mTLS towards the service.

@@ -26,20 +26,18 @@ type destinations struct {
 // requests. What must outlive a change (circuits, latencies, pools, counts) is
 // in what it points to.
 type destination struct {
-	svc       *policy.Service
-	router    *policy.Router
-	picks     map[pickKey]*pick
-	ports     map[uint16]bool    // on which an endpoint listens, healthy or not
-	limiter   *ratelimit.Limiter // all requests together, nil when there is no limit
-	keyed     *ratelimit.Keyed   // by the header limitBy
-	limitBy   string
-	limitText string // the limit as the RateLimit-Policy field has it
-	budget    *retry.Budget
-	affinity  *affinity // nil when there is none
-	metrics   *telemetry.Service
-	label     string // "service.namespace", for the log
-	hashKey   hashKey
-	gates     *gates
+	svc         *policy.Service
+	router      *policy.Router
+	picks       map[pickKey]*pick
+	ports       map[uint16]bool   // on which an endpoint listens, healthy or not
+	limits      []*limit          // of all its requests, as far as they are counted here
+	routeLimits map[string]*limit // by the traffic rule
+	budget      *retry.Budget
+	affinity    *affinity // nil when there is none
+	metrics     *telemetry.Service
+	label       string // "service.namespace", for the log
+	hashKey     hashKey
+	gates       *gates
 
 	members []*endpoint     // in the order of the service's
 	watch   *watch          // nil where outliers are not looked for
@@ -99,6 +97,9 @@ func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
 	}
 	p.dests.Store(next)
 	p.stir()
+	if d := next.byName[name]; d != nil {
+		p.askForNew(d.allLimits())
+	}
 	p.dropEndpoints(name, kept)
 	if svc == nil {
 		p.metrics.Forget(name.Name, name.Namespace)
@@ -134,7 +135,7 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	if old != nil {
 		d.gates = old.gates
 	}
-	if err := d.setLimits(old, now); err != nil {
+	if err := errors.Join(d.setLimits(old, now), d.setBudget(old, now)); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
 	kept := map[endpointKey]bool{}
@@ -241,38 +242,12 @@ func (e *endpoint) guard(old *endpoint, now time.Time) (err error) {
 	return err
 }
 
-// setLimits keeps budget and counts of the old destination where their
-// settings are the same.
-func (d *destination) setLimits(old *destination, now time.Time) error {
+// setBudget keeps the budget of the old destination.
+func (d *destination) setBudget(old *destination, now time.Time) (err error) {
 	if old != nil {
 		d.budget = old.budget
-	} else {
-		budget, err := retry.NewBudget(retry.BudgetConfig{}, now)
-		if err != nil {
-			return err
-		}
-		d.budget = budget
-	}
-	limit := d.svc.Traffic.RateLimit
-	if limit.Limit == 0 || isInboundLimit(limit) {
 		return nil
 	}
-	d.limitText = limitPolicy(limit)
-	if old != nil && old.svc.Traffic.RateLimit == limit {
-		d.limiter, d.keyed, d.limitBy = old.limiter, old.keyed, old.limitBy
-		return nil
-	}
-	var err error
-	window := ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}
-	if limit.Key == "" {
-		d.limiter, err = ratelimit.New(window, now)
-	} else {
-		d.limitBy = limit.Key[len("header:"):]
-		d.keyed, err = ratelimit.NewKeyed(window, 0, now)
-	}
+	d.budget, err = retry.NewBudget(retry.BudgetConfig{}, now)
 	return err
 }
-
-// isInboundLimit tells limits that only the receiving proxy can count, since
-// they are by who is calling.
-func isInboundLimit(l policy.RateLimit) bool { return l.Key == "source" || l.Key == "jwt:sub" }

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/jwt"
 	"github.com/weir-mesh/weir/proxy/loop"
-	"github.com/weir-mesh/weir/proxy/ratelimit"
 )
 
 // follow makes the parts that speak with the control plane.
@@ -51,9 +50,9 @@ func (p *Proxy) follow() error {
 		Control: cfg.Control, TLS: id.ControlTLS, Dial: p.toMesh.DialContext,
 		ProxyID: cfg.ID, Version: cfg.Version, Service: cfg.Service,
 		Addresses: p.addresses(), Endpoints: own, Figures: p.figures, Report: p.report,
-		FiguresEvery: func() time.Duration { return p.mesh.Load().MetricsInterval },
-		StateFile:    state, Now: time.Now, Log: p.log.Named("feed"),
-		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService},
+		Demands: p.demands, FiguresEvery: func() time.Duration { return p.mesh.Load().MetricsInterval },
+		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
+		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService, OnShares: p.takeShares},
 	})
 	return err
 }
@@ -123,24 +122,19 @@ func (p *Proxy) setMesh(m policy.Mesh) error {
 // with it.
 type guard struct {
 	*policy.Guard
-	tokens    *jwt.Verifier    // without a secret it takes no token
-	limiter   *ratelimit.Keyed // by caller or by token subject; nil without such a limit
-	limitText string           // as the RateLimit-Policy field has it
+	tokens *jwt.Verifier // without a secret it takes no token
+	limits inboundLimits
 }
 
-func newGuard(in policy.Inbound, old *guard, now time.Time) *guard {
+func newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
 	g := &guard{Guard: policy.NewGuard(in), tokens: jwt.New([]byte(in.JWTSecret))}
-	limit := in.RateLimit
-	if limit.Limit == 0 || !isInboundLimit(limit) {
-		return g
+	var before *inboundLimits
+	if old != nil {
+		before = &old.limits
 	}
-	g.limitText = limitPolicy(limit)
-	if old != nil && old.Settings().RateLimit == limit {
-		g.limiter = old.limiter
-	} else if l, err := ratelimit.NewKeyed(ratelimit.Policy{Limit: limit.Limit, Window: limit.Window}, 0, now); err == nil {
-		g.limiter = l
-	}
-	return g
+	var err error
+	g.limits, err = newInboundLimits(&in, before, now)
+	return g, err
 }
 
 // setInbound takes new rules for calls to the app, and ends the connections
@@ -149,8 +143,12 @@ func (p *Proxy) setInbound(in policy.Inbound) error {
 	if in.Service != p.cfg.Service {
 		return fmt.Errorf("inbound is for %s, this proxy is beside %s", in.Service, p.cfg.Service)
 	}
-	g := newGuard(in, p.guard.Load(), time.Now())
+	g, err := newGuard(in, p.guard.Load(), time.Now())
+	if err != nil {
+		return err
+	}
 	p.guard.Store(g)
+	p.askForNew(g.limits.all())
 	if n := p.live.recheck(g.Guard); n > 0 {
 		p.log.Info("connections cut: policy allows them no more", zap.Int("connections", n))
 	}

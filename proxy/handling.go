@@ -145,7 +145,7 @@ func (o *outbound) prepare(x hop) {
 	if plan.Idle > 0 {
 		x.SetStreamIdle(plan.Idle)
 	}
-	if plan.Mirror != nil && plan.Mirror.Share.Takes(rand.Uint64()) {
+	if plan.Mirror != nil && plan.Mirror.Taken.Takes(rand.Uint64()) {
 		o.mirror(x)
 	}
 }

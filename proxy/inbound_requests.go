@@ -26,6 +26,10 @@ type inboundRequests struct {
 	ids  ids
 	text []byte
 
+	check  limitCheck
+	x      exchange // for limits by a header or a claim
+	claims map[string]any
+
 	reason reason
 	rule   string
 	began  time.Time
@@ -92,16 +96,16 @@ func (r *inboundRequests) authorize(x hop) int {
 		r.in.deny(string(v.Reason))
 		return r.reply(x, denied(reason(v.Reason)))
 	}
-	subject := ""
+	r.claims = nil
 	if v.RequireJWT {
 		claims, refused := r.checkToken(x, g)
 		if refused != nil {
 			r.in.deny(string(refused.word))
 			return r.reply(x, refused)
 		}
-		subject = claims.Subject
+		r.claims = claims.All
 	}
-	return r.limit(x, g, subject)
+	return r.limit(x, g)
 }
 
 // method is the method that rules go by. The control plane may check health, by GET;
@@ -129,24 +133,6 @@ func (r *inboundRequests) checkToken(x hop, g *guard) (jwt.Claims, *refusal) {
 		return claims, tokenInvalid
 	}
 	return claims, nil
-}
-
-func (r *inboundRequests) limit(x hop, g *guard, subject string) int {
-	if g.limiter == nil {
-		return 0
-	}
-	limit := g.Settings().RateLimit
-	key := subject
-	if limit.Key == "source" {
-		key = source(r.in.caller, r.in.lc.Peer())
-	}
-	d := g.limiter.Allow(key, r.began)
-	r.text = setLimitFields(x, r.text[:0], g.limitText, d)
-	if d.OK {
-		return 0
-	}
-	r.in.p.ownMetrics().RateLimited()
-	return r.reply(x, rateLimited)
 }
 
 // forward sends the request to the app.
@@ -190,7 +176,7 @@ func (r *inboundRequests) relay(x hop, status int) int {
 	return status
 }
 
-func (r *inboundRequests) reply(x hop, f *refusal) int {
+func (r *inboundRequests) reply(x exchange, f *refusal) int {
 	r.reason = f.word
 	return answer(x, f, r.in.p.cfg.Service.Name+"."+r.in.p.cfg.Service.Namespace)
 }

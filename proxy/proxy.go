@@ -149,7 +149,11 @@ func New(cfg Config) (*Proxy, error) {
 	p.conns = newConnectionMetrics(p.metrics, p.metrics.Service(telemetry.Inbound, cfg.Service.Name, cfg.Service.Namespace))
 	p.dests.Store(&destinations{})
 	p.mesh.Store(&policy.Mesh{Metrics: true})
-	p.guard.Store(newGuard(policy.Inbound{Service: cfg.Service, MTLS: policy.Strict}, nil, time.Now()))
+	nobody, err := newGuard(policy.Inbound{Service: cfg.Service, MTLS: policy.Strict}, nil, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	p.guard.Store(nobody)
 	if err := p.follow(); err != nil {
 		return nil, err
 	}

@@ -119,8 +119,8 @@ func (o *outbound) reply(x exchange, r *refusal) int {
 // RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and Retry-After when
 // it refused. They are views of buf, which the caller keeps until the exchange
 // has ended.
-func setLimitFields(x exchange, buf []byte, policy string, d ratelimit.Decision) []byte {
-	buf = ratelimit.AppendRateLimit(buf, "default", d)
+func setLimitFields(x exchange, buf []byte, name, policy string, d ratelimit.Decision) []byte {
+	buf = ratelimit.AppendRateLimit(buf, name, d)
 	n := len(buf)
 	x.SetResponse("RateLimit-Policy", policy)
 	if !d.OK {

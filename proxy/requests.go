@@ -15,7 +15,6 @@ import (
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
-	"github.com/weir-mesh/weir/proxy/ratelimit"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 	"github.com/weir-mesh/weir/proxy/translate"
@@ -45,6 +44,7 @@ type outbound struct {
 	request policy.Request
 	text    []byte // header values made for this request
 	hand    handling
+	check   limitCheck
 
 	x        hop
 	h1       h1Hop // what x is: this,
@@ -152,26 +152,6 @@ func (o *outbound) findRoute(x hop) bool {
 	return true
 }
 
-// limit applies the service's rate limit.
-func (o *outbound) limit(x hop) int {
-	var d ratelimit.Decision
-	switch {
-	case o.service.limiter != nil:
-		d = o.service.limiter.Allow(o.began)
-	case o.service.keyed != nil:
-		key, _ := x.Get(o.service.limitBy)
-		d = o.service.keyed.Allow(key, o.began)
-	default:
-		return 0
-	}
-	o.text = setLimitFields(x, o.text[:0], o.service.limitText, d)
-	if d.OK {
-		return 0
-	}
-	o.service.metrics.RateLimited()
-	return o.reply(x, rateLimited)
-}
-
 // forward tries endpoints until one answers, the tries are used up or there is
 // no time left.
 func (o *outbound) forward(x hop) int {
@@ -260,7 +240,7 @@ func (o *outbound) noneUsable(x hop) int {
 		return o.reply(x, upstreamFailed)
 	case full != nil:
 		o.service.metrics.RateLimited()
-		o.text = setLimitFields(x, o.text[:0], limitPolicy(full.limit), o.sel.when)
+		o.text = setLimitFields(x, o.text[:0], policy.DefaultLimit, limitPolicy(full.limit), o.sel.when)
 		return o.reply(x, rateLimited)
 	}
 	o.service.metrics.RoutingFailed()

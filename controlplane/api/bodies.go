@@ -107,6 +107,7 @@ type trafficRuleBody struct {
 	RetryAttempts      *int              `json:"retry_attempts" required:"false" doc:"tries in all, 1 is no retry; left out, the mesh's setting"`
 	CircuitBreaker     *bool             `json:"circuit_breaker" required:"false"`
 	policy.Handling
+	RateLimit *rateLimitBody `json:"rate_limit,omitempty" required:"false" doc:"of the requests that match"`
 }
 
 func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
@@ -125,6 +126,7 @@ func (b *trafficRuleBody) rule() (policy.TrafficRule, policy.Problems) {
 	override(&r.Timeout, b.Timeout)
 	override(&r.RetryAttempts, b.RetryAttempts)
 	override(&r.CircuitBreaker, b.CircuitBreaker)
+	r.RateLimit = b.RateLimit.limit()
 	p := r.Validate()
 	// A rule keeps 0 for "the mesh's setting", which the body says by silence.
 	if b.Timeout != nil && *b.Timeout == 0 {
@@ -142,6 +144,7 @@ func newTrafficRuleBody(r *policy.TrafficRule) trafficRuleBody {
 		DestinationService: given(r.DestinationService), DestinationSubset: given(r.DestinationSubset),
 		Weight: &r.Weight, Timeout: given(r.Timeout), RetryAttempts: given(r.RetryAttempts), CircuitBreaker: &r.CircuitBreaker,
 		MatchHost: given(r.MatchHost), MatchQuery: r.MatchQuery, Handling: r.Handling,
+		RateLimit: newRateLimitBody(r.RateLimit),
 	}
 }
 
@@ -214,8 +217,9 @@ type trafficRuleView struct {
 	MatchHost          string            `json:"match_host,omitempty" required:"false"`
 	MatchQuery         map[string]string `json:"match_query,omitempty" required:"false"`
 	policy.Handling
-	ResourceVersion string   `json:"resource_version"`
-	Inherits        []string `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
+	ResourceVersion string         `json:"resource_version"`
+	Inherits        []string       `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
+	RateLimit       *rateLimitBody `json:"rate_limit,omitempty" required:"false"`
 }
 
 // inherits names the fields in which a rule leaves the mesh's settings in force.
@@ -238,6 +242,7 @@ func viewTrafficRule(versioned *Versioned[policy.TrafficRule], t *policy.Traffic
 		DestinationService: r.DestinationService, DestinationSubset: given(r.DestinationSubset),
 		Weight: r.Weight, Timeout: r.Timeout, RetryAttempts: r.RetryAttempts, CircuitBreaker: r.CircuitBreaker,
 		MatchHost: r.MatchHost, MatchQuery: r.MatchQuery, Handling: r.Handling,
+		RateLimit: newRateLimitBody(r.RateLimit),
 	}
 	if v.MatchHeaders == nil {
 		v.MatchHeaders = map[string]string{}

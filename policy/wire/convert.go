@@ -128,7 +128,7 @@ func fromTrafficRule(r *policy.TrafficRule) *TrafficRule {
 		Id: r.ID, MatchHeaders: r.MatchHeaders, MatchPath: r.MatchPath, MatchMethod: r.MatchMethod,
 		DestinationService: r.DestinationService, DestinationSubset: r.DestinationSubset,
 		Weight: uint32(max(r.Weight, 0)), TimeoutSeconds: r.Timeout, RetryAttempts: uint32(max(r.RetryAttempts, 0)),
-		CircuitBreaker: r.CircuitBreaker, MatchHost: r.MatchHost, MatchQuery: r.MatchQuery,
+		CircuitBreaker: r.CircuitBreaker, MatchHost: r.MatchHost, MatchQuery: r.MatchQuery, RateLimit: fromRuleLimit(r),
 	}
 	out.handle(&r.Handling)
 	return out
@@ -140,6 +140,7 @@ func (r *TrafficRule) policy() policy.TrafficRule {
 		DestinationService: r.GetDestinationService(), DestinationSubset: r.GetDestinationSubset(),
 		Weight: int(r.GetWeight()), Timeout: r.GetTimeoutSeconds(), RetryAttempts: int(r.GetRetryAttempts()),
 		CircuitBreaker: r.GetCircuitBreaker(), MatchHost: r.GetMatchHost(), MatchQuery: r.GetMatchQuery(), Handling: r.handling(),
+		RateLimit: r.GetRateLimit().rule(),
 	}
 }
 
@@ -150,7 +151,8 @@ func fromTraffic(t *policy.Traffic) *Traffic {
 		Breaker: t.Breaker.Enabled, BreakerThreshold: uint32(max(t.Breaker.Threshold, 0)), BreakerTimeout: durationpb.New(t.Breaker.Timeout),
 		RateLimit: fromRateLimit(t.RateLimit), MtlsMode: string(t.MTLS),
 		Balancing: fromBalancing(t.Balancing), Outliers: fromOutliers(t.Outliers), Overload: fromOverload(t.Overload),
-		Affinity: fromAffinity(t.Affinity),
+		Affinity:   fromAffinity(t.Affinity),
+		RateLimits: fromRateLimits(t.RateLimits),
 	}
 	for _, n := range t.PlaintextFrom {
 		out.PlaintextFrom = append(out.PlaintextFrom, FromName(n))
@@ -165,20 +167,13 @@ func (t *Traffic) policy() policy.Traffic {
 		Breaker:   policy.Breaker{Enabled: t.GetBreaker(), Threshold: int(t.GetBreakerThreshold()), Timeout: duration(t.GetBreakerTimeout())},
 		RateLimit: t.GetRateLimit().policy(), MTLS: policy.MTLSMode(t.GetMtlsMode()),
 		Balancing: t.GetBalancing().policy(), Outliers: t.GetOutliers().policy(), Overload: t.GetOverload().policy(),
-		Affinity: t.GetAffinity().policy(),
+		Affinity:   t.GetAffinity().policy(),
+		RateLimits: toRateLimits(t.GetRateLimits()),
 	}
 	for _, n := range t.GetPlaintextFrom() {
 		out.PlaintextFrom = append(out.PlaintextFrom, n.Policy())
 	}
 	return out
-}
-
-func fromRateLimit(l policy.RateLimit) *RateLimit {
-	return &RateLimit{Limit: uint32(max(l.Limit, 0)), Window: durationpb.New(l.Window), Key: l.Key}
-}
-
-func (l *RateLimit) policy() policy.RateLimit {
-	return policy.RateLimit{Limit: int(l.GetLimit()), Window: duration(l.GetWindow()), Key: l.GetKey()}
 }
 
 func duration(d *durationpb.Duration) time.Duration {
@@ -192,7 +187,10 @@ func duration(d *durationpb.Duration) time.Duration {
 func FromInbound(in *policy.Inbound) *Inbound {
 	out := &Inbound{
 		Name: FromName(in.Service), MtlsMode: string(in.MTLS), DefaultAllow: in.DefaultAllow,
-		JwtSecret: in.JWTSecret, RateLimit: fromRateLimit(in.RateLimit),
+		JwtSecret: in.JWTSecret, RateLimit: fromRateLimit(in.RateLimit), RateLimits: fromRateLimits(in.RateLimits),
+	}
+	for i := range in.Routes {
+		out.Routes = append(out.Routes, fromTrafficRule(&in.Routes[i]))
 	}
 	for i := range in.Rules {
 		r := &in.Rules[i]
@@ -212,7 +210,14 @@ func FromInbound(in *policy.Inbound) *Inbound {
 func (in *Inbound) Policy() (policy.Inbound, error) {
 	out := policy.Inbound{
 		Service: in.GetName().Policy(), MTLS: policy.MTLSMode(in.GetMtlsMode()), DefaultAllow: in.GetDefaultAllow(),
-		JWTSecret: in.GetJwtSecret(), RateLimit: in.GetRateLimit().policy(),
+		JWTSecret: in.GetJwtSecret(), RateLimit: in.GetRateLimit().policy(), RateLimits: toRateLimits(in.GetRateLimits()),
+	}
+	for _, m := range in.GetRoutes() {
+		rule := m.policy()
+		if p := rule.Validate(); len(p) > 0 {
+			return policy.Inbound{}, fmt.Errorf("inbound %s: traffic rule %q: %w", out.Service, rule.ID, p)
+		}
+		out.Routes = append(out.Routes, rule)
 	}
 	switch out.MTLS {
 	case policy.Strict, policy.Permissive, policy.Disabled:

@@ -506,8 +506,10 @@ type TrafficRule struct {
 	RetryDelaySeconds    *float64 `protobuf:"fixed64,24,opt,name=retry_delay_seconds,json=retryDelaySeconds,proto3,oneof" json:"retry_delay_seconds,omitempty"`
 	RetryMaxDelaySeconds float64  `protobuf:"fixed64,25,opt,name=retry_max_delay_seconds,json=retryMaxDelaySeconds,proto3" json:"retry_max_delay_seconds,omitempty"`
 	Hedge                *Hedge   `protobuf:"bytes,26,opt,name=hedge,proto3" json:"hedge,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Of the requests that match; absent is none.
+	RateLimit     *RateLimit `protobuf:"bytes,40,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TrafficRule) Reset() {
@@ -718,6 +720,13 @@ func (x *TrafficRule) GetRetryMaxDelaySeconds() float64 {
 func (x *TrafficRule) GetHedge() *Hedge {
 	if x != nil {
 		return x.Hedge
+	}
+	return nil
+}
+
+func (x *TrafficRule) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
 	}
 	return nil
 }
@@ -1288,8 +1297,10 @@ type Traffic struct {
 	Outliers         *Outliers              `protobuf:"bytes,13,opt,name=outliers,proto3" json:"outliers,omitempty"` // absent: not looked for
 	Overload         *Overload              `protobuf:"bytes,14,opt,name=overload,proto3" json:"overload,omitempty"`
 	Affinity         *Affinity              `protobuf:"bytes,30,opt,name=affinity,proto3" json:"affinity,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// More limits; a request must be within all.
+	RateLimits    []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Traffic) Reset() {
@@ -1423,6 +1434,13 @@ func (x *Traffic) GetOverload() *Overload {
 func (x *Traffic) GetAffinity() *Affinity {
 	if x != nil {
 		return x.Affinity
+	}
+	return nil
+}
+
+func (x *Traffic) GetRateLimits() []*RateLimit {
+	if x != nil {
+		return x.RateLimits
 	}
 	return nil
 }
@@ -1744,10 +1762,15 @@ func (x *Affinity) GetPath() string {
 }
 
 type RateLimit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
-	Window        *durationpb.Duration   `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
-	Key           string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Limit  uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	Window *durationpb.Duration   `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
+	Key    string                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	Name   string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// The depth of a token bucket; 0 counts in a sliding window.
+	Burst uint32 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
+	// One limit for the whole mesh: proxies keep to the shares that Attach brings.
+	Mesh          bool `protobuf:"varint,6,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1803,16 +1826,41 @@ func (x *RateLimit) GetKey() string {
 	return ""
 }
 
+func (x *RateLimit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *RateLimit) GetMesh() bool {
+	if x != nil {
+		return x.Mesh
+	}
+	return false
+}
+
 // Inbound is what the proxy beside a service enforces; only that service's
 // proxies may ask for it. Name: "<namespace>/<name>".
 type Inbound struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          *Name                  `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Rules         []*SecurityRule        `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
-	MtlsMode      string                 `protobuf:"bytes,3,opt,name=mtls_mode,json=mtlsMode,proto3" json:"mtls_mode,omitempty"`
-	DefaultAllow  bool                   `protobuf:"varint,4,opt,name=default_allow,json=defaultAllow,proto3" json:"default_allow,omitempty"`
-	JwtSecret     string                 `protobuf:"bytes,5,opt,name=jwt_secret,json=jwtSecret,proto3" json:"jwt_secret,omitempty"`
-	RateLimit     *RateLimit             `protobuf:"bytes,6,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         *Name                  `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Rules        []*SecurityRule        `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	MtlsMode     string                 `protobuf:"bytes,3,opt,name=mtls_mode,json=mtlsMode,proto3" json:"mtls_mode,omitempty"`
+	DefaultAllow bool                   `protobuf:"varint,4,opt,name=default_allow,json=defaultAllow,proto3" json:"default_allow,omitempty"`
+	JwtSecret    string                 `protobuf:"bytes,5,opt,name=jwt_secret,json=jwtSecret,proto3" json:"jwt_secret,omitempty"`
+	RateLimit    *RateLimit             `protobuf:"bytes,6,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	RateLimits   []*RateLimit           `protobuf:"bytes,10,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
+	// The service's traffic rules, where one of them has a limit that goes by who
+	// calls.
+	Routes        []*TrafficRule `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1885,6 +1933,20 @@ func (x *Inbound) GetJwtSecret() string {
 func (x *Inbound) GetRateLimit() *RateLimit {
 	if x != nil {
 		return x.RateLimit
+	}
+	return nil
+}
+
+func (x *Inbound) GetRateLimits() []*RateLimit {
+	if x != nil {
+		return x.RateLimits
+	}
+	return nil
+}
+
+func (x *Inbound) GetRoutes() []*TrafficRule {
+	if x != nil {
+		return x.Routes
 	}
 	return nil
 }
@@ -2500,8 +2562,11 @@ type Figures struct {
 	RequestsRouted       uint64                 `protobuf:"varint,6,opt,name=requests_routed,json=requestsRouted,proto3" json:"requests_routed,omitempty"`
 	RoutingFailures      uint64                 `protobuf:"varint,7,opt,name=routing_failures,json=routingFailures,proto3" json:"routing_failures,omitempty"`
 	BackendFailures      uint64                 `protobuf:"varint,8,opt,name=backend_failures,json=backendFailures,proto3" json:"backend_failures,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What the proxy wants of each limit of the whole mesh that it keeps; one that
+	// is not in it any more is kept no longer.
+	Demands       []*Demand `protobuf:"bytes,30,rep,name=demands,proto3" json:"demands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Figures) Reset() {
@@ -2590,16 +2655,216 @@ func (x *Figures) GetBackendFailures() uint64 {
 	return 0
 }
 
-type AttachResponse struct {
+func (x *Figures) GetDemands() []*Demand {
+	if x != nil {
+		return x.Demands
+	}
+	return nil
+}
+
+// LimitRef names a limit.
+type LimitRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ttl           *durationpb.Duration   `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Service       *Name                  `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"` // id of the traffic rule; empty is the service's own
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitRef) Reset() {
+	*x = LimitRef{}
+	mi := &file_weir_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitRef) ProtoMessage() {}
+
+func (x *LimitRef) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
+func (*LimitRef) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LimitRef) GetService() *Name {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *LimitRef) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *LimitRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type Demand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Limit *LimitRef              `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	Rate  float64                `protobuf:"fixed64,2,opt,name=rate,proto3" json:"rate,omitempty"` // requests a second, refused ones too
+	Used  float64                `protobuf:"fixed64,3,opt,name=used,proto3" json:"used,omitempty"` // what the proxy's window holds
+	// Of a limit with a key, the keys that want more than the share of any key.
+	Keys          []*KeyDemand `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Demand) Reset() {
+	*x = Demand{}
+	mi := &file_weir_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Demand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Demand) ProtoMessage() {}
+
+func (x *Demand) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Demand.ProtoReflect.Descriptor instead.
+func (*Demand) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Demand) GetLimit() *LimitRef {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *Demand) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Demand) GetUsed() float64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Demand) GetKeys() []*KeyDemand {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type KeyDemand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           uint64                 `protobuf:"fixed64,1,opt,name=key,proto3" json:"key,omitempty"` // a hash
+	Rate          float64                `protobuf:"fixed64,2,opt,name=rate,proto3" json:"rate,omitempty"`
+	Used          float64                `protobuf:"fixed64,3,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyDemand) Reset() {
+	*x = KeyDemand{}
+	mi := &file_weir_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyDemand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyDemand) ProtoMessage() {}
+
+func (x *KeyDemand) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
+func (*KeyDemand) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *KeyDemand) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *KeyDemand) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *KeyDemand) GetUsed() float64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+type AttachResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent in a message that answers none, and brings shares only.
+	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// All of the proxy's, in each message that has any.
+	Shares        []*Share `protobuf:"bytes,20,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2876,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2889,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{32}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -2632,6 +2897,126 @@ func (x *AttachResponse) GetTtl() *durationpb.Duration {
 		return x.Ttl
 	}
 	return nil
+}
+
+func (x *AttachResponse) GetShares() []*Share {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+// Share is what one proxy may take of a limit of the whole mesh.
+type Share struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limit         *LimitRef              `protobuf:"bytes,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	Requests      float64                `protobuf:"fixed64,2,opt,name=requests,proto3" json:"requests,omitempty"` // in the limit's window; with a key, of each key
+	Keys          []*KeyShare            `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_weir_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Share) GetLimit() *LimitRef {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *Share) GetRequests() float64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Share) GetKeys() []*KeyShare {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type KeyShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           uint64                 `protobuf:"fixed64,1,opt,name=key,proto3" json:"key,omitempty"`
+	Requests      float64                `protobuf:"fixed64,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyShare) Reset() {
+	*x = KeyShare{}
+	mi := &file_weir_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyShare) ProtoMessage() {}
+
+func (x *KeyShare) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
+func (*KeyShare) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *KeyShare) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+func (x *KeyShare) GetRequests() float64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
 }
 
 var File_weir_proto protoreflect.FileDescriptor
@@ -2687,8 +3072,7 @@ const file_weir_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\fCircuitOrder\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x03R\x06number\"\xcf\n" +
-	"\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"\x82\v\n" +
 	"\vTrafficRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12K\n" +
 	"\rmatch_headers\x18\x02 \x03(\v2&.weir.v1.TrafficRule.MatchHeadersEntryR\fmatchHeaders\x12\x1d\n" +
@@ -2719,7 +3103,9 @@ const file_weir_proto_rawDesc = "" +
 	"\x12retry_status_codes\x18\x17 \x03(\rR\x10retryStatusCodes\x123\n" +
 	"\x13retry_delay_seconds\x18\x18 \x01(\x01H\x00R\x11retryDelaySeconds\x88\x01\x01\x125\n" +
 	"\x17retry_max_delay_seconds\x18\x19 \x01(\x01R\x14retryMaxDelaySeconds\x12$\n" +
-	"\x05hedge\x18\x1a \x01(\v2\x0e.weir.v1.HedgeR\x05hedge\x1a?\n" +
+	"\x05hedge\x18\x1a \x01(\v2\x0e.weir.v1.HedgeR\x05hedge\x121\n" +
+	"\n" +
+	"rate_limit\x18( \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x1a?\n" +
 	"\x11MatchHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
@@ -2784,7 +3170,7 @@ const file_weir_proto_rawDesc = "" +
 	"grpcStatus\x12\x1d\n" +
 	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
 	"\n" +
-	"\b_percent\"\xa8\x05\n" +
+	"\b_percent\"\xdd\x05\n" +
 	"\aTraffic\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x19\n" +
 	"\bhash_key\x18\x02 \x01(\tR\ahashKey\x123\n" +
@@ -2803,7 +3189,9 @@ const file_weir_proto_rawDesc = "" +
 	"\tbalancing\x18\f \x01(\v2\x12.weir.v1.BalancingR\tbalancing\x12-\n" +
 	"\boutliers\x18\r \x01(\v2\x11.weir.v1.OutliersR\boutliers\x12-\n" +
 	"\boverload\x18\x0e \x01(\v2\x11.weir.v1.OverloadR\boverload\x12-\n" +
-	"\baffinity\x18\x1e \x01(\v2\x11.weir.v1.AffinityR\baffinity\"\xbd\x01\n" +
+	"\baffinity\x18\x1e \x01(\v2\x11.weir.v1.AffinityR\baffinity\x123\n" +
+	"\vrate_limits\x18\x14 \x03(\v2\x12.weir.v1.RateLimitR\n" +
+	"rateLimits\"\xbd\x01\n" +
 	"\tBalancing\x12\x1f\n" +
 	"\vload_factor\x18\x01 \x01(\x01R\n" +
 	"loadFactor\x12\x1f\n" +
@@ -2838,11 +3226,14 @@ const file_weir_proto_rawDesc = "" +
 	"\bAffinity\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\tR\x06cookie\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
-	"\x04path\x18\x03 \x01(\tR\x04path\"f\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"\xa4\x01\n" +
 	"\tRateLimit\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x121\n" +
 	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\"\xed\x01\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
+	"\x05burst\x18\x05 \x01(\rR\x05burst\x12\x12\n" +
+	"\x04mesh\x18\x06 \x01(\bR\x04mesh\"\xd0\x02\n" +
 	"\aInbound\x12!\n" +
 	"\x04name\x18\x01 \x01(\v2\r.weir.v1.NameR\x04name\x12+\n" +
 	"\x05rules\x18\x02 \x03(\v2\x15.weir.v1.SecurityRuleR\x05rules\x12\x1b\n" +
@@ -2851,7 +3242,11 @@ const file_weir_proto_rawDesc = "" +
 	"\n" +
 	"jwt_secret\x18\x05 \x01(\tR\tjwtSecret\x121\n" +
 	"\n" +
-	"rate_limit\x18\x06 \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\"\xfd\x01\n" +
+	"rate_limit\x18\x06 \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x123\n" +
+	"\vrate_limits\x18\n" +
+	" \x03(\v2\x12.weir.v1.RateLimitR\n" +
+	"rateLimits\x12,\n" +
+	"\x06routes\x18\v \x03(\v2\x14.weir.v1.TrafficRuleR\x06routes\"\xfd\x01\n" +
 	"\fSecurityRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x06source\x18\x02 \x01(\v2\r.weir.v1.NameR\x06source\x12/\n" +
@@ -2894,7 +3289,7 @@ const file_weir_proto_rawDesc = "" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
 	"\taddresses\x18\x03 \x03(\fR\taddresses\x12/\n" +
-	"\tendpoints\x18\x04 \x03(\v2\x11.weir.v1.EndpointR\tendpoints\"\xf1\x02\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x11.weir.v1.EndpointR\tendpoints\"\x9c\x03\n" +
 	"\aFigures\x12)\n" +
 	"\x10inbound_requests\x18\x01 \x01(\x04R\x0finboundRequests\x12+\n" +
 	"\x11outbound_requests\x18\x02 \x01(\x04R\x10outboundRequests\x12%\n" +
@@ -2903,9 +3298,31 @@ const file_weir_proto_rawDesc = "" +
 	"\x15circuit_breaker_opens\x18\x05 \x01(\x04R\x13circuitBreakerOpens\x12'\n" +
 	"\x0frequests_routed\x18\x06 \x01(\x04R\x0erequestsRouted\x12)\n" +
 	"\x10routing_failures\x18\a \x01(\x04R\x0froutingFailures\x12)\n" +
-	"\x10backend_failures\x18\b \x01(\x04R\x0fbackendFailures\"=\n" +
+	"\x10backend_failures\x18\b \x01(\x04R\x0fbackendFailures\x12)\n" +
+	"\ademands\x18\x1e \x03(\v2\x0f.weir.v1.DemandR\ademands\"[\n" +
+	"\bLimitRef\x12'\n" +
+	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x81\x01\n" +
+	"\x06Demand\x12'\n" +
+	"\x05limit\x18\x01 \x01(\v2\x11.weir.v1.LimitRefR\x05limit\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\x01R\x04used\x12&\n" +
+	"\x04keys\x18\x04 \x03(\v2\x12.weir.v1.KeyDemandR\x04keys\"E\n" +
+	"\tKeyDemand\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x06R\x03key\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\x01R\x04used\"e\n" +
 	"\x0eAttachResponse\x12+\n" +
-	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl2r\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12&\n" +
+	"\x06shares\x18\x14 \x03(\v2\x0e.weir.v1.ShareR\x06shares\"s\n" +
+	"\x05Share\x12'\n" +
+	"\x05limit\x18\x01 \x01(\v2\x11.weir.v1.LimitRefR\x05limit\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x01R\brequests\x12%\n" +
+	"\x04keys\x18\x03 \x03(\v2\x11.weir.v1.KeyShareR\x04keys\"8\n" +
+	"\bKeyShare\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\x06R\x03key\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x01R\brequests2r\n" +
 	"\x04Join\x123\n" +
 	"\x04Join\x12\x14.weir.v1.JoinRequest\x1a\x15.weir.v1.JoinResponse\x125\n" +
 	"\x05Renew\x12\x15.weir.v1.RenewRequest\x1a\x15.weir.v1.JoinResponse2K\n" +
@@ -2925,7 +3342,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -2959,26 +3376,31 @@ var file_weir_proto_goTypes = []any{
 	(*Circuit)(nil),             // 29: weir.v1.Circuit
 	(*Hello)(nil),               // 30: weir.v1.Hello
 	(*Figures)(nil),             // 31: weir.v1.Figures
-	(*AttachResponse)(nil),      // 32: weir.v1.AttachResponse
-	nil,                         // 33: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 34: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 35: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 36: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 37: weir.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil), // 38: google.protobuf.Duration
+	(*LimitRef)(nil),            // 32: weir.v1.LimitRef
+	(*Demand)(nil),              // 33: weir.v1.Demand
+	(*KeyDemand)(nil),           // 34: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 35: weir.v1.AttachResponse
+	(*Share)(nil),               // 36: weir.v1.Share
+	(*KeyShare)(nil),            // 37: weir.v1.KeyShare
+	nil,                         // 38: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 39: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 40: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 41: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 42: weir.v1.HeaderChanges.AddEntry
+	(*durationpb.Duration)(nil), // 43: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	38, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	43, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	5,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
 	15, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	33, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	38, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	38, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	43, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
 	20, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
-	34, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	35, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	39, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	40, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
 	6,  // 11: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
 	7,  // 12: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
 	7,  // 13: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
@@ -2987,50 +3409,61 @@ var file_weir_proto_depIdxs = []int32{
 	10, // 16: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
 	11, // 17: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
 	12, // 18: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
-	36, // 19: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	37, // 20: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
-	13, // 21: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
-	14, // 22: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	38, // 23: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	38, // 24: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	38, // 25: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	20, // 26: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 27: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	16, // 28: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
-	17, // 29: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
-	18, // 30: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
-	19, // 31: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	38, // 32: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	38, // 33: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	38, // 34: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	38, // 35: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	38, // 36: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	38, // 37: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	38, // 38: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 39: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	22, // 40: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	20, // 41: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 42: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 43: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 44: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	30, // 45: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	31, // 46: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	28, // 47: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	29, // 48: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 49: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 50: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	38, // 51: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	24, // 52: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	25, // 53: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	27, // 54: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	26, // 55: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	26, // 56: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	32, // 57: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	55, // [55:58] is the sub-list for method output_type
-	52, // [52:55] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	20, // 19: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
+	41, // 20: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	42, // 21: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	13, // 22: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
+	14, // 23: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
+	43, // 24: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	43, // 25: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	43, // 26: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	20, // 27: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 28: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	16, // 29: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	17, // 30: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	18, // 31: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	19, // 32: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
+	20, // 33: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
+	43, // 34: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	43, // 35: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	43, // 36: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	43, // 37: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	43, // 38: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	43, // 39: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	43, // 40: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 41: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	22, // 42: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	20, // 43: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	20, // 44: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
+	5,  // 45: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
+	0,  // 46: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 47: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 48: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	30, // 49: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	31, // 50: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	28, // 51: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	29, // 52: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 53: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 54: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	33, // 55: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 56: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	32, // 57: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	34, // 58: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	43, // 59: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	36, // 60: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	32, // 61: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	37, // 62: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	24, // 63: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	25, // 64: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	27, // 65: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	26, // 66: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	26, // 67: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	35, // 68: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	66, // [66:69] is the sub-list for method output_type
+	63, // [63:66] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -3049,7 +3482,7 @@ func file_weir_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -23,6 +23,11 @@ const (
 	// leaveTimeout bounds the wait for the control plane to have removed our
 	// endpoints.
 	leaveTimeout = time.Second
+	// demandEvery is how often demands are told as long as there are any, and
+	// askAgain how soon after the last time where a share is used up: what moves
+	// from proxy to proxy is divided wrongly for about as long.
+	demandEvery = time.Second
+	askAgain    = 200 * time.Millisecond
 )
 
 // errSilent ends a session whose control plane does not answer any more.
@@ -113,7 +118,7 @@ func (f *Feed) attach(run, session context.Context, conn *grpc.ClientConn) error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ended <- receiveTTL(stream, answers)
+		ended <- f.receiveTTL(stream, answers)
 	}()
 	defer func() { cancel(); <-done }()
 	return f.attached(run, stream, answers, ended)
@@ -122,12 +127,19 @@ func (f *Feed) attach(run, session context.Context, conn *grpc.ClientConn) error
 type attachStream = grpc.BidiStreamingClient[wire.AttachRequest, wire.AttachResponse]
 
 // receiveTTL passes the lease's time to live on until the stream ends. One that
-// nobody waits for is dropped: to wait here would hide the stream's end.
-func receiveTTL(stream attachStream, answers chan<- time.Duration) error {
+// nobody waits for is dropped: to wait here would hide the stream's end. Shares
+// come with it or by themselves; by themselves they are no answer.
+func (f *Feed) receiveTTL(stream attachStream, answers chan<- time.Duration) error {
 	for {
 		resp, err := stream.Recv()
 		if err != nil {
 			return err
+		}
+		if len(resp.GetShares()) > 0 {
+			f.cfg.Hooks.OnShares(resp.PolicyShares())
+		}
+		if resp.GetTtl() == nil {
+			continue
 		}
 		select {
 		case answers <- resp.GetTtl().AsDuration():
@@ -138,11 +150,12 @@ func receiveTTL(stream attachStream, answers chan<- time.Duration) error {
 
 func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan time.Duration, ended <-chan error) error {
 	ttl, heard := defaultTTL, time.Now() // for the timer only: a span of real time
-	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello(), Figures: wire.FromFigures(f.cfg.Figures())})); err != nil && !errors.Is(err, io.EOF) {
+	first, wanted := f.figures()
+	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello(), Figures: first})); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach: %w", err)
 	}
-	reported := heard
-	timer := time.NewTimer(f.pause(ttl))
+	reported, sent := heard, heard
+	timer := time.NewTimer(f.pause(ttl, wanted))
 	defer timer.Stop()
 	limit := func() time.Duration { return patience(ttl, len(f.cfg.Control), f.moves()) }
 	for {
@@ -158,19 +171,23 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			f.answered()
 			if d = max(d, minTTL); d != ttl {
 				ttl = d
-				timer.Reset(f.pause(ttl))
+				timer.Reset(f.pause(ttl, wanted))
 			}
+		case <-f.ask:
+			timer.Reset(max(askAgain-time.Since(sent), 0))
 		case <-timer.C:
 			now := time.Now()
 			if now.Sub(heard) > limit() {
 				f.moved()
 				return errSilent
 			}
-			timer.Reset(f.pause(ttl))
 			sign := &wire.AttachRequest{}
-			if now.Sub(reported) >= f.figuresEvery() {
-				sign.Figures, reported = wire.FromFigures(f.cfg.Figures()), now
+			figures, demands := f.figures()
+			if demands || wanted || now.Sub(reported) >= f.figuresEvery() {
+				sign.Figures, reported = figures, now
 			}
+			wanted, sent = demands, now
+			timer.Reset(f.pause(ttl, wanted))
 			// io.EOF: the reason comes through ended.
 			if err := stream.Send(f.message(sign)); err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("attachment: %w", err)
@@ -181,11 +198,22 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 
 // pause is the time between two signs of life: three in a lease's time, or as many
 // as there are to be reports.
-func (f *Feed) pause(ttl time.Duration) time.Duration {
+func (f *Feed) pause(ttl time.Duration, wanted bool) time.Duration {
+	d := ttl / 3
 	if every := f.figuresEvery(); every > 0 {
-		return min(ttl/3, every)
+		d = min(d, every)
 	}
-	return ttl / 3
+	if wanted {
+		d = min(d, demandEvery)
+	}
+	return d
+}
+
+// figures are those to report, and whether demands are among them.
+func (f *Feed) figures() (m *wire.Figures, wanted bool) {
+	m = wire.FromFigures(f.cfg.Figures())
+	m.Demands = wire.FromDemands(f.cfg.Demands())
+	return m, len(m.Demands) > 0
 }
 
 func (f *Feed) figuresEvery() time.Duration {

@@ -35,14 +35,17 @@ type Config struct {
 	// FiguresEvery is asked how much time lies between two reports of them; 0, or no
 	// func, is with each sign of life.
 	FiguresEvery func() time.Duration
-	Report       func() policy.Report // nil reports nothing but the control plane's address
-	StateFile    string               // last known good state, 0600; "" keeps none
-	IdleAfter    time.Duration        // what was not touched so long is forgotten; 0 = 10 min
-	Wait         time.Duration        // how long a first lookup may wait for its answer; 0 = 1 s
-	Now          func() time.Time     // nil is time.Now
-	Rand         func() float64       // in [0,1), spreads reconnects; nil is math/rand/v2
-	Log          *zap.Logger          // nil logs nothing
-	Hooks        Hooks
+	// Demands tells what is wanted of limits of the whole mesh; as long as there are
+	// any they are told every second. nil wants none.
+	Demands   func() []policy.Demand
+	Report    func() policy.Report // nil reports nothing but the control plane's address
+	StateFile string               // last known good state, 0600; "" keeps none
+	IdleAfter time.Duration        // what was not touched so long is forgotten; 0 = 10 min
+	Wait      time.Duration        // how long a first lookup may wait for its answer; 0 = 1 s
+	Now       func() time.Time     // nil is time.Now
+	Rand      func() float64       // in [0,1), spreads reconnects; nil is math/rand/v2
+	Log       *zap.Logger          // nil logs nothing
+	Hooks     Hooks
 }
 
 // Hooks hear of new state, one call at a time, in order. They may call Touch,
@@ -56,6 +59,9 @@ type Hooks struct {
 	// idle; the error is then ignored. Connections to a service that was
 	// forgotten may live on.
 	OnService func(policy.ServiceName, *policy.Service) error
+	// OnShares hears the shares that the demands led to. It is called apart from the
+	// others, and nil lets them be.
+	OnShares func([]policy.Share)
 }
 
 // Feed follows the control plane. All methods are safe for concurrent use.
@@ -67,6 +73,7 @@ type Feed struct {
 	wake    chan struct{} // capacity 1: queue has something to send
 	sweep   chan struct{} // capacity 1: there are too many subscriptions
 	changed chan struct{} // capacity 1: the state file is behind
+	ask     chan struct{} // capacity 1: demands are to be told soon
 	hooks   sync.Mutex    // held while hooks are called; taken before mu
 
 	mu    sync.RWMutex // guards what follows; never held while hooks are called
@@ -108,7 +115,7 @@ func New(cfg Config) (*Feed, error) {
 	cfg.setDefaults()
 	f := &Feed{
 		cfg: cfg, ready: make(chan struct{}), leaving: make(chan struct{}),
-		wake: make(chan struct{}, 1), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), sweep: make(chan struct{}, 1), changed: make(chan struct{}, 1), ask: make(chan struct{}, 1),
 		subs: newTable(), queue: newQueue(),
 	}
 	f.leave = sync.OnceFunc(func() { close(f.leaving) })
@@ -144,6 +151,12 @@ func (c *Config) setDefaults() {
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
+	}
+	if c.Demands == nil {
+		c.Demands = func() []policy.Demand { return nil }
+	}
+	if c.Hooks.OnShares == nil {
+		c.Hooks.OnShares = func([]policy.Share) {}
 	}
 	if c.Hooks.OnMesh == nil {
 		c.Hooks.OnMesh = func(policy.Mesh) error { return nil }
@@ -310,6 +323,10 @@ func (f *Feed) wait(ctx context.Context, s *sub) answer {
 	}
 	return answer{}
 }
+
+// AskShares has the demands told soon, for a share that is used up or not known
+// yet. It does not wait.
+func (f *Feed) AskShares() { poke(f.ask) }
 
 // Leave tells the control plane to remove our endpoints now, and no longer
 // offers them; state is followed on. For the begin of a drain. It does not wait.

@@ -30,23 +30,25 @@ type count struct {
 
 	// The token bucket: when it will be full again (the theoretical arrival time of GCRA, ITU-T I.371).
 	full int64
+	per  int64 // ns per token when full was worked out
 }
 
 // clear forgets everything but the room for times.
 func (c *count) clear() { *c = count{times: c.times} }
 
 // decide fills d in place: handed up as a value through three calls, its five words would be copied at each, a third of the time of a decision.
-func (r *rules) decide(c *count, now int64, spend bool, d *Decision) {
+// limit is the policy's, or a share of it.
+func (r *rules) decide(c *count, limit int, now int64, spend bool, d *Decision) {
 	// Requests read the clock before they take the lock: a later one may come first. Time stands still for it, by less than a scheduling delay.
 	now = max(now, c.last)
 	c.last = now
 	switch {
 	case r.policy.Burst > 0:
-		r.bucket(c, now, spend, d)
+		r.bucket(c, limit, now, spend, d)
 	case r.exact:
-		r.log(c, now, spend, d)
+		r.log(c, limit, now, spend, d)
 	default:
-		r.counters(c, now, spend, d)
+		r.counters(c, limit, now, spend, d)
 	}
 }
 
@@ -59,8 +61,8 @@ func (d *Decision) set(ok bool, limit, remaining int, reset int64) {
 }
 
 // log is the exact sliding window: a request counts for exactly Window, so that after RetryAfter the next one is allowed.
-func (r *rules) log(c *count, now int64, spend bool, d *Decision) {
-	window, limit := int64(r.policy.Window), r.policy.Limit
+func (r *rules) log(c *count, limit int, now int64, spend bool, d *Decision) {
+	window := int64(r.policy.Window)
 	for c.n > 0 && now-c.times[c.head] >= window {
 		if c.head++; c.head == len(c.times) {
 			c.head = 0
@@ -94,8 +96,8 @@ func (c *count) push(now int64, limit int) {
 }
 
 // counters is the approximate sliding window.
-func (r *rules) counters(c *count, now int64, spend bool, d *Decision) {
-	window, limit := int64(r.policy.Window), r.policy.Limit
+func (r *rules) counters(c *count, limit int, now int64, spend bool, d *Decision) {
+	window := int64(r.policy.Window)
 	switch index := now / window; {
 	case index == c.index+1:
 		c.index, c.prev, c.cur = index, c.cur, 0
@@ -128,18 +130,66 @@ func (c *count) until(level, offset float64, window int64) int64 {
 }
 
 // bucket is the token bucket as a single time: a token taken puts off by one interval the moment when the bucket is full.
-func (r *rules) bucket(c *count, now int64, spend bool, d *Decision) {
-	burst := r.policy.Burst
-	full := max(c.full, now)
-	ok := full+r.interval-now <= int64(burst)*r.interval
-	if ok && spend {
-		full += r.interval
-		c.full = full
+func (r *rules) bucket(c *count, limit int, now int64, spend bool, d *Decision) {
+	burst, interval := r.part(limit)
+	if burst == 0 {
+		d.set(false, 0, 0, int64(time.Second)) // until there is a share
+		return
 	}
-	missing := (full - now + r.interval - 1) / r.interval
+	full := max(c.full, now)
+	if c.per != interval && c.per != 0 { // another share: the tokens that are missing stay missing
+		full = now + int64(float64(full-now)/float64(c.per)*float64(interval))
+	}
+	ok := full+interval-now <= int64(burst)*interval
+	if ok && spend {
+		full += interval
+	}
+	c.full, c.per = full, interval
+	missing := (full - now + interval - 1) / interval
 	reset := int64(0)
 	if missing > 0 {
-		reset = full - now - (missing-1)*r.interval
+		reset = full - now - (missing-1)*interval
 	}
-	d.set(ok, burst, burst-int(missing), reset)
+	d.set(ok, burst, max(burst-int(missing), 0), reset)
+}
+
+// part is the depth and the pace of a bucket with a share of the limit.
+func (r *rules) part(limit int) (burst int, interval int64) {
+	switch {
+	case limit == r.policy.Limit:
+		return r.policy.Burst, r.interval
+	case limit == 0:
+		return 0, 0
+	}
+	share := float64(limit) / float64(r.policy.Limit)
+	return max(int(share*float64(r.policy.Burst)), 1), int64(r.policy.Window) / int64(limit)
+}
+
+// used is what counts of a key against its limit.
+func (r *rules) used(c *count, now int64) float64 {
+	now = max(now, c.last)
+	switch {
+	case r.policy.Burst > 0:
+		if c.per == 0 || c.full <= now {
+			return 0
+		}
+		return float64(c.full-now) / float64(c.per)
+	case r.exact:
+		n := c.n
+		for i := 0; i < c.n; i++ {
+			if now-c.times[(c.head+i)%len(c.times)] < int64(r.policy.Window) {
+				break
+			}
+			n--
+		}
+		return float64(n)
+	}
+	window := int64(r.policy.Window)
+	switch index := now / window; index - c.index {
+	case 0:
+		return float64(c.prev)*(1-float64(now-index*window)/float64(window)) + float64(c.cur)
+	case 1:
+		return float64(c.cur) * (1 - float64(now-index*window)/float64(window))
+	}
+	return 0
 }

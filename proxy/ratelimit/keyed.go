@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,10 @@ type Keyed struct {
 	start  time.Time    // never changed
 	seed   maphash.Seed // chooses shards, nothing that a caller can see
 	shards []shard
+
+	shared bool         // set by Divide before use: keys are watched for what they want
+	share  atomic.Int64 // of keys that have none of their own
+	asked  atomic.Uint64
 }
 
 type shard struct {
@@ -28,7 +33,8 @@ type shard struct {
 
 	mu   sync.Mutex // guards what follows
 	keys map[string]*entry
-	used entry // head of a ring of entries, the most recently used next
+	used entry               // head of a ring of entries, the most recently used next
+	hot  map[*entry]struct{} // those that want more than the share of any
 	_    [64]byte
 }
 
@@ -36,6 +42,7 @@ type entry struct {
 	key        string
 	count      count
 	prev, next *entry
+	hot        *hotKey // nil for most
 }
 
 // NewKeyed returns a limiter for at most maxKeys keys (0 = 10 000). Above that the least recently used key of some thousand is forgotten, with its count:
@@ -66,14 +73,27 @@ func NewKeyed(p Policy, keys int, start time.Time) (*Keyed, error) {
 }
 
 // Allow asks for one request of key; a refused one is not counted. It allocates for a new key, and when a key's window has to grow.
-func (k *Keyed) Allow(key string, now time.Time) (d Decision) {
+func (k *Keyed) Allow(key string, now time.Time) Decision { return k.decide(key, now, true) }
+
+// Peek says whether a request of key would be allowed, and what is left, without counting one.
+func (k *Keyed) Peek(key string, now time.Time) Decision { return k.decide(key, now, false) }
+
+func (k *Keyed) decide(key string, now time.Time, spend bool) (d Decision) {
 	at := int64(now.Sub(k.start))
 	s := &k.shards[0]
 	if len(k.shards) > 1 {
 		s = &k.shards[maphash.String(k.seed, key)%shards]
 	}
 	s.mu.Lock()
-	k.rules.decide(&s.entryLocked(key).count, at, true, &d)
+	e := s.entryLocked(key)
+	limit := k.rules.policy.Limit
+	if k.shared {
+		limit = k.limitLocked(e)
+	}
+	k.rules.decide(&e.count, limit, at, spend, &d)
+	if k.shared && spend {
+		k.watchLocked(s, e, limit, &d)
+	}
 	s.mu.Unlock()
 	return d
 }
@@ -104,7 +124,9 @@ func (s *shard) vacantLocked() *entry {
 	e := s.used.prev
 	e.unlink()
 	delete(s.keys, e.key)
+	delete(s.hot, e)
 	e.count.clear()
+	e.hot = nil
 	return e
 }
 

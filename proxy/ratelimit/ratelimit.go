@@ -64,6 +64,8 @@ type Limiter struct {
 	// It is held for some 20 ns.
 	mu    sync.Mutex
 	count count
+	limit int    // that in force: the policy's, or a share of it
+	asked uint64 // requests since Usage
 }
 
 // New returns a limiter with nothing used. start is any time not later than the first use; times are kept relative to it,
@@ -72,7 +74,7 @@ func New(p Policy, start time.Time) (*Limiter, error) {
 	if err := p.Check(); err != nil {
 		return nil, err
 	}
-	l := &Limiter{rules: newRules(p, exactLimit), start: start}
+	l := &Limiter{rules: newRules(p, exactLimit), start: start, limit: p.Limit}
 	if l.rules.exact {
 		l.count.times = make([]int64, p.Limit) // at once: Allow never allocates
 	}
@@ -88,7 +90,10 @@ func (l *Limiter) Peek(now time.Time) Decision { return l.decide(now, false) }
 func (l *Limiter) decide(now time.Time, spend bool) (d Decision) {
 	at := int64(now.Sub(l.start))
 	l.mu.Lock()
-	l.rules.decide(&l.count, at, spend, &d)
+	if spend {
+		l.asked++
+	}
+	l.rules.decide(&l.count, l.limit, at, spend, &d)
 	l.mu.Unlock() // not deferred, which would copy d once more; nothing above panics
 	return d
 }

@@ -167,7 +167,7 @@ func TestTheFiguresAreTrue(t *testing.T) {
 			later := l.count // a copy, so that the question does not change the answer
 			later.times = append([]int64(nil), l.count.times...)
 			var after Decision
-			if l.rules.decide(&later, int64(now.Add(d.Reset).Sub(noon)), false, &after); after.Remaining <= d.Remaining {
+			if l.rules.decide(&later, l.limit, int64(now.Add(d.Reset).Sub(noon)), false, &after); after.Remaining <= d.Remaining {
 				t.Fatalf("%+v: %+v, and at Reset %+v", p, d, after)
 			}
 			if d.OK {
