@@ -54,6 +54,7 @@ var mayImport = map[string][]string{
 	"controlplane/health":      {"policy"},
 	"controlplane/meshfile":    {"policy"},
 	"controlplane/publish":     {"policy", "policy/wire"},
+	"controlplane/shares":      {"policy"},
 	"controlplane/store":       {"policy"},
 
 	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "controlplane/meshfile", "cmd/weir/demo"},

@@ -150,6 +150,7 @@ func (p *plane) self() store.Member {
 	return store.Member{
 		Name: p.cfg.name(), Address: p.cfg.address(p.grpcAddr), Version: p.cfg.Version, Since: unix(p.started),
 		Proxies: p.pub.Connected(), Figures: p.pub.Totals(), Refused: p.refused(), Circuits: p.toldCircuits(),
+		Demands: p.shares.totals(),
 	}
 }
 

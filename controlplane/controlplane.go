@@ -130,6 +130,7 @@ type plane struct {
 	view   *view
 	pub    *publish.Server
 	health *health.Checker
+	shares *shareOut
 	api    *api.Server
 
 	grpcAddr net.Addr // set before anything runs
@@ -166,6 +167,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { return ended("proxies that come back", p.awaitProxies(ctx)) })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
 	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
+	g.Go(func() error { return ended("limits of the mesh", p.shares.run(ctx)) })
 	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })
 	g.Go(func() error { return ended("API", web.serve(ctx)) })
 	p.log.Info("control plane is running", zap.Stringer("api", web.ln.Addr()), zap.Bool("https", p.secure),
@@ -179,10 +181,16 @@ func (p *plane) run(ctx context.Context) error {
 
 func (p *plane) compose() error {
 	var err error
-	p.pub, err = publish.New(publish.Config{Source: p.view, Identity: p.ca.Peer, Attach: p.attach, Log: p.log.Named("publish")})
+	p.shares = newShareOut(p.store, p.view.meshLimit)
+	p.shares.self = func() (string, float64) { return p.cfg.name(), unix(p.started) }
+	p.pub, err = publish.New(publish.Config{
+		Source: p.view, Identity: p.ca.Peer, Attach: p.attach, Log: p.log.Named("publish"),
+		Demands: p.shares.demands, Shares: p.shares.shares, Detached: p.shares.detached,
+	})
 	if err != nil {
 		return err
 	}
+	p.shares.tell = p.pub.SharesChanged
 	p.health, err = health.New(p.healthConfig())
 	return err
 }

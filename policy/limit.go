@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,9 +49,15 @@ func (l RateLimit) NeedsToken() bool {
 
 // LimitRef names a limit in the mesh.
 type LimitRef struct {
-	Service ServiceName
-	Rule    string // "" is the service's own
-	Name    string
+	Service ServiceName `json:"service"`
+	Rule    string      `json:"rule,omitempty"` // "" is the service's own
+	Name    string      `json:"name"`
+}
+
+// Compare orders names.
+func (r LimitRef) Compare(o LimitRef) int {
+	return cmp.Or(strings.Compare(r.Service.Namespace, o.Service.Namespace), strings.Compare(r.Service.Name, o.Service.Name),
+		strings.Compare(r.Rule, o.Rule), strings.Compare(r.Name, o.Name))
 }
 
 // Ref names the limit as one of a service.

@@ -27,6 +27,9 @@ const (
 	// A lease is renewed at most ten times within its time to live, however often
 	// the proxy speaks.
 	renewalsPerTTL = 10
+	// Reports of demand come twice a second from every proxy that keeps a limit of
+	// the whole mesh. They renew four times in the time to live.
+	renewalsWithDemands = 4
 )
 
 // attachment is one proxy's attachment stream.
@@ -36,8 +39,10 @@ type attachment struct {
 	lease    Lease
 	openedAt time.Time
 	end      context.CancelCauseFunc
-	renewed  time.Time // used by the stream's goroutine only
-	failing  bool      // likewise: the last KeepAlive failed
+	wake     chan struct{} // of one place: shares are to be told
+	left     bool          // used by the stream's goroutine only: it took leave
+	renewed  time.Time     // used by the stream's goroutine only
+	failing  bool          // likewise: the last KeepAlive failed
 
 	mu       sync.Mutex // guards what follows; Server.mu is never taken under it
 	figures  policy.Figures
@@ -70,18 +75,41 @@ func (s *Server) Attach(stream attachStream) error {
 
 	for req := first; ; {
 		if req.GetLeaving() {
+			a.left = true
 			return s.release(ctx, a)
 		}
-		if err := s.renew(ctx, a, stream); err != nil {
+		if err := s.renew(ctx, a, req, stream); err != nil {
 			return err
 		}
-		if req, err = await(ctx, s.closed, requests, nil); err != nil {
+		if req, err = s.next(ctx, a, requests, stream); err != nil {
 			return asStatus(err)
 		}
 		if req.GetHello() != nil {
 			return status.Error(codes.InvalidArgument, "hello: only the first message may hold it")
 		}
 		a.seen(req, s.cfg.Now())
+		s.tellDemands(a, req)
+	}
+}
+
+// next gives the proxy's next message. Shares that change meanwhile are told: as
+// no answer, which shows that the store answers too.
+func (s *Server) next(ctx context.Context, a *attachment, requests <-chan *wire.AttachRequest, stream attachStream) (*wire.AttachRequest, error) {
+	for {
+		req, err := await(ctx, s.closed, requests, a.wake)
+		if req != nil || err != nil {
+			return req, err
+		}
+		if err := stream.Send(&wire.AttachResponse{Shares: wire.FromShares(s.cfg.Shares(a.key.name()))}); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// tellDemands hands a report's demands on.
+func (s *Server) tellDemands(a *attachment, req *wire.AttachRequest) {
+	if f := req.GetFigures(); f != nil {
+		s.cfg.Demands(a.key.name(), f.PolicyDemands())
 	}
 }
 
@@ -102,7 +130,7 @@ func (s *Server) attach(ctx context.Context, service policy.ServiceName, req *wi
 		return nil, status.Errorf(codes.Unavailable, "attach: %v", err)
 	}
 	now := s.cfg.Now()
-	a := &attachment{key: proxyKey{service, hello.ProxyID}, hello: hello, lease: lease, openedAt: now, end: end, renewed: now}
+	a := &attachment{key: proxyKey{service, hello.ProxyID}, hello: hello, lease: lease, openedAt: now, end: end, renewed: now, wake: make(chan struct{}, 1)}
 	a.seen(req, now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,6 +141,7 @@ func (s *Server) attach(ctx context.Context, service policy.ServiceName, req *wi
 		old.end(errSuperseded)
 	}
 	s.attachments[a.key] = a
+	s.tellDemands(a, req)
 	s.cfg.Log.Info("proxy attached", zap.Stringer("service", service), zap.String("proxy", hello.ProxyID),
 		zap.String("version", hello.Version), zap.Int("endpoints", len(hello.Endpoints)))
 	return a, nil
@@ -122,6 +151,7 @@ func (s *Server) detach(a *attachment) {
 	s.mu.Lock()
 	if s.attachments[a.key] == a {
 		delete(s.attachments, a.key)
+		s.cfg.Detached(a.key.name(), a.left)
 	}
 	s.mu.Unlock()
 	s.cfg.Log.Info("proxy detached", zap.Stringer("service", a.key.service), zap.String("proxy", a.key.id))
@@ -143,9 +173,13 @@ func (s *Server) release(ctx context.Context, a *attachment) error {
 // renew keeps the lease alive and answers. A store that does not answer now may
 // do so at the next message: the stream stays, and so does the proxy's traffic;
 // only the answer is missing.
-func (s *Server) renew(ctx context.Context, a *attachment, stream attachStream) error {
+func (s *Server) renew(ctx context.Context, a *attachment, req *wire.AttachRequest, stream attachStream) error {
 	ttl := a.lease.TTL()
-	if now := s.cfg.Now(); a.failing || now.Sub(a.renewed) >= ttl/renewalsPerTTL {
+	every := ttl / renewalsPerTTL
+	if len(req.GetFigures().GetDemands()) > 0 {
+		every = ttl / renewalsWithDemands
+	}
+	if now := s.cfg.Now(); a.failing || now.Sub(a.renewed) >= every {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		err := a.lease.KeepAlive(ctx)
 		cancel()
@@ -162,7 +196,7 @@ func (s *Server) renew(ctx context.Context, a *attachment, stream attachStream) 
 		}
 		a.failing, a.renewed = false, now
 	}
-	return stream.Send(&wire.AttachResponse{Ttl: durationpb.New(ttl)})
+	return stream.Send(&wire.AttachResponse{Ttl: durationpb.New(ttl), Shares: wire.FromShares(s.cfg.Shares(a.key.name()))})
 }
 
 // readHello checks a proxy's first message. The error is a gRPC status that

@@ -45,6 +45,13 @@ type Config struct {
 	// Attach takes a proxy's endpoints in. A gRPC status as its error is passed on
 	// to the proxy; other errors become Unavailable.
 	Attach func(ctx context.Context, hello Hello) (Lease, error)
+	// Demands hears what an attached proxy wants of limits of the whole mesh, with
+	// each of its reports; Shares tells what it has of them, for each answer and
+	// after SharesChanged. Detached hears when an attachment ended that no other has
+	// taken the place of, and whether the proxy took leave. All may be nil.
+	Demands  func(p ProxyName, demands []policy.Demand)
+	Shares   func(p ProxyName) []policy.Share
+	Detached func(p ProxyName, left bool)
 	// Log may be nil.
 	Log *zap.Logger
 	// Now is time.Now where it is nil.
@@ -87,6 +94,28 @@ type Server struct {
 	closing     bool
 }
 
+// ProxyName names an attached proxy.
+type ProxyName struct {
+	Service policy.ServiceName
+	ID      string
+}
+
+func (k proxyKey) name() ProxyName { return ProxyName{k.service, k.id} }
+
+// SharesChanged has a proxy told its shares, if it is attached. It does not wait.
+func (s *Server) SharesChanged(p ProxyName) {
+	s.mu.Lock()
+	a := s.attachments[proxyKey{p.Service, p.ID}]
+	s.mu.Unlock()
+	if a == nil {
+		return
+	}
+	select {
+	case a.wake <- struct{}{}:
+	default: // it is to be told already
+	}
+}
+
 // proxyKey tells proxies apart. The service is part of it, so that a proxy
 // cannot take the place of another service's by its id.
 type proxyKey struct {
@@ -110,6 +139,15 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
+	}
+	if cfg.Demands == nil {
+		cfg.Demands = func(ProxyName, []policy.Demand) {}
+	}
+	if cfg.Shares == nil {
+		cfg.Shares = func(ProxyName) []policy.Share { return nil }
+	}
+	if cfg.Detached == nil {
+		cfg.Detached = func(ProxyName, bool) {}
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -25,6 +25,8 @@ type Member struct {
 	// Circuits are those that proxies attached to it reported not to be closed; a
 	// bounded number.
 	Circuits []Circuit `json:"circuits,omitempty"`
+	// Demands are what its proxies want of limits of the whole mesh.
+	Demands []policy.Demand `json:"demands,omitempty"`
 
 	Leader bool `json:"-"` // it runs the task of TakePart
 }
@@ -54,6 +56,15 @@ type Circuit struct {
 // others (GET /metrics) is as old as that; the price is one small write for each
 // member in that time.
 const tellEvery = 5 * time.Second
+
+// TellNow has this process tell of itself at once: others wait for it. It does
+// not wait, and does nothing where there are no others.
+func (s *Store) TellNow() {
+	select {
+	case s.tellNow <- struct{}{}:
+	default:
+	}
+}
 
 // TakePart makes this process one of the store's members until ctx ends, and
 // runs a task in one member at a time: in another within LeaseTTL (and what
@@ -103,6 +114,7 @@ func (s *Store) tell(ctx context.Context, lease clientv3.LeaseID, self func() Me
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-s.tellNow:
 		}
 	}
 }

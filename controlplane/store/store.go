@@ -137,6 +137,7 @@ type Store struct {
 	membersMu sync.Mutex // guards what follows
 	members   []Member   // as read last
 	self      func() Member
+	tellNow   chan struct{} // of one place, never changed
 
 	seenMu sync.Mutex                                // guards seen
 	seen   map[policy.ServiceName]map[string]float64 // Unix seconds, by endpoint id
@@ -152,7 +153,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
 	s := &Store{
 		cfg: cfg, keys: keys(cfg.Prefix), watches: map[*Watch]struct{}{},
-		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), keptFrom: map[string]string{}, seen: map[policy.ServiceName]map[string]float64{},
+		waiters: map[*waiter]struct{}{}, turn: make(chan struct{}, 1), tellNow: make(chan struct{}, 1), keptFrom: map[string]string{}, seen: map[policy.ServiceName]map[string]float64{},
 	}
 	s.model = newModel(s.keys, cfg.Log)
 	s.unweighed.Store(cfg.historyBytes / pruneParts) // what is there already

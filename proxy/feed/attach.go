@@ -26,7 +26,7 @@ const (
 	// demandEvery is how often demands are told as long as there are any, and
 	// askAgain how soon after the last time where a share is used up: what moves
 	// from proxy to proxy is divided wrongly for about as long.
-	demandEvery = time.Second
+	demandEvery = 500 * time.Millisecond
 	askAgain    = 200 * time.Millisecond
 )
 

@@ -36,7 +36,7 @@ type Config struct {
 	// func, is with each sign of life.
 	FiguresEvery func() time.Duration
 	// Demands tells what is wanted of limits of the whole mesh; as long as there are
-	// any they are told every second. nil wants none.
+	// any they are told twice a second. nil wants none.
 	Demands   func() []policy.Demand
 	Report    func() policy.Report // nil reports nothing but the control plane's address
 	StateFile string               // last known good state, 0600; "" keeps none
