@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"proxy/loop":      {},
 	"proxy/ratelimit": {},
 	"proxy/relay":     {"proxy/loop"},
+	"proxy/resolve":   {},
 	"proxy/retry":     {},
 	"proxy/secure":    {"proxy/loop"},
 	"proxy/telemetry": {},

@@ -23,6 +23,7 @@ type view struct {
 	state    *store.State
 	virtual  map[netip.Addr]policy.ServiceName
 	byAddr   map[netip.AddrPort][]policy.ServiceName // whose endpoint it is, in order
+	byHost   map[string][]policy.ServiceName         // whose endpoint outside the mesh it is, in order
 	byIP     map[netip.Addr][]user                   // who has endpoints there; mostly one, for which a map would be ten times as large
 	besides  map[netip.Addr]int                      // addresses with a proxy beside them now
 	meshed   map[netip.Addr]bool
@@ -37,7 +38,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 		trustDomain: trustDomain, bundle: bundle, state: &store.State{Settings: st.Settings},
 		virtual: map[netip.Addr]policy.ServiceName{}, byAddr: map[netip.AddrPort][]policy.ServiceName{},
 		byIP: map[netip.Addr][]user{}, besides: map[netip.Addr]int{}, meshed: map[netip.Addr]bool{},
-		unlooked: map[policy.ServiceName]struct{}{},
+		byHost: map[string][]policy.ServiceName{}, unlooked: map[policy.ServiceName]struct{}{},
 	}
 	v.apply(store.Everything(st))
 	return v
@@ -80,7 +81,7 @@ func (v *view) apply(c store.Change) publish.Change {
 func (v *view) foresee(differences []policy.Difference) (*view, publish.Change) {
 	v.mu.RLock()
 	next := &view{
-		trustDomain: v.trustDomain, bundle: v.bundle, state: v.state, virtual: maps.Clone(v.virtual), byAddr: maps.Clone(v.byAddr),
+		trustDomain: v.trustDomain, bundle: v.bundle, state: v.state, virtual: maps.Clone(v.virtual), byAddr: maps.Clone(v.byAddr), byHost: maps.Clone(v.byHost),
 		byIP: make(map[netip.Addr][]user, len(v.byIP)), besides: maps.Clone(v.besides), meshed: maps.Clone(v.meshed), disabled: v.disabled,
 		unlooked: map[policy.ServiceName]struct{}{},
 	}
@@ -111,6 +112,7 @@ func (v *view) indexLocked(old, now *store.Service, lookups map[string]struct{})
 		v.virtualLocked(now, true, lookups)
 		v.virtualLocked(old, false, lookups)
 	}
+	v.hostsLocked(old, now, lookups)
 	gone, came := moved(old.Endpoints, now.Endpoints)
 	for _, at := range came {
 		lookups[at.String()] = struct{}{}
@@ -149,7 +151,9 @@ func moved(old, now []store.Endpoint) (gone, came []netip.AddrPort) {
 			old, now = old[1:], now[1:]
 		}
 	}
-	return gone, came
+	// Those outside the mesh have no address here.
+	outside := func(at netip.AddrPort) bool { return !at.IsValid() }
+	return slices.DeleteFunc(gone, outside), slices.DeleteFunc(came, outside)
 }
 
 // virtualLocked enters a service's virtual addresses or takes them out, if no
@@ -261,7 +265,9 @@ func (v *view) addressesLocked(name policy.ServiceName) []netip.Addr {
 	set := map[netip.Addr]struct{}{}
 	if s := v.state.Services.Get(name); s != nil {
 		for i := range s.Endpoints {
-			set[s.Endpoints[i].Addr().Addr()] = struct{}{}
+			if a := s.Endpoints[i].Addr().Addr(); a.IsValid() {
+				set[a] = struct{}{}
+			}
 		}
 	}
 	for p := range v.state.Proxies.All() {
@@ -283,6 +289,9 @@ func (v *view) Lookup(resource string) (policy.ServiceName, bool) {
 		return name, ok
 	}
 	at, err := netip.ParseAddrPort(resource)
+	if err != nil && len(v.byHost[resource]) > 0 {
+		return v.byHost[resource][0], true
+	}
 	if err != nil || len(v.byAddr[at]) == 0 {
 		return policy.ServiceName{}, false
 	}
@@ -296,7 +305,10 @@ func (v *view) targets() []policy.Target {
 	out := make([]policy.Target, 0, len(v.byAddr)) // about
 	for _, s := range v.state.Services.All() {
 		for i := range s.Endpoints {
-			out = append(out, v.targetLocked(&s.Endpoints[i]))
+			// What is outside the mesh is not ours to ask for its health.
+			if e := &s.Endpoints[i]; e.Host == "" {
+				out = append(out, v.targetLocked(e))
+			}
 		}
 	}
 	return out

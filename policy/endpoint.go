@@ -22,6 +22,7 @@ type Endpoint struct {
 	// the mesh's window. Zero leaves the service's circuit in force, and no limit.
 	CircuitTimeout float64 `json:"circuit_timeout,omitempty"`
 	RateLimit      int     `json:"rate_limit,omitempty"`
+	External               // in the place of IP
 
 	Status   string  `json:"status"`
 	LastSeen float64 `json:"last_seen"` // Unix seconds
@@ -78,8 +79,13 @@ func (e *Endpoint) Validate() Problems {
 	if e.Namespace == ControlPlane.Namespace {
 		p.add("namespace", "%q is the control plane's own", e.Namespace)
 	}
+	e.External.validate(&p)
 	ip, err := netip.ParseAddr(e.IP)
 	switch {
+	case e.Host != "":
+		if e.IP != "" {
+			p.add("ip", "%q stands beside the host %q: an endpoint has one of them", e.IP, e.Host)
+		}
 	case err != nil:
 		p.add("ip", "%q is not an IP address", e.IP)
 	case ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() || IsVirtual(ip):

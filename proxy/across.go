@@ -59,10 +59,19 @@ func (p *Proxy) dialOffLoop(ctx context.Context, d *destination, e *endpoint) (n
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
 	defer cancel()
 	c, err := p.toMesh.DialContext(ctx, "tcp", e.at)
-	if err != nil || !e.mtls {
-		return c, err
+	if err != nil {
+		return nil, err
 	}
-	tc := tls.Client(c, p.id.ClientTLSAt(d.svc.Name, e.at))
+	var cfg *tls.Config
+	switch {
+	case e.mtls:
+		cfg = p.id.ClientTLSAt(d.svc.Name, e.at)
+	case e.origin != nil:
+		cfg = e.origin.cfg
+	default:
+		return c, nil
+	}
+	tc := tls.Client(c, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = c.Close()
 		return nil, &handshakeError{err}

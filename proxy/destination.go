@@ -27,6 +27,7 @@ type destinations struct {
 // in what it points to.
 type destination struct {
 	svc         *policy.Service
+	missing     []string // hosts outside the mesh of which no address is known
 	router      *policy.Router
 	picks       map[pickKey]*pick
 	ports       map[uint16]bool   // on which an endpoint listens, healthy or not
@@ -55,22 +56,26 @@ type endpointKey struct {
 
 // endpoint is what is known and kept of one endpoint.
 type endpoint struct {
-	id       string
-	addr     netip.AddrPort
-	at       string // addr as text
-	protocol string
-	mtls     bool // a proxy is beside it, and policy does not disable mTLS
-	stats    *balance.Stats
-	host     *outlier.Host    // nil where outliers are not looked for
-	circuit  *breaker.Circuit // nil when circuits are off
-	order    policy.CircuitOrder
-	turned   *atomic.Int64      // Unix ms: when the circuit last opened or closed, 0 for never
-	limits   policy.Breaker     // what circuit was made with
-	limiter  *ratelimit.Limiter // the endpoint's own; nil when it has none
-	limit    policy.RateLimit   // what limiter was made with
-	kept     []kept             // by loop; each is its loop's alone
-	across   *across            // to it from the version of HTTP that it does not speak
-	metrics  *telemetry.Endpoint
+	id        string
+	addr      netip.AddrPort
+	at        string // addr as text
+	protocol  string
+	external  policy.External // of one outside the mesh
+	host      string          // "" in the mesh
+	hostField string          // host as requests name it
+	origin    *origin         // TLS that the proxy begins; nil passes on what the app says
+	mtls      bool            // a proxy is beside it, and policy does not disable mTLS
+	stats     *balance.Stats
+	judged    *outlier.Host    // nil where outliers are not looked for
+	circuit   *breaker.Circuit // nil when circuits are off
+	order     policy.CircuitOrder
+	turned    *atomic.Int64      // Unix ms: when the circuit last opened or closed, 0 for never
+	limits    policy.Breaker     // what circuit was made with
+	limiter   *ratelimit.Limiter // the endpoint's own; nil when it has none
+	limit     policy.RateLimit   // what limiter was made with
+	kept      []kept             // by loop; each is its loop's alone
+	across    *across            // to it from the version of HTTP that it does not speak
+	metrics   *telemetry.Endpoint
 }
 
 // setService replaces what is known of a service; nil forgets it. It is called
@@ -78,6 +83,10 @@ type endpoint struct {
 func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.setServiceLocked(name, svc)
+}
+
+func (p *Proxy) setServiceLocked(name policy.ServiceName, svc *policy.Service) error {
 	old := p.dests.Load()
 	next := &destinations{byName: make(map[policy.ServiceName]*destination, len(old.byName)+1)}
 	for n, d := range old.byName {
@@ -101,6 +110,9 @@ func (p *Proxy) setService(name policy.ServiceName, svc *policy.Service) error {
 		p.askForNew(d.allLimits())
 	}
 	p.dropEndpoints(name, kept)
+	if was := old.byName[name]; was != nil && isExternal(was.svc) {
+		p.forgetHosts()
+	}
 	if svc == nil {
 		p.metrics.Forget(name.Name, name.Namespace)
 	}
@@ -144,8 +156,12 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	build := p.builder(svc)
 	known := old.healthy()
 	d.ports = map[uint16]bool{}
-	for _, t := range svc.Endpoints {
-		d.ports[uint16(t.Port)] = true
+	for i := range svc.Endpoints {
+		d.ports[uint16(svc.Endpoints[i].Port)] = true
+	}
+	all, missing := p.withAddresses(svc)
+	d.missing = missing
+	for _, t := range all {
 		sick := t.Status == policy.Unhealthy
 		if sick && !build.panic {
 			continue
@@ -194,7 +210,7 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 	}
 	e := p.endpoints[key]
 	watched := svc.Traffic.Outliers.Enabled
-	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol && (e.host != nil) == watched && e.order == t.Circuit {
+	if e != nil && e.limits == limits && e.limit == t.Limit && e.protocol == t.Protocol && (e.judged != nil) == watched && e.order == t.Circuit && e.external == t.External {
 		return e, key, nil
 	}
 	fresh := &endpoint{
@@ -202,15 +218,22 @@ func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time)
 		order: t.Circuit, turned: &atomic.Int64{},
 		metrics: p.metrics.Endpoint(svc.Name.Name, svc.Name.Namespace, t.ID),
 	}
-	if e != nil { // its settings changed: latencies and connections stay
+	if err := fresh.outside(&t, e); err != nil {
+		return nil, key, err
+	}
+	if e != nil && e.external == t.External { // its settings changed: latencies and connections stay
 		fresh.stats, fresh.kept, fresh.across = e.stats, e.kept, e.across
 	} else {
+		if e != nil {
+			p.closeKept(e.kept)
+			e.across.close()
+		}
 		fresh.stats, fresh.kept, fresh.across = &balance.Stats{}, p.newKept(), &across{}
 	}
 	if watched {
-		fresh.host = &outlier.Host{}
-		if e != nil && e.host != nil {
-			fresh.host = e.host
+		fresh.judged = &outlier.Host{}
+		if e != nil && e.judged != nil {
+			fresh.judged = e.judged
 		}
 	}
 	if err := fresh.guard(e, now); err != nil {

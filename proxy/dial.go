@@ -54,11 +54,11 @@ func (d *dialer) check() error {
 	return err
 }
 
-// handshakeError is a failure to agree on mTLS with a workload, after the
-// network had connected.
+// handshakeError is a failure to agree on TLS with a workload, or with a server
+// outside the mesh, after the network had connected.
 type handshakeError struct{ err error }
 
-func (e *handshakeError) Error() string { return "mTLS handshake: " + e.err.Error() }
+func (e *handshakeError) Error() string { return "TLS handshake: " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
 // onLoop is the dialer for connections on a loop.
@@ -80,6 +80,11 @@ func (d *dialer) onLoop() loop.Dialer {
 // policy does not say otherwise. The deadline, if it is not zero, and the
 // proxy's limit bound dial and handshake.
 func (p *Proxy) dialEndpoint(l *loop.Loop, d *destination, e *endpoint, deadline time.Time) (loop.Stream, error) {
+	return p.dialAs(l, d, e, e.origin, deadline)
+}
+
+// dialAs does it with TLS begun for the app, or none.
+func (p *Proxy) dialAs(l *loop.Loop, d *destination, e *endpoint, begin *origin, deadline time.Time) (loop.Stream, error) {
 	limit := l.Now().Add(p.cfg.ConnectLimit)
 	if !deadline.IsZero() && deadline.Before(limit) {
 		limit = deadline
@@ -93,10 +98,15 @@ func (p *Proxy) dialEndpoint(l *loop.Loop, d *destination, e *endpoint, deadline
 		return nil, err
 	}
 	c.SetOwner(d.gates)
-	if !e.mtls {
+	var tc *secure.Conn
+	switch {
+	case e.mtls:
+		tc = secure.Client(c, p.id.ClientTLSAt(d.svc.Name, e.at))
+	case begin != nil:
+		tc = secure.Client(c, begin.cfg)
+	default:
 		return c, nil
 	}
-	tc := secure.Client(c, p.id.ClientTLSAt(d.svc.Name, e.at))
 	if err := tc.Handshake(limit); err != nil {
 		_ = tc.Close()
 		return nil, &handshakeError{err}

@@ -159,10 +159,13 @@ func (p *Proxy) setInbound(in policy.Inbound) error {
 func (p *Proxy) destination(l *loop.Loop, name policy.ServiceName) *destination {
 	if d := p.dests.Load().byName[name]; d != nil {
 		p.feed.Touch(name)
-		return d
+		return p.found(l, d)
 	}
 	var d *destination
 	l.Block(func() { d = p.askFor(p.hard, name) })
+	if d != nil {
+		d = p.found(l, d)
+	}
 	return d
 }
 

@@ -128,7 +128,7 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 	started, age := l.Now(), l.Age()
 	m := p.conns.outboundTCP
 	m.Opened()
-	e, ticket, up, err := p.connect(l, d, lc.OriginalDst().Port(), started)
+	e, ticket, up, err := p.connect(l, d, lc.OriginalDst().Port(), speaksTLS(peeked), started)
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Info("no upstream", zap.Stringer("service", d.svc.Name), zap.Error(err))
@@ -148,8 +148,9 @@ var (
 )
 
 // connect finds an endpoint that takes a connection, trying others as often as
-// the service's settings let a request be tried.
-func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time) (*endpoint, breaker.Ticket, loop.Stream, error) {
+// the service's settings let a request be tried. An app that speaks TLS itself has
+// none begun for it.
+func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, ownTLS bool, now time.Time) (*endpoint, breaker.Ticket, loop.Stream, error) {
 	pk := d.choose("", port)
 	if pk == nil {
 		d.metrics.RoutingFailed()
@@ -167,7 +168,11 @@ func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, now time.Time
 			return nil, ticket, nil, errors.Join(errCircuitOpen, last)
 		}
 		d.metrics.Routed()
-		c, err := p.dialEndpoint(l, d, e, time.Time{})
+		begin := e.origin
+		if ownTLS {
+			begin = nil
+		}
+		c, err := p.dialAs(l, d, e, begin, time.Time{})
 		if err == nil {
 			return e, ticket, c, nil
 		}
@@ -347,11 +352,7 @@ func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 	case first.found.Hello != nil && !first.found.Hello.Encrypted: // else the name is not of where it goes
 		host = first.found.Hello.ServerName
 	}
-	name, ok := p.meshName(host)
-	if !ok {
-		return nil
-	}
-	return p.destination(l, name)
+	return p.serviceFor(l, host)
 }
 
 func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, endpoint, reason string, started time.Time, res relay.Result) {

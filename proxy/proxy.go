@@ -29,6 +29,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/resolve"
 	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
@@ -97,6 +98,7 @@ type Proxy struct {
 	id      *identity.Identity
 	server  func() *tls.Config // for calls from other workloads; made once
 	feed    *feed.Feed
+	names   *resolve.Resolver // of hosts outside the mesh
 	metrics *telemetry.Registry
 	access  *telemetry.AccessLog
 	h1      *h1.Server
@@ -140,6 +142,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.meshDialer, p.appDialer = p.toMesh.onLoop(), p.toApp.onLoop()
 	if err := p.toMesh.check(); err != nil {
+		return nil, err
+	}
+	if p.names, err = p.newNames(); err != nil {
 		return nil, err
 	}
 	if cfg.AccessLog != nil {
@@ -208,6 +213,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return named("admin", ports.admin.run(hard)) })
 	g.Go(func() error { p.housekeep(hard); return nil })
 	g.Go(func() error { p.keepSettled(hard); return nil })
+	g.Go(func() error { p.names.Run(hard); return nil })
 	if p.access != nil {
 		g.Go(func() error { return named("access log", p.access.Run(hard)) })
 	}
@@ -266,7 +272,7 @@ func (p *Proxy) open() (_ *ports, err error) {
 	}
 	o.dns, err = dns.New(dns.Config{
 		Addrs: p.cfg.DNS, Namespace: p.cfg.Service.Namespace, ClusterDomain: p.cfg.ClusterDomain,
-		Lookup: p.lookupName, Upstreams: p.cfg.ResolvConf.Nameservers, Dial: p.toMesh.DialContext, Log: p.log.Named("dns"),
+		Lookup: p.lookupName, LookupHost: p.lookupHost, Upstreams: p.cfg.ResolvConf.Nameservers, Dial: p.toMesh.DialContext, Log: p.log.Named("dns"),
 	})
 	if err != nil {
 		return o, fmt.Errorf("dns: %w", err)

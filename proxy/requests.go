@@ -325,6 +325,10 @@ func (o *outbound) identify(x hop, e *endpoint) {
 	if e.mtls {
 		return
 	}
+	if e.host != "" {
+		o.present(x, e)
+		return
+	}
 	x.Set("X-Source-Service", o.p.cfg.Service.Name)
 	x.Set("X-Source-Namespace", o.p.cfg.Service.Namespace)
 }

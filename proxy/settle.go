@@ -98,7 +98,7 @@ func (pk *pick) order(random, hash uint64) (first, second *choice) {
 }
 
 // ejected says whether the endpoint is left out as an outlier.
-func (e *endpoint) ejected() bool { return e.host != nil && e.host.Ejected() }
+func (e *endpoint) ejected() bool { return e.judged != nil && e.judged.Ejected() }
 
 // find chooses an endpoint: first of those that come first, then of the others;
 // then again of those that were tried; at last of those that are left out as
@@ -146,8 +146,8 @@ func (pk *pick) hasOutlier() bool {
 
 // record notes how a try at an endpoint ended, for the comparison with others.
 func (e *endpoint) record(latency time.Duration, failed bool) {
-	if e.host != nil {
-		e.host.Record(latency, failed)
+	if e.judged != nil {
+		e.judged.Record(latency, failed)
 	}
 }
 
@@ -281,7 +281,7 @@ func (d *destination) setWatch(old *destination, members []member, now time.Time
 		if m.sick {
 			continue // the health checks have left it out
 		}
-		d.hosts, d.hosted = append(d.hosts, m.host), append(d.hosted, m.endpoint)
+		d.hosts, d.hosted = append(d.hosts, m.judged), append(d.hosted, m.endpoint)
 	}
 	return nil
 }

@@ -17,9 +17,9 @@ func newDeleteCommand(opt *options) *cobra.Command {
 		Use: "delete KIND NAME", Short: "Remove an endpoint or a rule",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("%q is not a kind that can be deleted; these are endpoint, traffic-rule, security-rule", args[0])
+				return fmt.Errorf("%q is not a kind that can be deleted; these are endpoint, external-service, traffic-rule, security-rule", args[0])
 			}
-			return fmt.Errorf("a kind is missing: endpoint, traffic-rule, security-rule")
+			return fmt.Errorf("a kind is missing: endpoint, external-service, traffic-rule, security-rule")
 		},
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
@@ -35,6 +35,10 @@ func newDeleteCommand(opt *options) *cobra.Command {
 	cmd.AddCommand(
 		deleteCommand(opt, "endpoint", "[NAMESPACE/]SERVICE/ID", "an endpoint",
 			ofService(func(c *api.Client) deleteOfService { return c.Deregister })),
+		deleteCommand(opt, "external-service", "[NAMESPACE/]SERVICE", "a service outside the mesh",
+			func(cmd *cobra.Command, c *api.Client, arg string) error {
+				return deleteExternalService(cmd.Context(), c, arg)
+			}),
 		deleteCommand(opt, "traffic-rule", "[NAMESPACE/]SERVICE/ID", "a traffic rule",
 			ofService(func(c *api.Client) deleteOfService { return c.DeleteTrafficRule })),
 		deleteCommand(opt, "security-rule", "ID", "a security rule",

@@ -22,6 +22,7 @@ type getter struct {
 var getters = []getter{
 	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices},
 	{"endpoints", "where services answer", "NAMESPACE/SERVICE[/ID]", getEndpoints},
+	{"external-services", "the services outside the mesh", "NAMESPACE/SERVICE[/ID]", getExternalServices},
 	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth},
 	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE[/ID]", getTrafficRules},
 	{"security-rules", "who may call whom", "ID", getSecurityRules},

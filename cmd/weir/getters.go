@@ -66,7 +66,7 @@ func getEndpoints(g *getting) error {
 	return g.print(all, func(w io.Writer) error {
 		var rows [][]string
 		for _, e := range all {
-			rows = append(rows, []string{e.Namespace, e.ServiceName, e.ID, e.Addr().String(), e.Protocol, strconv.Itoa(e.Weight), e.Subset(), e.Status, when(e.LastSeen)})
+			rows = append(rows, []string{e.Namespace, e.ServiceName, e.ID, addressOf(&e), e.Protocol, strconv.Itoa(e.Weight), e.Subset(), e.Status, when(e.LastSeen)})
 		}
 		return table(w, "NAMESPACE SERVICE ID ADDRESS PROTOCOL WEIGHT SUBSET STATUS LAST-SEEN", rows)
 	})

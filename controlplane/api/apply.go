@@ -27,7 +27,7 @@ type Applied struct {
 }
 
 type applyBody struct {
-	Documents []json.RawMessage `json:"documents" doc:"each {kind, namespace, service, spec}, kinds Endpoint, TrafficRule, SecurityRule, Config" nullable:"false"`
+	Documents []json.RawMessage `json:"documents" doc:"each {kind, namespace, service, spec}, kinds Endpoint, ExternalService, TrafficRule, SecurityRule, Config" nullable:"false"`
 }
 
 type applyInput struct {
@@ -97,7 +97,7 @@ func (p *application) add(d *Document, endpoint func(policy.Endpoint) policy.Edi
 	var known string // the id of a rule like it
 	var warns []string
 	switch d.Kind {
-	case "Endpoint":
+	case "Endpoint", "ExternalService":
 		own := d.endpoint
 		own.Status = "" // it stays as it is
 		e = endpoint(own)

@@ -9,17 +9,23 @@ type endpointBody struct {
 	ID              string            `json:"id" doc:"unique within the service" example:"user-service-1"`
 	ServiceName     string            `json:"service_name" example:"user-service"`
 	Namespace       string            `json:"namespace" example:"default"`
-	IP              string            `json:"ip" example:"10.0.1.10"`
+	IP              *string           `json:"ip,omitempty" required:"false" doc:"left out where there is a host" example:"10.0.1.10"`
 	Port            int               `json:"port" example:"8001"`
 	Protocol        *string           `json:"protocol" required:"false"`
 	HealthCheckPath *string           `json:"health_check_path" required:"false"`
 	Weight          *int              `json:"weight" required:"false"`
 	Labels          map[string]string `json:"labels" required:"false" nullable:"true" doc:"\"version\" (or \"subset\") is what destination_subset picks by"`
+	Host            *string           `json:"host,omitempty" required:"false" doc:"in the place of ip: a name outside the mesh, which the callers' proxies look up" example:"api.example.com"`
+	TLS             *string           `json:"tls,omitempty" required:"false" doc:"originate: the callers' proxies speak TLS to it"`
+	ServerName      *string           `json:"server_name,omitempty" required:"false" doc:"in its certificate; left out, host"`
+	CA              *string           `json:"ca,omitempty" required:"false" doc:"PEM, whom to trust; left out, the system's roots of the proxies"`
 }
 
 func (b *endpointBody) endpoint() policy.Endpoint {
 	e := policy.DefaultEndpoint()
-	e.ID, e.ServiceName, e.Namespace, e.IP, e.Port = b.ID, b.ServiceName, b.Namespace, b.IP, b.Port
+	e.ID, e.ServiceName, e.Namespace, e.Port = b.ID, b.ServiceName, b.Namespace, b.Port
+	override(&e.IP, b.IP)
+	e.External = external(b.Host, b.TLS, b.ServerName, b.CA)
 	override(&e.Protocol, b.Protocol)
 	e.Protocol = policy.NormalProtocol(e.Protocol)
 	override(&e.HealthCheckPath, b.HealthCheckPath)
@@ -32,7 +38,8 @@ func (b *endpointBody) endpoint() policy.Endpoint {
 
 func newEndpointBody(e *policy.Endpoint) endpointBody {
 	return endpointBody{
-		ID: e.ID, ServiceName: e.ServiceName, Namespace: e.Namespace, IP: e.IP, Port: e.Port,
+		ID: e.ID, ServiceName: e.ServiceName, Namespace: e.Namespace, IP: given(e.IP), Port: e.Port,
+		Host: given(e.Host), TLS: given(e.TLS), ServerName: given(e.ServerName), CA: given(e.CA),
 		Protocol: given(e.Protocol), HealthCheckPath: given(e.HealthCheckPath), Weight: &e.Weight, Labels: e.Labels,
 	}
 }
@@ -42,18 +49,23 @@ type endpointPutBody struct {
 	ID              *string           `json:"id" required:"false" doc:"as in the path"`
 	ServiceName     *string           `json:"service_name" required:"false" doc:"as in the path"`
 	Namespace       *string           `json:"namespace" required:"false" doc:"as in the path"`
-	IP              string            `json:"ip" example:"10.0.1.10"`
+	IP              *string           `json:"ip,omitempty" required:"false" doc:"left out where there is a host" example:"10.0.1.10"`
 	Port            int               `json:"port" example:"8001"`
 	Protocol        *string           `json:"protocol" required:"false"`
 	HealthCheckPath *string           `json:"health_check_path" required:"false"`
 	Weight          *int              `json:"weight" required:"false"`
 	Labels          map[string]string `json:"labels" required:"false" nullable:"true"`
+	Host            *string           `json:"host,omitempty" required:"false" doc:"in the place of ip: a name outside the mesh, which the callers' proxies look up" example:"api.example.com"`
+	TLS             *string           `json:"tls,omitempty" required:"false" doc:"originate: the callers' proxies speak TLS to it"`
+	ServerName      *string           `json:"server_name,omitempty" required:"false" doc:"in its certificate; left out, host"`
+	CA              *string           `json:"ca,omitempty" required:"false" doc:"PEM, whom to trust; left out, the system's roots of the proxies"`
 }
 
 func (b *endpointPutBody) endpoint(ref policy.Ref) (policy.Endpoint, policy.Problems) {
 	whole := endpointBody{
 		ID: ref.ID, ServiceName: ref.Service, Namespace: ref.Namespace, IP: b.IP, Port: b.Port,
 		Protocol: b.Protocol, HealthCheckPath: b.HealthCheckPath, Weight: b.Weight, Labels: b.Labels,
+		Host: b.Host, TLS: b.TLS, ServerName: b.ServerName, CA: b.CA,
 	}
 	p := otherID(b.ID, ref.ID)
 	p = append(p, otherID(b.ServiceName, ref.Service).At("service_name")...)

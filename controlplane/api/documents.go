@@ -19,7 +19,7 @@ import (
 )
 
 // Kinds are the kinds of documents that can be applied.
-var Kinds = []string{"Endpoint", "TrafficRule", "SecurityRule", "Config"}
+var Kinds = []string{"Endpoint", "TrafficRule", "SecurityRule", "Config", "ExternalService"}
 
 // Document is one document of a file that is to be applied: a kind, the
 // namespace and service that it is about where the kind has them, and under
@@ -39,7 +39,7 @@ type Document struct {
 // String names the document for a reader: "Endpoint default/web/web-1".
 func (d *Document) String() string {
 	switch d.Kind {
-	case "Endpoint":
+	case "Endpoint", "ExternalService":
 		return d.Kind + " " + d.service.String() + "/" + d.endpoint.ID
 	case "TrafficRule":
 		return d.Kind + " " + d.service.String()
@@ -184,6 +184,8 @@ func (d *Document) read(e *envelope) policy.Problems {
 	switch d.Kind {
 	case "Endpoint":
 		return d.readEndpoint(e)
+	case "ExternalService":
+		return d.readExternalService(e)
 	case "TrafficRule":
 		return d.readTrafficRule(e)
 	}

@@ -81,7 +81,7 @@ PUT /traffic-rules/{namespace}/{service}/{rule_id}`; strings.Join(routes, "\n") 
 		t.Errorf("%s %v", doc.OpenAPI, doc.Servers)
 	}
 	endpoint := doc.Components.Schemas["EndpointBody"]
-	if strings.Join(endpoint.Required, " ") != "id service_name namespace ip port" || endpoint.Properties["port"]["maximum"] != 65535.0 {
+	if strings.Join(endpoint.Required, " ") != "id service_name namespace port" || endpoint.Properties["port"]["maximum"] != 65535.0 {
 		t.Errorf("%+v", endpoint)
 	}
 	if s := doc.Components.Schemas["Settings"]; len(s.Required) != 0 || s.Properties["global_timeout"] == nil {

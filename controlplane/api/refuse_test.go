@@ -38,7 +38,7 @@ func TestABadBodyIsRefusedWithItsPlaceAndNothingIsStored(t *testing.T) {
 		{"null for config", cfg, `null`, `body: null is not an object`},
 		{"missing", reg, `{"id":"e","service_name":"web","ip":"10.0.0.1"}`, `body.namespace: is missing; body.port: is missing`},
 		{"unknown, near", reg, endpointWith(`"wieght":1`), `body.wieght: unknown field; did you mean "weight"?`},
-		{"unknown, far", reg, endpointWith(`"x":1`), `body.x: unknown field; known here: id, service_name, namespace, ip, port, protocol, health_check_path, weight, labels`},
+		{"unknown, far", reg, endpointWith(`"x":1`), `body.x: unknown field; known here: id, service_name, namespace, ip, port, protocol, health_check_path, weight, labels, host, tls, server_name, ca`},
 		{"other case", reg, endpointWith(`"Weight":1`), `body.Weight: unknown field; did you mean "weight"?`},
 		{"dotted name", reg, endpointWith(`"a.weight":1`), `body.a.weight: unknown field; did you mean "weight"?`},
 		{"string for number", reg, `{"id":"e","service_name":"web","namespace":"default","ip":"10.0.0.1","port":"80"}`, `body.port: "80" is not a whole number`},

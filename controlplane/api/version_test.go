@@ -246,7 +246,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 	for _, w := range []struct{ docs, want string }{
 		{`{"kind":"Config","spec":{"egress":"deny"}},{"kind":"TrafficRule","service":"web","spec":{"weight":-1}}`, "body.documents[1].spec.weight: -1 is not in 0..1000000"},
 		{`{"kind":"TrafficRule","service":"web","spec":{"id":"x"}},{"kind":"TrafficRule","service":"web","spec":{"id":"x","weight":3}}`, "body.documents[1]: traffic rule x of default/web is there twice"},
-		{`{"kind":"Nonsense","spec":{}}`, `body.documents[0].kind: "Nonsense" is unknown; known here: Endpoint, TrafficRule, SecurityRule, Config`},
+		{`{"kind":"Nonsense","spec":{}}`, `body.documents[0].kind: "Nonsense" is unknown; known here: Endpoint, TrafficRule, SecurityRule, Config, ExternalService`},
 		{`7`, "body.documents[0]: 7 is not an object"},
 	} {
 		if text := refusal(t, send(t, c, "POST", "/api/v1/apply", `{"documents":[`+w.docs+`]}`), 400); text != w.want {

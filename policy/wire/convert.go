@@ -66,6 +66,10 @@ func FromEndpoint(t policy.Target) *Endpoint {
 		e.RateLimit = fromRateLimit(t.Limit)
 	}
 	e.Circuit = fromOrder(t.Circuit)
+	if t.Host != "" {
+		e.Port = uint32(max(t.Port, 0))
+		e.External = &External{Host: t.Host, Tls: t.TLS, ServerName: t.ServerName, Ca: t.CA}
+	}
 	return e
 }
 
@@ -76,6 +80,10 @@ func (e *Endpoint) Policy(service policy.ServiceName) policy.Target {
 		Port: int(e.GetPort()), Protocol: e.GetProtocol(), Weight: int(e.GetWeight()),
 		Labels: e.GetLabels(), Status: policy.Healthy, HealthCheckPath: e.GetHealthCheckPath(),
 		CircuitTimeout: duration(e.GetCircuitTimeout()).Seconds(), RateLimit: int(e.GetRateLimit().GetLimit()),
+		External: policy.External{
+			Host: e.GetExternal().GetHost(), TLS: e.GetExternal().GetTls(),
+			ServerName: e.GetExternal().GetServerName(), CA: e.GetExternal().GetCa(),
+		},
 	}, Limit: e.GetRateLimit().policy(), Circuit: e.GetCircuit().policy()}
 	if ip, ok := netip.AddrFromSlice(e.GetIp()); ok {
 		t.IP = ip.String()

@@ -306,7 +306,9 @@ type Endpoint struct {
 	CircuitTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=circuit_timeout,json=circuitTimeout,proto3" json:"circuit_timeout,omitempty"`
 	RateLimit      *RateLimit           `protobuf:"bytes,11,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
 	// What an operator wants of its circuits; absent is nothing.
-	Circuit       *CircuitOrder `protobuf:"bytes,12,opt,name=circuit,proto3" json:"circuit,omitempty"`
+	Circuit *CircuitOrder `protobuf:"bytes,12,opt,name=circuit,proto3" json:"circuit,omitempty"`
+	// An endpoint outside the mesh has a name in the place of ip.
+	External      *External `protobuf:"bytes,60,opt,name=external,proto3" json:"external,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +427,13 @@ func (x *Endpoint) GetCircuit() *CircuitOrder {
 	return nil
 }
 
+func (x *Endpoint) GetExternal() *External {
+	if x != nil {
+		return x.External
+	}
+	return nil
+}
+
 type CircuitOrder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`    // "open" or "close"; empty is not to hold
@@ -477,6 +486,74 @@ func (x *CircuitOrder) GetNumber() int64 {
 	return 0
 }
 
+type External struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Tls           string                 `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"` // "originate", or empty
+	ServerName    string                 `protobuf:"bytes,3,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	Ca            string                 `protobuf:"bytes,4,opt,name=ca,proto3" json:"ca,omitempty"` // PEM; empty is the system's roots
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *External) Reset() {
+	*x = External{}
+	mi := &file_weir_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *External) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*External) ProtoMessage() {}
+
+func (x *External) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use External.ProtoReflect.Descriptor instead.
+func (*External) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *External) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *External) GetTls() string {
+	if x != nil {
+		return x.Tls
+	}
+	return ""
+}
+
+func (x *External) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *External) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
 type TrafficRule struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	Id                   string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -514,7 +591,7 @@ type TrafficRule struct {
 
 func (x *TrafficRule) Reset() {
 	*x = TrafficRule{}
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +603,7 @@ func (x *TrafficRule) String() string {
 func (*TrafficRule) ProtoMessage() {}
 
 func (x *TrafficRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +616,7 @@ func (x *TrafficRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficRule.ProtoReflect.Descriptor instead.
 func (*TrafficRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{5}
+	return file_weir_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TrafficRule) GetId() string {
@@ -742,7 +819,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +831,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +844,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{6}
+	return file_weir_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Rewrite) GetPathPrefix() string {
@@ -802,7 +879,7 @@ type HeaderChanges struct {
 
 func (x *HeaderChanges) Reset() {
 	*x = HeaderChanges{}
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +891,7 @@ func (x *HeaderChanges) String() string {
 func (*HeaderChanges) ProtoMessage() {}
 
 func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +904,7 @@ func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
 func (*HeaderChanges) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{7}
+	return file_weir_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeaderChanges) GetRemove() []string {
@@ -864,7 +941,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +953,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +966,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{8}
+	return file_weir_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Redirect) GetStatus() uint32 {
@@ -938,7 +1015,7 @@ type DirectResponse struct {
 
 func (x *DirectResponse) Reset() {
 	*x = DirectResponse{}
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1027,7 @@ func (x *DirectResponse) String() string {
 func (*DirectResponse) ProtoMessage() {}
 
 func (x *DirectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1040,7 @@ func (x *DirectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectResponse.ProtoReflect.Descriptor instead.
 func (*DirectResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{9}
+	return file_weir_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DirectResponse) GetStatus() uint32 {
@@ -999,7 +1076,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1088,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1101,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{10}
+	return file_weir_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Mirror) GetService() string {
@@ -1059,7 +1136,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1148,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1161,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{11}
+	return file_weir_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Fault) GetDelay() *FaultDelay {
@@ -1119,7 +1196,7 @@ type Hedge struct {
 
 func (x *Hedge) Reset() {
 	*x = Hedge{}
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1208,7 @@ func (x *Hedge) String() string {
 func (*Hedge) ProtoMessage() {}
 
 func (x *Hedge) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1221,7 @@ func (x *Hedge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hedge.ProtoReflect.Descriptor instead.
 func (*Hedge) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{12}
+	return file_weir_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Hedge) GetAfterSeconds() float64 {
@@ -1178,7 +1255,7 @@ type FaultDelay struct {
 
 func (x *FaultDelay) Reset() {
 	*x = FaultDelay{}
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1267,7 @@ func (x *FaultDelay) String() string {
 func (*FaultDelay) ProtoMessage() {}
 
 func (x *FaultDelay) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1280,7 @@ func (x *FaultDelay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultDelay.ProtoReflect.Descriptor instead.
 func (*FaultDelay) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{13}
+	return file_weir_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FaultDelay) GetSeconds() float64 {
@@ -1231,7 +1308,7 @@ type FaultAbort struct {
 
 func (x *FaultAbort) Reset() {
 	*x = FaultAbort{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1320,7 @@ func (x *FaultAbort) String() string {
 func (*FaultAbort) ProtoMessage() {}
 
 func (x *FaultAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1333,7 @@ func (x *FaultAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultAbort.ProtoReflect.Descriptor instead.
 func (*FaultAbort) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FaultAbort) GetStatus() uint32 {
@@ -1305,7 +1382,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1394,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1407,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Traffic) GetStrategy() string {
@@ -1459,7 +1536,7 @@ type Balancing struct {
 
 func (x *Balancing) Reset() {
 	*x = Balancing{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1548,7 @@ func (x *Balancing) String() string {
 func (*Balancing) ProtoMessage() {}
 
 func (x *Balancing) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1561,7 @@ func (x *Balancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
 func (*Balancing) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Balancing) GetLoadFactor() float64 {
@@ -1541,7 +1618,7 @@ type Outliers struct {
 
 func (x *Outliers) Reset() {
 	*x = Outliers{}
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1630,7 @@ func (x *Outliers) String() string {
 func (*Outliers) ProtoMessage() {}
 
 func (x *Outliers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1643,7 @@ func (x *Outliers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
 func (*Outliers) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{17}
+	return file_weir_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Outliers) GetInterval() *durationpb.Duration {
@@ -1651,7 +1728,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1740,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1753,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{18}
+	return file_weir_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Overload) GetConcurrent() uint32 {
@@ -1712,7 +1789,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1801,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1814,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{19}
+	return file_weir_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Affinity) GetCookie() string {
@@ -1777,7 +1854,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1866,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1879,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{20}
+	return file_weir_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RateLimit) GetLimit() uint32 {
@@ -1867,7 +1944,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1956,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1969,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{21}
+	return file_weir_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Inbound) GetName() *Name {
@@ -1966,7 +2043,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2055,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2068,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{22}
+	return file_weir_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -2044,8 +2121,8 @@ func (x *SecurityRule) GetAddresses() [][]byte {
 }
 
 // Lookup tells which service an address belongs to: a virtual address
-// ("240.240.0.7", "[fd77:…]") or an endpoint's ("10.0.0.5:8001"). An address
-// of no service is reported as removed.
+// ("240.240.0.7", "[fd77:…]") or an endpoint's ("10.0.0.5:8001"), or the name of a
+// host outside ("api.example.com"). What is of no service is reported as removed.
 type Lookup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       *Name                  `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -2055,7 +2132,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2144,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2157,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{23}
+	return file_weir_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -2100,7 +2177,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2189,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2202,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{24}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2151,7 +2228,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2240,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2253,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{25}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2197,7 +2274,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2286,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2299,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{26}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -2258,7 +2335,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2347,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2360,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{27}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -2328,7 +2405,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2417,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2430,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{28}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -2407,7 +2484,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2496,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2509,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{29}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -2496,7 +2573,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2585,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2598,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{30}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -2571,7 +2648,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2660,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2673,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{31}
+	return file_weir_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -2674,7 +2751,7 @@ type LimitRef struct {
 
 func (x *LimitRef) Reset() {
 	*x = LimitRef{}
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2763,7 @@ func (x *LimitRef) String() string {
 func (*LimitRef) ProtoMessage() {}
 
 func (x *LimitRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2776,7 @@ func (x *LimitRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
 func (*LimitRef) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{32}
+	return file_weir_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LimitRef) GetService() *Name {
@@ -2736,7 +2813,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2825,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2838,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{33}
+	return file_weir_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Demand) GetLimit() *LimitRef {
@@ -2803,7 +2880,7 @@ type KeyDemand struct {
 
 func (x *KeyDemand) Reset() {
 	*x = KeyDemand{}
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2892,7 @@ func (x *KeyDemand) String() string {
 func (*KeyDemand) ProtoMessage() {}
 
 func (x *KeyDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +2905,7 @@ func (x *KeyDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
 func (*KeyDemand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{34}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KeyDemand) GetKey() uint64 {
@@ -2864,7 +2941,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2953,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2966,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{35}
+	return file_weir_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -2918,7 +2995,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +3007,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +3020,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{36}
+	return file_weir_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Share) GetLimit() *LimitRef {
@@ -2977,7 +3054,7 @@ type KeyShare struct {
 
 func (x *KeyShare) Reset() {
 	*x = KeyShare{}
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3066,7 @@ func (x *KeyShare) String() string {
 func (*KeyShare) ProtoMessage() {}
 
 func (x *KeyShare) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3079,7 @@ func (x *KeyShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
 func (*KeyShare) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{37}
+	return file_weir_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KeyShare) GetKey() uint64 {
@@ -3051,7 +3128,7 @@ const file_weir_proto_rawDesc = "" +
 	"\fvirtual_ipv6\x18\x03 \x01(\fR\vvirtualIpv6\x12/\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x11.weir.v1.EndpointR\tendpoints\x12*\n" +
 	"\x05rules\x18\x05 \x03(\v2\x14.weir.v1.TrafficRuleR\x05rules\x12*\n" +
-	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\xea\x03\n" +
+	"\atraffic\x18\x06 \x01(\v2\x10.weir.v1.TrafficR\atraffic\"\x99\x04\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x0e\n" +
 	"\x02ip\x18\x02 \x01(\fR\x02ip\x12\x12\n" +
@@ -3066,13 +3143,20 @@ const file_weir_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x0ecircuitTimeout\x121\n" +
 	"\n" +
 	"rate_limit\x18\v \x01(\v2\x12.weir.v1.RateLimitR\trateLimit\x12/\n" +
-	"\acircuit\x18\f \x01(\v2\x15.weir.v1.CircuitOrderR\acircuit\x1a9\n" +
+	"\acircuit\x18\f \x01(\v2\x15.weir.v1.CircuitOrderR\acircuit\x12-\n" +
+	"\bexternal\x18< \x01(\v2\x11.weir.v1.ExternalR\bexternal\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\fCircuitOrder\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x03R\x06number\"\x82\v\n" +
+	"\x06number\x18\x02 \x01(\x03R\x06number\"a\n" +
+	"\bExternal\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
+	"\x03tls\x18\x02 \x01(\tR\x03tls\x12\x1f\n" +
+	"\vserver_name\x18\x03 \x01(\tR\n" +
+	"serverName\x12\x0e\n" +
+	"\x02ca\x18\x04 \x01(\tR\x02ca\"\x82\v\n" +
 	"\vTrafficRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12K\n" +
 	"\rmatch_headers\x18\x02 \x03(\v2&.weir.v1.TrafficRule.MatchHeadersEntryR\fmatchHeaders\x12\x1d\n" +
@@ -3342,128 +3426,130 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
 	(*Service)(nil),             // 2: weir.v1.Service
 	(*Endpoint)(nil),            // 3: weir.v1.Endpoint
 	(*CircuitOrder)(nil),        // 4: weir.v1.CircuitOrder
-	(*TrafficRule)(nil),         // 5: weir.v1.TrafficRule
-	(*Rewrite)(nil),             // 6: weir.v1.Rewrite
-	(*HeaderChanges)(nil),       // 7: weir.v1.HeaderChanges
-	(*Redirect)(nil),            // 8: weir.v1.Redirect
-	(*DirectResponse)(nil),      // 9: weir.v1.DirectResponse
-	(*Mirror)(nil),              // 10: weir.v1.Mirror
-	(*Fault)(nil),               // 11: weir.v1.Fault
-	(*Hedge)(nil),               // 12: weir.v1.Hedge
-	(*FaultDelay)(nil),          // 13: weir.v1.FaultDelay
-	(*FaultAbort)(nil),          // 14: weir.v1.FaultAbort
-	(*Traffic)(nil),             // 15: weir.v1.Traffic
-	(*Balancing)(nil),           // 16: weir.v1.Balancing
-	(*Outliers)(nil),            // 17: weir.v1.Outliers
-	(*Overload)(nil),            // 18: weir.v1.Overload
-	(*Affinity)(nil),            // 19: weir.v1.Affinity
-	(*RateLimit)(nil),           // 20: weir.v1.RateLimit
-	(*Inbound)(nil),             // 21: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 22: weir.v1.SecurityRule
-	(*Lookup)(nil),              // 23: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 24: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 25: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 26: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 27: weir.v1.AttachRequest
-	(*Report)(nil),              // 28: weir.v1.Report
-	(*Circuit)(nil),             // 29: weir.v1.Circuit
-	(*Hello)(nil),               // 30: weir.v1.Hello
-	(*Figures)(nil),             // 31: weir.v1.Figures
-	(*LimitRef)(nil),            // 32: weir.v1.LimitRef
-	(*Demand)(nil),              // 33: weir.v1.Demand
-	(*KeyDemand)(nil),           // 34: weir.v1.KeyDemand
-	(*AttachResponse)(nil),      // 35: weir.v1.AttachResponse
-	(*Share)(nil),               // 36: weir.v1.Share
-	(*KeyShare)(nil),            // 37: weir.v1.KeyShare
-	nil,                         // 38: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 39: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 40: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 41: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 42: weir.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil), // 43: google.protobuf.Duration
+	(*External)(nil),            // 5: weir.v1.External
+	(*TrafficRule)(nil),         // 6: weir.v1.TrafficRule
+	(*Rewrite)(nil),             // 7: weir.v1.Rewrite
+	(*HeaderChanges)(nil),       // 8: weir.v1.HeaderChanges
+	(*Redirect)(nil),            // 9: weir.v1.Redirect
+	(*DirectResponse)(nil),      // 10: weir.v1.DirectResponse
+	(*Mirror)(nil),              // 11: weir.v1.Mirror
+	(*Fault)(nil),               // 12: weir.v1.Fault
+	(*Hedge)(nil),               // 13: weir.v1.Hedge
+	(*FaultDelay)(nil),          // 14: weir.v1.FaultDelay
+	(*FaultAbort)(nil),          // 15: weir.v1.FaultAbort
+	(*Traffic)(nil),             // 16: weir.v1.Traffic
+	(*Balancing)(nil),           // 17: weir.v1.Balancing
+	(*Outliers)(nil),            // 18: weir.v1.Outliers
+	(*Overload)(nil),            // 19: weir.v1.Overload
+	(*Affinity)(nil),            // 20: weir.v1.Affinity
+	(*RateLimit)(nil),           // 21: weir.v1.RateLimit
+	(*Inbound)(nil),             // 22: weir.v1.Inbound
+	(*SecurityRule)(nil),        // 23: weir.v1.SecurityRule
+	(*Lookup)(nil),              // 24: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 25: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 26: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 27: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 28: weir.v1.AttachRequest
+	(*Report)(nil),              // 29: weir.v1.Report
+	(*Circuit)(nil),             // 30: weir.v1.Circuit
+	(*Hello)(nil),               // 31: weir.v1.Hello
+	(*Figures)(nil),             // 32: weir.v1.Figures
+	(*LimitRef)(nil),            // 33: weir.v1.LimitRef
+	(*Demand)(nil),              // 34: weir.v1.Demand
+	(*KeyDemand)(nil),           // 35: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 36: weir.v1.AttachResponse
+	(*Share)(nil),               // 37: weir.v1.Share
+	(*KeyShare)(nil),            // 38: weir.v1.KeyShare
+	nil,                         // 39: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 40: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 41: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 42: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 43: weir.v1.HeaderChanges.AddEntry
+	(*durationpb.Duration)(nil), // 44: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	43, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	44, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
-	5,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	15, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	38, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	43, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
-	20, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	6,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
+	16, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	39, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	44, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	21, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
-	39, // 9: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	40, // 10: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
-	6,  // 11: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
-	7,  // 12: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
-	7,  // 13: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
-	8,  // 14: weir.v1.TrafficRule.redirect:type_name -> weir.v1.Redirect
-	9,  // 15: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
-	10, // 16: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
-	11, // 17: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
-	12, // 18: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
-	20, // 19: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
-	41, // 20: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	42, // 21: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
-	13, // 22: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
-	14, // 23: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	43, // 24: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	43, // 25: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	43, // 26: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	20, // 27: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 28: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	16, // 29: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
-	17, // 30: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
-	18, // 31: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
-	19, // 32: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	20, // 33: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
-	43, // 34: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	43, // 35: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	43, // 36: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	43, // 37: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	43, // 38: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	43, // 39: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	43, // 40: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 41: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	22, // 42: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	20, // 43: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	20, // 44: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
-	5,  // 45: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
-	0,  // 46: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 47: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 48: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	30, // 49: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	31, // 50: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	28, // 51: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	29, // 52: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 53: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 54: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	33, // 55: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 56: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	32, // 57: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	34, // 58: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	43, // 59: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	36, // 60: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	32, // 61: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	37, // 62: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	24, // 63: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	25, // 64: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	27, // 65: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	26, // 66: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	26, // 67: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	35, // 68: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	66, // [66:69] is the sub-list for method output_type
-	63, // [63:66] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	5,  // 9: weir.v1.Endpoint.external:type_name -> weir.v1.External
+	40, // 10: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	41, // 11: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	7,  // 12: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
+	8,  // 13: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
+	8,  // 14: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
+	9,  // 15: weir.v1.TrafficRule.redirect:type_name -> weir.v1.Redirect
+	10, // 16: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
+	11, // 17: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
+	12, // 18: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
+	13, // 19: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
+	21, // 20: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
+	42, // 21: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	43, // 22: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	14, // 23: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
+	15, // 24: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
+	44, // 25: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	44, // 26: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	44, // 27: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	21, // 28: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 29: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	17, // 30: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	18, // 31: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	19, // 32: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	20, // 33: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
+	21, // 34: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
+	44, // 35: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	44, // 36: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	44, // 37: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	44, // 38: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	44, // 39: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	44, // 40: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	44, // 41: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 42: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	23, // 43: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	21, // 44: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	21, // 45: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
+	6,  // 46: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
+	0,  // 47: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 48: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 49: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	31, // 50: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	32, // 51: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	29, // 52: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	30, // 53: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 54: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 55: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	34, // 56: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 57: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	33, // 58: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	35, // 59: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	44, // 60: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	37, // 61: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	33, // 62: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	38, // 63: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	25, // 64: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	26, // 65: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	28, // 66: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	27, // 67: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	27, // 68: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	36, // 69: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	67, // [67:70] is the sub-list for method output_type
+	64, // [64:67] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -3471,18 +3557,18 @@ func file_weir_proto_init() {
 	if File_weir_proto != nil {
 		return
 	}
-	file_weir_proto_msgTypes[5].OneofWrappers = []any{}
-	file_weir_proto_msgTypes[10].OneofWrappers = []any{}
-	file_weir_proto_msgTypes[12].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[6].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[11].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[13].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[14].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

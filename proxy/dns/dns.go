@@ -30,6 +30,9 @@ type Config struct {
 	// lower-case. Each call has a goroutine of its own and counts against
 	// MaxInFlight; ctx ends when Run does.
 	Lookup func(ctx context.Context, namespace, name string) (v4, v6 netip.Addr, ok bool)
+	// LookupHost does the same for a name that Lookup does not know, with a dot in
+	// it, lower-case and without the final dot; nil knows none.
+	LookupHost func(ctx context.Context, host string) (v4, v6 netip.Addr, ok bool)
 	// Upstreams are asked for everything else: the first that answers is kept
 	// to until it fails. Without any, such queries are answered REFUSED.
 	Upstreams []netip.AddrPort

@@ -51,3 +51,18 @@ func lower(s string) string {
 	}
 	return string(b)
 }
+
+// hostName is a query's name as that of a host that may be outside the mesh: with
+// a dot in it, and not one of those by which addresses are looked up.
+func hostName(query string) (string, bool) {
+	host := strings.TrimSuffix(lower(query), ".")
+	if !strings.Contains(host, ".") || strings.HasSuffix(host, ".arpa") {
+		return "", false
+	}
+	for _, c := range []byte(host) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
+			return "", false // no name of a host (RFC 1123 section 2.1)
+		}
+	}
+	return host, true
+}

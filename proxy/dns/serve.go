@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -26,11 +27,9 @@ func (s *Server) respond(ctx context.Context, raw []byte, udp bool) []byte {
 		if below, ok := underscored(q.question.Name.String()); ok {
 			return s.respondBelow(ctx, &q, below, udp)
 		}
-		if namespace, name, ok := s.cfg.meshName(q.question.Name.String()); ok {
-			if v4, v6, ok := s.cfg.Lookup(ctx, namespace, name); ok {
-				s.count.mesh.Add(1)
-				return q.meshAnswer(v4, v6, s.cfg.TTL)
-			}
+		if v4, v6, ok := s.lookup(ctx, q.question.Name.String()); ok {
+			s.count.mesh.Add(1)
+			return q.meshAnswer(v4, v6, s.cfg.TTL)
 		}
 	}
 	return s.forward(ctx, &q, udp)
@@ -46,16 +45,26 @@ func (s *Server) respondBelow(ctx context.Context, q *query, below string, udp b
 	}
 	switch dnsmessage.RCode(answer[3] & 0xf) {
 	case dnsmessage.RCodeServerFailure, dnsmessage.RCodeRefused:
-		namespace, name, ok := s.cfg.meshName(below)
-		if !ok {
-			return answer
-		}
-		if _, _, ok := s.cfg.Lookup(ctx, namespace, name); ok {
+		if _, _, ok := s.lookup(ctx, below); ok {
 			s.count.mesh.Add(1)
 			return q.reply(dnsmessage.RCodeNameError, true, nil)
 		}
 	}
 	return answer
+}
+
+// lookup finds the service that a name is of, or that stands for a host outside.
+func (s *Server) lookup(ctx context.Context, query string) (v4, v6 netip.Addr, ok bool) {
+	if namespace, name, isMesh := s.cfg.meshName(query); isMesh {
+		if v4, v6, ok = s.cfg.Lookup(ctx, namespace, name); ok {
+			return v4, v6, true
+		}
+	}
+	host, ok := hostName(query)
+	if !ok || s.cfg.LookupHost == nil {
+		return v4, v6, false
+	}
+	return s.cfg.LookupHost(ctx, host)
 }
 
 // open parses a message; ok means that it is to be answered by content.

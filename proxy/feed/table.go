@@ -68,6 +68,7 @@ type table struct {
 	all       map[resource]*sub
 	services  map[policy.ServiceName]*sub
 	addresses map[netip.AddrPort]*sub // port 0: a virtual address
+	hosts     map[string]*sub
 	virtual   map[netip.Addr]policy.ServiceName
 }
 
@@ -78,7 +79,7 @@ const maxSubs = 8192
 func newTable() table {
 	return table{
 		all: map[resource]*sub{}, services: map[policy.ServiceName]*sub{},
-		addresses: map[netip.AddrPort]*sub{}, virtual: map[netip.Addr]policy.ServiceName{},
+		addresses: map[netip.AddrPort]*sub{}, hosts: map[string]*sub{}, virtual: map[netip.Addr]policy.ServiceName{},
 	}
 }
 
@@ -90,7 +91,11 @@ func (t *table) add(r resource, now time.Time) *sub {
 	case serviceKind:
 		t.services[s.service()] = s
 	case lookupKind:
-		t.addresses[s.address()] = s
+		if at := s.address(); at.Addr().IsValid() {
+			t.addresses[at] = s
+		} else {
+			t.hosts[s.name] = s
+		}
 	}
 	return s
 }
@@ -103,6 +108,7 @@ func (t *table) remove(s *sub) {
 		t.setVirtual(s, [2]netip.Addr{})
 	case lookupKind:
 		delete(t.addresses, s.address())
+		delete(t.hosts, s.name)
 	}
 }
 
@@ -123,7 +129,9 @@ func (t *table) setVirtual(s *sub, addrs [2]netip.Addr) {
 	}
 }
 
-func (t *table) full() bool { return len(t.services) > maxSubs || len(t.addresses) > maxSubs }
+func (t *table) full() bool {
+	return len(t.services) > maxSubs || len(t.addresses)+len(t.hosts) > maxSubs
+}
 
 // idle lists what to forget: what was not used since before, and, of a table
 // that is full, what was used longest ago. While disconnected what is known
