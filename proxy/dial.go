@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-mesh/weir/proxy/detect"
@@ -109,6 +110,9 @@ func (p *Proxy) dialAs(l *loop.Loop, d *destination, e *endpoint, begin *origin,
 	}
 	if err := tc.Handshake(limit); err != nil {
 		_ = tc.Close()
+		if !e.mtls { // mostly a wrong ca or server_name, which nobody would find in a 502
+			p.log.Info("TLS to a host outside the mesh failed", zap.Stringer("service", d.svc.Name), zap.String("host", e.host), zap.Error(err))
+		}
 		return nil, &handshakeError{err}
 	}
 	return tc, nil
