@@ -35,17 +35,22 @@ func exampleService() *policy.Service {
 	order := policy.CircuitOrder{State: "open", Number: 12}
 	e.CircuitTimeout, e.RateLimit = 2.5, 7
 	sick.ID, sick.IP, sick.Status, sick.Labels = "u-2", "fd00::2", policy.Unhealthy, nil
+	outside := sick
+	outside.ID, outside.IP, outside.Status, outside.Port = "u-3", "", policy.Healthy, 443
+	outside.External = policy.External{Host: "api.example.com", TLS: policy.TLSOriginate, ServerName: "a.example.com"}
 	return &policy.Service{
 		Name: name, Virtual4: netip.MustParseAddr("240.240.0.7"), Virtual6: netip.MustParseAddr("fd77:6569:7200::7"),
-		Endpoints: []policy.Target{{Endpoint: e, Meshed: true, Limit: policy.RateLimit{Limit: 7, Window: time.Minute}}, {Endpoint: sick, Circuit: order}},
+		Endpoints: []policy.Target{{Endpoint: e, Meshed: true, Limit: policy.RateLimit{Limit: 7, Window: time.Minute}}, {Endpoint: sick, Circuit: order}, {Endpoint: outside}},
 		Rules: []policy.TrafficRule{{
 			ID: "r", MatchHeaders: map[string]string{"version": "beta"}, MatchPath: "/a*", MatchMethod: "GET",
 			DestinationService: "other", DestinationSubset: "v2", Weight: 7, Timeout: 1.5, RetryAttempts: 2, CircuitBreaker: true,
+			RateLimit: &policy.ServiceLimit{Name: "n", Limit: 5, Window: 0.5, Key: "header:a", Algorithm: policy.TokenBucket, Burst: 9, Scope: policy.ScopeMesh},
 		}},
 		Traffic: policy.Traffic{
 			Strategy: "weighted", HashKey: "source", Timeout: time.Second, Retry: policy.Retry{Attempts: 3, Delay: time.Millisecond},
 			Breaker:   policy.Breaker{Enabled: true, Threshold: 5, Timeout: time.Minute},
 			RateLimit: policy.RateLimit{Limit: 100, Window: time.Minute, Key: "header:x"}, MTLS: policy.Permissive,
+			RateLimits:    []policy.RateLimit{{Limit: 1, Window: time.Second, Name: "most", Burst: 4, Mesh: true}},
 			PlaintextFrom: []policy.ServiceName{{Namespace: "default", Name: "old"}},
 			Balancing:     policy.Balancing{LoadFactor: 1.5, PreferZone: true, SlowStart: 30 * time.Second, Aggression: 2, Panic: 40},
 			Outliers: policy.Outliers{
@@ -71,6 +76,7 @@ func TestAServiceArrivesAsItWasSent(t *testing.T) {
 func TestAnInboundArrivesAsItWasSent(t *testing.T) {
 	want := policy.Inbound{
 		Service: name, MTLS: policy.Strict, DefaultAllow: true, JWTSecret: "s", RateLimit: policy.RateLimit{Limit: 3, Window: time.Second, Key: "source"},
+		RateLimits: []policy.RateLimit{{Limit: 4, Window: time.Second, Key: "jwt:org", Name: "b"}}, Routes: exampleService().Rules,
 		Rules: []policy.InboundRule{{
 			SecurityRule: policy.SecurityRule{
 				ID: "r", SourceNamespace: "default", SourceService: "*", DestinationNamespace: "default", DestinationService: "users",

@@ -16,6 +16,7 @@ func wholeRule() policy.TrafficRule {
 		ID: "r", MatchHeaders: map[string]string{"version": "not:beta"}, MatchPath: "/a*", MatchMethod: "GET,HEAD",
 		MatchHost: "*.example.com", MatchQuery: map[string]string{"q": "present:"},
 		DestinationService: "other", DestinationSubset: "v2", Weight: 7, Timeout: 1.5, RetryAttempts: 2, CircuitBreaker: true,
+		RateLimit: &policy.ServiceLimit{Name: "a", Limit: 3, Window: 1, Key: "source", Algorithm: "token_bucket", Burst: 4, Scope: "mesh"},
 		Handling: policy.Handling{
 			Rewrite:         &policy.Rewrite{PathPrefix: "/b", Path: "/c", Host: "d"},
 			RequestHeaders:  &policy.HeaderChanges{Remove: []string{"a"}, Set: map[string]string{"b": "c"}, Add: map[string]string{"d": "e"}},
