@@ -174,8 +174,9 @@ func (p *Proxy) lookupHost(ctx context.Context, host string) (v4, v6 netip.Addr,
 
 // origin is TLS that the proxy begins for the app.
 type origin struct {
-	from policy.External // what cfg was made of
-	cfg  *tls.Config
+	from     policy.External // what cfg was made of
+	protocol string
+	cfg      *tls.Config
 }
 
 // systemRoots are read once, and not by the first handshake: it would hold up its
@@ -188,10 +189,10 @@ func newOrigin(t *policy.Target, old *origin) (*origin, error) {
 	if t.TLS == "" {
 		return nil, nil
 	}
-	if old != nil && old.from == t.External {
+	if old != nil && old.from == t.External && old.protocol == t.Protocol {
 		return old, nil
 	}
-	o := &origin{from: t.External, cfg: &tls.Config{
+	o := &origin{from: t.External, protocol: t.Protocol, cfg: &tls.Config{
 		ServerName: t.TLSName(), MinVersion: tls.VersionTLS12, DynamicRecordSizingDisabled: true,
 		ClientSessionCache: tls.NewLRUClientSessionCache(0),
 	}}
