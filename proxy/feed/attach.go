@@ -154,7 +154,7 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello(), Figures: first})); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("attach: %w", err)
 	}
-	reported, sent := heard, heard
+	reported, sent, asked := heard, heard, false
 	timer := time.NewTimer(f.pause(ttl, wanted))
 	defer timer.Stop()
 	limit := func() time.Duration { return patience(ttl, len(f.cfg.Control), f.moves()) }
@@ -171,10 +171,15 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			f.answered()
 			if d = max(d, minTTL); d != ttl {
 				ttl = d
-				timer.Reset(f.pause(ttl, wanted))
+				if !asked { // else the timer runs for less
+					timer.Reset(f.pause(ttl, wanted))
+				}
 			}
 		case <-f.ask:
-			timer.Reset(max(askAgain-time.Since(sent), 0))
+			if !asked {
+				asked = true
+				timer.Reset(max(askAgain-time.Since(sent), 0))
+			}
 		case <-timer.C:
 			now := time.Now()
 			if now.Sub(heard) > limit() {
@@ -186,7 +191,7 @@ func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan
 			if demands || wanted || now.Sub(reported) >= f.figuresEvery() {
 				sign.Figures, reported = figures, now
 			}
-			wanted, sent = demands, now
+			wanted, sent, asked = demands, now, false
 			timer.Reset(f.pause(ttl, wanted))
 			// io.EOF: the reason comes through ended.
 			if err := stream.Send(f.message(sign)); err != nil && !errors.Is(err, io.EOF) {
