@@ -87,11 +87,11 @@ func TestAChangeOfTLSIsNotUsedOnOldConnections(t *testing.T) {
 		t.Error("TLS is begun for who did not ask")
 	}
 	first := endpoint(outside("a.example.com", originate))
-	if first.origin == nil || first.pools[0] == plain.pools[0] {
+	if first.origin == nil || first.kept[0].h1 == plain.kept[0].h1 {
 		t.Error("plain connections stay in use where TLS is to be begun")
 	}
 	same := endpoint(outside("a.example.com", originate, func(t *policy.Target) { t.Weight = 7; t.CircuitTimeout = 3 }))
-	if same.origin != first.origin || same.pools[0] != first.pools[0] {
+	if same.origin != first.origin || same.kept[0].h1 != first.kept[0].h1 {
 		t.Error("another change ends sessions and connections")
 	}
 	if opaque := endpoint(outside("a.example.com", originate, func(t *policy.Target) { t.Protocol = "tcp" })); len(opaque.origin.cfg.NextProtos) != 0 {

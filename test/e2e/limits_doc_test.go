@@ -15,9 +15,9 @@ import (
 	"github.com/weir-mesh/weir/test/meshlab"
 )
 
-// examples reads the YAML examples of docs/limits-part.md by the headings above
+// limitExamples reads the YAML examples of docs/limits-part.md by the headings above
 // them.
-func examples(t *testing.T) map[string]string {
+func limitExamples(t *testing.T) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/limits-part.md")
 	if err != nil {
@@ -257,7 +257,7 @@ func (m *limitMesh) external(t *testing.T, service, host, has string) {
 }
 
 func TestTheExamplesOfLimitsDoWhatTheySay(t *testing.T) {
-	all := examples(t)
+	all := limitExamples(t)
 	m := newLimitMesh(t)
 	for name := range limitStories {
 		if all[name] == "" {
