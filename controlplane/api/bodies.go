@@ -229,9 +229,9 @@ type trafficRuleView struct {
 	MatchHost          string            `json:"match_host,omitempty" required:"false"`
 	MatchQuery         map[string]string `json:"match_query,omitempty" required:"false"`
 	policy.Handling
+	RateLimit       *rateLimitBody `json:"rate_limit,omitempty" required:"false"`
 	ResourceVersion string         `json:"resource_version"`
 	Inherits        []string       `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's settings"`
-	RateLimit       *rateLimitBody `json:"rate_limit,omitempty" required:"false"`
 }
 
 // inherits names the fields in which a rule leaves the mesh's settings in force.
