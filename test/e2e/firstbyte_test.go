@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,11 @@ func firstByte(t *testing.T, m *programMesh) {
 		echoServer(t, n, 2601, "")
 		serve(t, n, "first", 2602, nil)
 	}
+	// Looked up once: the answer of DNS is not what is measured.
+	data, _, err := net.SplitHostPort(dial(t, m.front, "data:9001").RemoteAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	ways := []struct {
 		name string
 		from *meshlab.Node
@@ -32,7 +38,7 @@ func firstByte(t *testing.T, m *programMesh) {
 	}{
 		{"direct", direct, func(port, _ int) string { return m.outside.Join(port) }},
 		{"one proxy", m.front, func(port, _ int) string { return m.outside.Join(port) }},
-		{"two proxies, mTLS", m.front, func(_, declared int) string { return fmt.Sprintf("data:%d", declared) }},
+		{"two proxies, mTLS", m.front, func(_, declared int) string { return net.JoinHostPort(data, strconv.Itoa(declared)) }},
 	}
 	for _, c := range []struct {
 		name           string
@@ -42,7 +48,7 @@ func firstByte(t *testing.T, m *programMesh) {
 		{"the server speaks first", 2600, 2525, ""},
 		{"the client says one byte", 2601, 9001, "?"},
 		{"the client says what could become HTTP", 2601, 9001, "GETTING ON\n"},
-		{"HTTP/1.1", 2602, 8001, "GET / HTTP/1.1\r\nHost: data\r\n\r\n"},
+		{"HTTP/1.1", 2602, 8001, "GET / HTTP/1.1\r\nHost: www.example.org\r\n\r\n"},
 	} {
 		const rounds = 40
 		took := make([][]time.Duration, len(ways))
