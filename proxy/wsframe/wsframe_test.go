@@ -198,8 +198,7 @@ func TestAClientThatDoesNotAnswerIsNotWaitedForLong(t *testing.T) {
 	s.drain()
 	s.expect(s.browser, ourClose)
 	s.expect(s.server, ourMaskedClose)
-	s.send(s.server, serversAnswer)
-	s.expectEnd(s.server)
+	s.expectEnd(s.server) // which need not answer either
 	s.expectEnd(s.browser)
 	s.over()
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/test/meshlab"
 )
 
@@ -106,6 +108,7 @@ func TestUnmodifiedProgramsWorkThroughOneProxyAndTwo(t *testing.T) {
 		name string
 		run  func(*testing.T, *programMesh)
 	}{
+		{"ChecksOfServersThatGreetFirstPass", checksPass},
 		{"RedisBenchmark", redisBenchmark},
 		{"PostgreSQLWithAndWithoutTLSOfItsOwn", postgresql},
 		{"Pgbench", pgbench},
@@ -229,6 +232,32 @@ func (m *programMesh) startSSH(t *testing.T, start starter) {
 	}
 	conf := m.write(t, "sshd.conf", fmt.Sprintf("Port 22\nHostKey %[1]s/ssh-host\nAuthorizedKeysFile %[1]s/ssh-user.pub\nPermitRootLogin yes\nStrictModes no\nPasswordAuthentication no\nUsePAM no\nPidFile none\nMaxStartups 100\n", m.dir))
 	start("sshd", 22, "/usr/sbin/sshd", "-D", "-e", "-f", conf)
+}
+
+// checksPass: the control plane checks each port by a connection with mTLS, where
+// plaintext is allowed too. A server's greeting must not take the hello's place.
+func checksPass(t *testing.T, m *programMesh) {
+	set(t, m.Mesh, `{"load_balancing":{"health_check":{"interval":0.2}}}`)
+	defer set(t, m.Mesh, `{"load_balancing":{"health_check":{"interval":30}}}`)
+	name := policy.ServiceName{Namespace: "default", Name: "data"}
+	eps, err := m.API.Endpoints(t.Context(), name)
+	if err != nil || len(eps) < 12 {
+		t.Fatalf("%d endpoints, %v", len(eps), err)
+	}
+	for _, e := range eps {
+		var h api.EndpointHealth
+		await(t, m.Mesh, "five checks of "+e.ID, func() (err error) {
+			if h, err = m.API.Health(t.Context(), name, e.ID); err == nil && len(h.History) < 5 {
+				err = fmt.Errorf("%d were made", len(h.History))
+			}
+			return err
+		})
+		for _, r := range h.History {
+			if !r.Passed {
+				t.Errorf("%s: %s", e.ID, r.Detail)
+			}
+		}
+	}
 }
 
 func redisBenchmark(t *testing.T, m *programMesh) {
