@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,13 +62,21 @@ func curlUpgrade(t *testing.T, m *programMesh) {
 // webSocketDrain: a proxy that ends closes WebSockets as a server does that goes
 // away, to both sides, and needs not cut them.
 func webSocketDrain(t *testing.T, m *programMesh) {
+	for _, c := range m.silent { // which would have to be cut
+		_ = c.Close()
+	}
 	for _, who := range []*meshlab.Node{m.data, m.front} {
 		t.Run("of "+who.Host.Name(), func(t *testing.T) {
 			before := strings.Count(m.ws.Log(), "closed 1001")
 			stay := map[string]*meshlab.Process{}
-			for name, command := range webSocketClients(t) {
-				url := fmt.Sprintf("ws://data:%d/", webSocketPort)
-				p, err := m.front.Start(t.Context(), "stay-"+name+"-"+who.Host.Name(), 0, command[0], append(command[1:], "stay", url)...)
+			clients := webSocketClients(t)
+			for name, args := range map[string][]string{"python": {"stay"}, "node": {"stay"}, "busy": {"stream"}} {
+				command := clients[name]
+				if name == "busy" {
+					command = clients["python"]
+				}
+				args = slices.Concat(command[1:], args, []string{fmt.Sprintf("ws://data:%d/", webSocketPort)})
+				p, err := m.front.Start(t.Context(), "stay-"+name+"-"+who.Host.Name(), 0, command[0], args...)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -76,8 +85,8 @@ func webSocketDrain(t *testing.T, m *programMesh) {
 			for name, p := range stay {
 				await(t, m.Mesh, name+" to be connected", func() error { return printed(p, "ready") })
 			}
-			m.open(t, m.front, `direction="outbound",protocol="websocket"`, 2)
-			m.open(t, m.data, `direction="inbound",protocol="websocket"`, 2)
+			m.open(t, m.front, `direction="outbound",protocol="websocket"`, 3)
+			m.open(t, m.data, `direction="inbound",protocol="websocket"`, 3)
 			if err := who.Proxy.Stop(15 * time.Second); err != nil {
 				t.Errorf("the proxy ended with %v", err)
 			}
@@ -85,8 +94,8 @@ func webSocketDrain(t *testing.T, m *programMesh) {
 				await(t, m.Mesh, name+" to be closed", func() error { return printed(p, "closed 1001 the proxy shuts down") })
 			}
 			await(t, m.Mesh, "the server to be told", func() error {
-				if n := strings.Count(m.ws.Log(), "closed 1001") - before; n != 2 {
-					return fmt.Errorf("%d of 2 were: %s", n, m.ws.Tail())
+				if n := strings.Count(m.ws.Log(), "closed 1001") - before; n != 3 {
+					return fmt.Errorf("%d of 3 were: %s", n, m.ws.Tail())
 				}
 				return nil
 			})

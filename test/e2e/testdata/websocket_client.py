@@ -1,4 +1,5 @@
-"""messages URL: what an echo server must give back. stay URL: waits to be closed."""
+"""messages URL: what an echo server must give back. stay URL: waits to be closed.
+stream URL: talks without pause until it is closed."""
 import asyncio
 import os
 import sys
@@ -43,4 +44,18 @@ async def stay(url):
         print("closed", ws.close_code, ws.close_reason, flush=True)
 
 
-asyncio.run({"messages": messages, "stay": stay}[sys.argv[1]](sys.argv[2]))
+async def stream(url):
+    async with websockets.connect(url) as ws:
+        try:
+            for n in range(10**9):
+                message = str(n) * 1000
+                await ws.send(message)
+                assert await ws.recv() == message
+                if n == 10:
+                    print("ready", flush=True)
+        except websockets.ConnectionClosed:
+            pass
+        print("closed", ws.close_code, ws.close_reason, flush=True)
+
+
+asyncio.run({"messages": messages, "stay": stay, "stream": stream}[sys.argv[1]](sys.argv[2]))
