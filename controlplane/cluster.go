@@ -95,6 +95,7 @@ func (p *plane) takePart(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return p.health.Run(ctx) })
 		g.Go(func() error { return p.markMeshed(ctx) })
+		g.Go(func() error { return p.forgetChecks(ctx) })
 		return g.Wait()
 	})
 }

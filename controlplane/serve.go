@@ -75,14 +75,9 @@ func (p *plane) Health(name policy.ServiceName, id string) (api.EndpointHealth, 
 	}
 	out := api.EndpointHealth{Namespace: name.Namespace, ServiceName: name.Name, ID: id, Status: endpoints[i].Status}
 	st, checked := p.health.Status(name, id)
-	if !checked {
-		return out, true
-	}
-	out.Checked, out.Since, out.NextCheck = true, unix(st.Since), unix(st.Next)
-	for _, r := range st.History {
-		out.History = append(out.History, api.HealthResult{
-			At: unix(r.At), Took: r.Took.Seconds(), Check: r.Check, Passed: r.Passed, Healthy: r.Healthy, Detail: r.Detail,
-		})
+	out.History = p.checks(name, id, st.History)
+	if checked {
+		out.Checked, out.Since, out.NextCheck = true, unix(st.Since), unix(st.Next)
 	}
 	return out, true
 }
@@ -237,7 +232,7 @@ func (p *plane) report(ctx context.Context, t policy.Target, r health.Result) {
 		word = policy.Unhealthy
 	}
 	p.log.Info("endpoint is "+word, zap.Stringer("service", t.Service()), zap.String("endpoint", t.ID), zap.String("check", r.Detail))
-	if err := p.store.SetStatus(ctx, t.Namespace, t.ServiceName, t.ID, word); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
+	if err := p.turn(ctx, &t, word); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotFound) {
 		p.log.Warn("an endpoint's state could not be stored; the next check tries again", zap.String("endpoint", t.ID), zap.Error(err))
 	}
 }

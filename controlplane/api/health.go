@@ -17,7 +17,7 @@ type EndpointHealth struct {
 	Checked     bool           `json:"checked" doc:"false where this control plane does not check it: checks are disabled, or another one leads"`
 	Since       float64        `json:"since" doc:"Unix seconds of the last turn that a check brought; 0 when there was none"`
 	NextCheck   float64        `json:"next_check" doc:"Unix seconds"`
-	History     []HealthResult `json:"history" nullable:"false" doc:"the last 100 results, the newest last"`
+	History     []HealthResult `json:"history" nullable:"false" doc:"the last 100 results, the newest last; after a change of who leads, those since, and before them the last 10 of each turn, 30 at most"`
 }
 
 // HealthResult is the outcome of one check.

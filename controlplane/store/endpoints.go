@@ -36,12 +36,16 @@ func (s *Store) changeOne(ctx context.Context, e policy.Edit) error {
 // Nothing is written when it is so already. ErrNotFound when there is no such
 // endpoint: one that was removed does not come back.
 func (s *Store) SetStatus(ctx context.Context, namespace, service, id, status string) error {
-	name := policy.ServiceName{Namespace: namespace, Name: service}
+	return s.setStatus(ctx, policy.ServiceName{Namespace: namespace, Name: service}, id, status)
+}
+
+// setStatus does more operations with the change, if it is one.
+func (s *Store) setStatus(ctx context.Context, name policy.ServiceName, id, status string, more ...clientv3.Op) error {
 	what := fmt.Sprintf("status of endpoint %s of %s", id, name)
 	if status != policy.Healthy && status != policy.Unhealthy {
 		return fmt.Errorf("%s: %q is not %s or %s", what, status, policy.Healthy, policy.Unhealthy)
 	}
-	return s.alter(ctx, what, name, id, func(r *endpointRecord) { r.Status = status })
+	return s.alter(ctx, what, name, id, func(r *endpointRecord) { r.Status = status }, more...)
 }
 
 // SetMeshed notes that a proxy was seen beside an endpoint, which is so until
@@ -53,7 +57,7 @@ func (s *Store) SetMeshed(ctx context.Context, namespace, service, id string) er
 
 // alter changes an endpoint that exists, and writes nothing when it is so
 // already.
-func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName, id string, change func(*endpointRecord)) error {
+func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName, id string, change func(*endpointRecord), more ...clientv3.Op) error {
 	return s.write(ctx, what, func(ctx context.Context) error {
 		have, ok := s.storedEndpoint(name, id)
 		if !ok {
@@ -69,7 +73,7 @@ func (s *Store) alter(ctx context.Context, what string, name policy.ServiceName,
 		if err != nil {
 			return err
 		}
-		_, err = s.commit(ctx, []clientv3.Cmp{unchanged(key, have.Revision)}, []clientv3.Op{op})
+		_, err = s.commit(ctx, []clientv3.Cmp{unchanged(key, have.Revision)}, append([]clientv3.Op{op}, more...))
 		if err == errRace { //nolint:errorlint // never wrapped
 			return s.catchUp(ctx, key)
 		}

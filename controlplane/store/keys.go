@@ -21,6 +21,7 @@ import (
 //	history/forgotten                                   the newest revision that was removed
 //	virtual-last                                        the last index given out
 //	secrets/<key>                                       raw bytes
+//	checked/<namespace>/<service>/<endpoint>            why its status is what it is, as the one who checks says
 //	head                                                put by each write; its revision is that of the last one
 //	members/<lease>                                     Member, while the control plane lives
 //	leader/<lease>                                      the election
@@ -46,6 +47,12 @@ func (k keys) head() string              { return string(k) + "head" }
 func (k keys) leader() string            { return string(k) + "leader" }
 func (k keys) task(name string) string   { return string(k) + "tasks/" + name }
 func (k keys) members() string           { return string(k) + "members/" }
+
+func (k keys) checks() string { return string(k) + "checked/" }
+
+func (k keys) checked(n policy.ServiceName, id string) string {
+	return k.checks() + n.String() + "/" + id
+}
 
 func (k keys) service(n policy.ServiceName) string {
 	return string(k) + "mesh/services/" + n.String() + "/"

@@ -112,6 +112,11 @@ func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
 	}
 	unhealthy(a)
 	unhealthy(b)
+	// Why it is unhealthy is known to both, and will be when this leader is gone.
+	found := whyUnhealthy(t, a, name, "o1")
+	if other := whyUnhealthy(t, b, name, "o1"); other != found {
+		t.Errorf("%s knows %+v, %s %+v", a.Name, found, b.Name, other)
+	}
 	if strings.Contains(b.Process.Log(), "endpoint turned") {
 		t.Errorf("%s checks health, too:\n%s", b.Name, b.Process.Tail())
 	}
@@ -155,10 +160,28 @@ func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
 		}
 		return err
 	})
+	if still := whyUnhealthy(t, b, name, "o1"); still != found {
+		t.Errorf("after %s led, %s knows %+v", a.Name, b.Name, still)
+	}
 	if err := b.API.Register(ctx, e); err != nil { // healthy, until it is checked
 		t.Fatal(err)
 	}
 	unhealthy(b)
+}
+
+// whyUnhealthy is the first result that found an endpoint unhealthy, as a control
+// plane knows it.
+func whyUnhealthy(t *testing.T, p *meshlab.Plane, name policy.ServiceName, id string) api.HealthResult {
+	t.Helper()
+	h, err := p.API.Health(t.Context(), name, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(h.History, func(r api.HealthResult) bool { return !r.Healthy })
+	if i < 0 || h.History[i].Detail == "" {
+		t.Fatalf("%s knows of no check that turned %s: %+v", p.Name, id, h)
+	}
+	return h.History[i]
 }
 
 // everywhere awaits that every control plane, but for one that is dead, knows so
