@@ -22,15 +22,21 @@ func cpuTime(pid int) (time.Duration, error) {
 }
 
 // resident is the resident memory of a process in bytes.
-func resident(pid int) (int64, error) {
+func resident(pid int) (int64, error) { return memory(pid, 1) }
+
+// ofFiles is what of that are pages of files, such as etcd's database.
+func ofFiles(pid int) (int64, error) { return memory(pid, 2) }
+
+// memory reads a field of statm (proc_pid_statm(5)).
+func memory(pid, field int) (int64, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
 	if err != nil {
 		return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
 	}
 	fields := bytes.Fields(b)
-	if len(fields) < 2 {
+	if len(fields) <= field {
 		return 0, fmt.Errorf("read the memory of process %d: %q is no statm", pid, b)
 	}
-	pages, err := strconv.ParseInt(string(fields[1]), 10, 64)
+	pages, err := strconv.ParseInt(string(fields[field]), 10, 64)
 	return pages * int64(os.Getpagesize()), err
 }

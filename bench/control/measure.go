@@ -104,6 +104,11 @@ func loadRest(ctx context.Context, s *stage, rep *report) error {
 	rep.set("load_retries", float64(s.retried.Load()))
 	rss, err := s.rss(ctx)
 	rep.set("control_rss_all_mib", rss)
+	if err != nil {
+		return err
+	}
+	files, err := ofFiles(s.pid())
+	rep.set("control_rss_all_files_mib", float64(files)/(1<<20))
 	return err
 }
 

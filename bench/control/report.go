@@ -38,6 +38,7 @@ var figures = []figure{
 	{name: "control_rss_few_mib", what: "with the services that are followed"},
 	{name: "control_rss_proxies_mib", what: "and with the proxies"},
 	{name: "control_rss_all_mib", what: "and with all services"},
+	{name: "control_rss_all_files_mib", what: "of that, pages of files: etcd's database and the program"},
 	{name: "control_rss_kib_per_proxy", what: "of that, for each proxy"},
 	{name: "control_rss_restarted_mib", what: "after the restart at the end"},
 	{name: "bytes_per_change", what: "sent to all followers of a change, TLS included"},

@@ -164,14 +164,24 @@ func TestSyncWithoutTheClusterSaysSoInTime(t *testing.T) {
 	if err := s.Sync(ctx); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("Sync gives %v", err)
 	}
-	for s.Trouble() == nil { // the watch hears of the end of its connection
-		time.Sleep(time.Millisecond)
-	}
+	awaited(t, "the watch hears of the end of its connection", func() bool { return s.Trouble() != nil })
 	w.up()
-	for s.Trouble() != nil {
-		time.Sleep(time.Millisecond)
-	}
+	awaited(t, "it is followed again", func() bool { return s.Trouble() == nil })
 	must(t, s.Sync(t.Context()))
+}
+
+// awaited waits for a condition that no channel tells of.
+func awaited(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick, limit := time.NewTicker(time.Millisecond), time.After(30*time.Second)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("it did not come about that %s", what)
+		}
+	}
 }
 
 func TestThatAProxyWasThereOutlivesARegistrationAndNotARemoval(t *testing.T) {
