@@ -105,6 +105,29 @@ func (p *plane) takePart(ctx context.Context) error {
 // two thousand handshakes at once are another five on two CPUs.
 const comeBack = 5 * time.Second
 
+// settling is how long a control plane that finds nobody there says nothing of what
+// proxies know: comeBack, and time for them to attach.
+const settling = comeBack + 3*time.Second
+
+// settledAt tells until when proxies that come know more than the store does. A
+// cluster of etcd goes on when all control planes are away, and ends the leases of
+// all proxies. The embedded one was away itself.
+func (p *plane) settledAt(ctx context.Context) time.Time {
+	if len(p.cfg.Store) == 0 {
+		return time.Time{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, freshWithin)
+	defer cancel()
+	members, _ := p.store.Members(ctx) // without an answer there is nobody
+	for _, m := range members {
+		up := time.Since(time.UnixMilli(int64(m.Since * 1000)))
+		if m.Name != p.cfg.name() && up > settling && p.store.State().Proxies.Len() > 0 {
+			return time.Time{} // it has kept the leases up
+		}
+	}
+	return time.Now().Add(settling)
+}
+
 // awaitProxies keeps up the leases of the proxies that were attached here, when
 // the control plane starts and once more.
 func (p *plane) awaitProxies(ctx context.Context) error {

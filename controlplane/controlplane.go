@@ -140,7 +140,7 @@ type plane struct {
 
 func (p *plane) run(ctx context.Context) error {
 	p.view = newView(p.store.State(), p.ca.TrustDomain(), p.ca.Bundle)
-	if err := p.compose(); err != nil {
+	if err := p.compose(ctx); err != nil {
 		return err
 	}
 	if err := p.serveAPI(); err != nil {
@@ -179,12 +179,12 @@ func (p *plane) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (p *plane) compose() error {
+func (p *plane) compose(ctx context.Context) error {
 	var err error
 	p.shares = newShareOut(p.store, p.view.meshLimit)
 	p.shares.self = func() (string, float64) { return p.cfg.name(), unix(p.started) }
 	p.pub, err = publish.New(publish.Config{
-		Source: p.view, Identity: p.ca.Peer, Attach: p.attach, Log: p.log.Named("publish"),
+		Source: p.view, Identity: p.ca.Peer, Attach: p.attach, SettledAt: p.settledAt(ctx), Log: p.log.Named("publish"),
 		Demands: p.shares.demands, Shares: p.shares.shares, Detached: p.shares.detached,
 	})
 	if err != nil {

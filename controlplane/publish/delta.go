@@ -38,6 +38,7 @@ type delta struct {
 // sub is one resource that is followed. A version of "" is its absence.
 type sub struct {
 	told   bool // the proxy knows sent; otherwise anything is news
+	before bool // it came with the stream: another control plane, or an earlier life of this one, told it
 	sent   string
 	acked  string
 	nack   string
@@ -70,7 +71,7 @@ func (d *delta) subscribe(names []string, known map[string]string) (added []stri
 			added = append(added, name)
 		}
 		v := known[name]
-		s.told = v != ""
+		s.told, s.before = v != "", v != ""
 		if s.told {
 			s.sent, s.acked = v, v
 		}
@@ -146,14 +147,15 @@ func (d *delta) refused(f flight, nack string, now time.Time) {
 
 // due takes out the names to look at next, in order, maxBatch at most. Those
 // that were not asked for but may have changed are among them unless held, and
-// changes tells whether any is.
-func (d *delta) due(held bool) (names []string, changes bool) {
+// changes tells whether any is. While it settles, what the proxy knows from before
+// is not among them.
+func (d *delta) due(held, settling bool) (names []string, changes bool) {
 	if len(d.flights) >= maxFlights {
 		return nil, false
 	}
-	names = d.takeFrom(d.asked, nil)
+	names = d.takeFrom(d.asked, nil, settling)
 	if asked := len(names); len(d.flights) == 0 && !held {
-		names = d.takeFrom(d.changed, names)
+		names = d.takeFrom(d.changed, names, settling)
 		changes = len(names) > asked
 	}
 	slices.Sort(names)
@@ -162,10 +164,13 @@ func (d *delta) due(held bool) (names []string, changes bool) {
 
 // takeFrom moves names out of one of the two sets, whichever come first: sorting
 // all of them for each batch would cost the square of a long list.
-func (d *delta) takeFrom(set map[string]struct{}, names []string) []string {
+func (d *delta) takeFrom(set map[string]struct{}, names []string, settling bool) []string {
 	for name := range set {
 		if len(names) == maxBatch {
 			break
+		}
+		if settling && d.subs[name].before {
+			continue
 		}
 		names = append(names, name)
 		delete(d.asked, name)

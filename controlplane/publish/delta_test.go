@@ -33,7 +33,7 @@ func (r *deltaRig) set(name, version string) {
 }
 
 func (r *deltaRig) flush() {
-	for names, _ := r.d.due(false); len(names) > 0; names, _ = r.d.due(false) {
+	for names, _ := r.d.due(false, false); len(names) > 0; names, _ = r.d.due(false, false) {
 		entries := make([]*entry, len(names))
 		for i, name := range names {
 			entries[i] = &entry{}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/policy/wire"
 )
@@ -103,5 +105,41 @@ func TestAChangeAmongManyThatStayArrives(t *testing.T) {
 		r.server.Changed(Change{AllServices: true})
 		c.ack(c.expect(wire.ServiceType, []string{names[i]}, nil))
 	}
+	c.quiet()
+}
+
+// A control plane that knows less than the proxies do, for a while, contradicts
+// none of them: what is as it was in the end is not sent at all.
+func TestWhatAProxyKnowsIsNotContradictedBeforeTheStateIsWhole(t *testing.T) {
+	var now atomic.Int64
+	settled := time.Unix(1000, 0).Add(100 * time.Millisecond)
+	r := newRig(t, func(c *Config) {
+		c.SettledAt = settled
+		c.Now = func() time.Time { return time.Unix(1000, now.Load()) }
+	})
+	r.world.put(orders, "as before")
+	r.world.put(carts, "as before")
+	first := r.follow(users, "u-0")
+	first.subscribe(wire.ServiceType, orders.String(), carts.String())
+	resp := first.expect(wire.ServiceType, []string{carts.String(), orders.String()}, nil) // it is not known from before
+	versions := map[string]string{}
+	for _, res := range resp.Resources {
+		versions[res.Name] = res.Version
+	}
+	first.ack(resp)
+
+	r.world.change(func(w *world) { delete(w.services, orders); delete(w.services, carts) })
+	c := r.follow(users, "u-1")
+	c.send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.ServiceType, ResourceNamesSubscribe: []string{orders.String(), carts.String()}, InitialResourceVersions: versions})
+	c.quiet()
+	c.subscribe(wire.ServiceType, users.String()) // an app waits for it
+	c.ack(c.expect(wire.ServiceType, nil, []string{users.String()}))
+	r.world.put(carts, "other")
+	r.server.Changed(Change{Services: []policy.ServiceName{carts}})
+	c.quiet()
+	r.world.put(orders, "as before")
+	r.server.Changed(Change{Services: []policy.ServiceName{orders}})
+	now.Store(int64(100 * time.Millisecond))
+	c.ack(c.expect(wire.ServiceType, []string{carts.String()}, nil))
 	c.quiet()
 }

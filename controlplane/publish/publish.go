@@ -56,6 +56,11 @@ type Config struct {
 	Log *zap.Logger
 	// Now is time.Now where it is nil.
 	Now func() time.Time
+	// SettledAt is when the state is whole: until then no proxy is told anything of
+	// a service that it knows from before. For a control plane that found no proxy in
+	// the store, of which many are about to come with their endpoints: what it knows
+	// of services is less than what those do who call them. The zero time is now.
+	SettledAt time.Time
 	// MaxNames bounds the resources one stream subscribes to, all types together;
 	// 0 is 65536. A stream that wants more ends with ResourceExhausted.
 	MaxNames int

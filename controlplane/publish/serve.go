@@ -236,15 +236,16 @@ func (s *Server) unfollowLocked(ses *session, k kind, names []string) {
 	}
 }
 
-// flush sends what is due, and tells for how long it holds back changes; 0 when it
-// holds none. What a proxy asked for is never held: an app waits for it.
+// flush sends what is due, and tells for how long it holds something back; 0 when
+// it holds nothing. What a proxy asks for and does not know is never held: an app
+// waits for it.
 func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse) error) (held time.Duration, err error) {
 	now := s.cfg.Now()
-	wait := ses.wait(now)
+	wait, settle := ses.wait(now), s.cfg.SettledAt.Sub(now)
 	spent := false
 	for k := range kinds {
 		for told := false; ; { // after changes, those made meanwhile are for another turn
-			names, changes := ses.due(k, wait > 0 || told)
+			names, changes := ses.due(k, wait > 0 || told, settle > 0)
 			if len(names) == 0 {
 				break
 			}
@@ -266,7 +267,7 @@ func (s *Server) flush(ses *session, send func(*discovery.DeltaDiscoveryResponse
 	if spent { // once for all types: they change together
 		ses.spend(now)
 	}
-	if wait = ses.wait(now); wait > 0 && ses.holds() {
+	if wait = max(ses.wait(now), settle); wait > 0 && ses.holds() {
 		return wait, nil
 	}
 	return 0, nil

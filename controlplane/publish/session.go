@@ -122,14 +122,15 @@ func (ses *session) check(k kind, req *discovery.DeltaDiscoveryRequest) error {
 	return nil
 }
 
-// due takes out what is to be looked at next, without changes if they are held.
-func (ses *session) due(k kind, held bool) (names []string, changes bool) {
+// due takes out what is to be looked at next, without changes if they are held,
+// and without the services that the proxy knows from before if it settles.
+func (ses *session) due(k kind, held, settling bool) (names []string, changes bool) {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	if ses.deltas[k] == nil {
 		return nil, false
 	}
-	return ses.deltas[k].due(held)
+	return ses.deltas[k].due(held, settling && k == kindService)
 }
 
 // wait tells how long the session's changes are held back.
@@ -146,11 +147,11 @@ func (ses *session) spend(now time.Time) {
 	ses.pace.spend(now)
 }
 
-// holds tells whether there are changes that were not looked at.
+// holds tells whether there is something that was not looked at.
 func (ses *session) holds() bool {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
-	return slices.ContainsFunc(ses.deltas[:], func(d *delta) bool { return d != nil && len(d.changed) > 0 })
+	return slices.ContainsFunc(ses.deltas[:], func(d *delta) bool { return d != nil && len(d.asked)+len(d.changed) > 0 })
 }
 
 // respond gives the messages to send for what was due.

@@ -184,6 +184,35 @@ func whyUnhealthy(t *testing.T, p *meshlab.Plane, name policy.ServiceName, id st
 	return h.History[i]
 }
 
+// TestAllControlPlanesAreAwayForLongerThanALease: etcd is up and ends the leases
+// of all proxies, as nobody renews them. When a control plane is back it knows of
+// no endpoint at first, and says so to nobody.
+func TestAllControlPlanesAreAwayForLongerThanALease(t *testing.T) {
+	m := pairOn(t, startCluster(t, 1, 1))
+	stop := m.load(t)
+	m.Control.Kill()
+	await(t, m.Mesh, "the leases to end", func() error {
+		out, err := m.Etcd[0].Ctl(t.Context(), "get", "/weir/mesh/proxies/", "--prefix", "--keys-only")
+		if err == nil && strings.TrimSpace(out) != "" {
+			err = errors.New(out)
+		}
+		return err
+	})
+	if err := m.StartControl(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.endpoints(t, 2)
+	await(t, m.Mesh, "all proxies to be current", func() error {
+		proxies, err := m.API.Proxies(t.Context())
+		if err == nil && (len(proxies) != 3 || slices.ContainsFunc(proxies, func(p api.ProxyStatus) bool { return p.State != api.Current })) {
+			err = fmt.Errorf("%+v", proxies)
+		}
+		return err
+	})
+	sent, wrong := stop()
+	check(t, sent, wrong)
+}
+
 // everywhere awaits that every control plane, but for one that is dead, knows so
 // many endpoints of users.
 func (m *pair) everywhere(t *testing.T, n int, dead ...*meshlab.Plane) {
