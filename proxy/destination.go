@@ -154,7 +154,10 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	var members []member
 	var targets []policy.Target
 	build := p.builder(svc)
-	known := old.healthy()
+	var known map[string]bool
+	if svc.Traffic.Balancing.SlowStart > 0 {
+		known = old.healthy()
+	}
 	d.ports = map[uint16]bool{}
 	for i := range svc.Endpoints {
 		d.ports[uint16(svc.Endpoints[i].Port)] = true

@@ -50,6 +50,14 @@ func (k hashKey) hash(target string, f fields, self string, random uint64) uint6
 	return balance.HashString(value)
 }
 
+// ofConnection gives the hash of a connection, of which only the caller is known.
+func (k hashKey) ofConnection(self string, random uint64) uint64 {
+	if k.kind == "source" {
+		return balance.HashString(self)
+	}
+	return random
+}
+
 // cookie finds a cookie's value (RFC 6265 section 4.2.1), without quotes around it.
 func cookie(f fields, name string) (string, bool) {
 	rest, _ := f.Get("Cookie")

@@ -40,6 +40,13 @@ func TestWhatARequestIsHashedBy(t *testing.T) {
 			t.Errorf("%s: %v allocations", c.key, n)
 		}
 	}
+	source := newHashKey(&policy.Traffic{Strategy: string(balance.ConsistentHash), HashKey: "source"})
+	if got := source.ofConnection("me", 77); got != balance.HashString("me") {
+		t.Error("a connection does not go by its caller")
+	}
+	if got := newHashKey(&policy.Traffic{Strategy: string(balance.ConsistentHash)}).ofConnection("me", 77); got != 77 {
+		t.Error("a connection without a path does not go where chance says")
+	}
 	if got := newHashKey(&policy.Traffic{HashKey: "source"}).hash("/", f, "me", 77); got != 0 {
 		t.Error("hashed for a strategy that does not")
 	}

@@ -162,7 +162,8 @@ func (p *Proxy) connect(l *loop.Loop, d *destination, port uint16, ownTLS bool, 
 	sel.begin(pk)
 	var last error
 	for range max(d.svc.Traffic.Retry.Attempts, 1) {
-		e, ticket, ok := sel.take(rand.Uint64(), 0)
+		random := rand.Uint64()
+		e, ticket, ok := sel.take(random, d.hashKey.ofConnection(p.cfg.ID, random))
 		if !ok {
 			d.metrics.RoutingFailed()
 			return nil, ticket, nil, errors.Join(errCircuitOpen, last)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"maps"
 	"slices"
 	"sync/atomic"
 
@@ -180,13 +181,11 @@ func (d *destination) choose(subset string, port uint16) *pick {
 
 // distinct lists a service's picks, each once.
 func (d *destination) distinct() []*pick {
-	var out []*pick
+	seen := make(map[*pick]bool, len(d.picks))
 	for _, pk := range d.picks {
-		if !slices.Contains(out, pk) {
-			out = append(out, pk)
-		}
+		seen[pk] = true
 	}
-	return out
+	return slices.Collect(maps.Keys(seen))
 }
 
 // protocolFor is what is declared for connections to a port of the service.
