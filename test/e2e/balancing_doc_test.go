@@ -106,8 +106,11 @@ func (f *farm) prints(t *testing.T, commands string, claim []string) {
 			cmd = f.Command(ctx, f.front.Host, "sh", "-c", commands)
 		}
 		out, err := cmd.Output()
-		if line := claimed(string(out), claim); err != nil || line != "" || strings.Count(string(out), "\n") != len(claim) {
-			return fmt.Errorf("%v: missing is %q of\n%s\nprinted is\n%s", err, line, strings.Join(claim, "\n"), out)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		if line := claimed(string(out), claim); line != "" || strings.Count(string(out), "\n") != len(claim) {
+			return fmt.Errorf("missing is %q of\n%s\nprinted is\n%s", line, strings.Join(claim, "\n"), out)
 		}
 		return nil
 	})

@@ -368,8 +368,11 @@ func panics(t *testing.T, f *farm) {
 	defer set(t, f.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
 	await(t, f.Mesh, "two to be unhealthy and used all the same", func() error {
 		list, err := f.API.Endpoints(t.Context(), policy.ServiceName{Namespace: "default", Name: "poor"})
-		if err != nil || list[0].Status != policy.Unhealthy || list[1].Status != policy.Unhealthy {
-			return fmt.Errorf("%v: %+v", err, list)
+		if err != nil {
+			return err
+		}
+		if list[0].Status != policy.Unhealthy || list[1].Status != policy.Unhealthy {
+			return fmt.Errorf("endpoints are %+v", list)
 		}
 		if got := f.send(t, 30, "http://poor/"); len(got) != 3 {
 			return fmt.Errorf("requests went %v", got)
