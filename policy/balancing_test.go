@@ -48,6 +48,9 @@ func TestAServiceLaysItsBalancingOverTheMeshs(t *testing.T) {
 	if o := own.Outliers; !o.Enabled || o.MaxEjectedPart != 20 || o.BaseEjection != 5*time.Second || o.Interval != 10*time.Second {
 		t.Errorf("what it leaves out is not the mesh's: %+v", o)
 	}
+	if got := merged(t, `{`+mesh+`, "services": {"users": {"max_concurrent": 0, "max_connections": 0}}}`); got.Overload != (Overload{Pending: 10}) {
+		t.Errorf("bounds cannot be lifted for one service: %+v", got.Overload)
+	}
 	if off := merged(t, `{`+mesh+`, "services": {"users": {"outlier_detection": {"enabled": false}}}}`); off.Outliers.Enabled {
 		t.Error("a service cannot turn the detection off")
 	}
@@ -87,6 +90,8 @@ func TestWhatIsWrongWithBalancingIsNamed(t *testing.T) {
 		`{"resilience":{"outlier_detection":{"minimum_hosts":2}}}`:        `resilience.outlier_detection.minimum_hosts: 2 is not in 3..`,
 		`{"resilience":{"outlier_detection":{"latency_factor":1}}}`:       `resilience.outlier_detection.latency_factor: 1 is not in 1.1..1000`,
 		`{"resilience":{"outlier_detection":{"max_ejection_time":1}}}`:    `max_ejection_time: 1 s is less than base_ejection_time, 30 s`,
+		`{"resilience":{"overload":{"max_pending":5}}}`:                   `resilience.overload.max_pending: has no effect without max_concurrent or max_connections`,
+		`{"services":{"a":{"max_pending":5}}}`:                            `services.a.max_pending: has no effect without max_concurrent`,
 		// Each is right alone, together they are not.
 		`{"services":{"a":{"outlier_detection":{"base_ejection_time":301}}}}`: `services.a.outlier_detection.max_ejection_time: 300 s is less than base_ejection_time, 301 s`,
 	} {

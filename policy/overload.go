@@ -25,6 +25,15 @@ func (l *OverloadLimits) validate() Problems {
 	return p
 }
 
+// validateQueue refuses a queue that nobody would ever stand in.
+func (l *OverloadLimits) validateQueue() Problems {
+	var p Problems
+	if l.MaxPending > 0 && l.MaxConcurrent == 0 && l.MaxConnections == 0 {
+		p.add("max_pending", "has no effect without max_concurrent or max_connections; set one of them")
+	}
+	return p
+}
+
 func (l *OverloadLimits) overload() Overload {
 	return Overload{Concurrent: l.MaxConcurrent, Pending: l.MaxPending, Connections: l.MaxConnections}
 }

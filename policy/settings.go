@@ -239,7 +239,7 @@ func (s *Settings) validateResilience(p *Problems) {
 	p.secondsIn("resilience.retry.delay", r.Retry.Delay, 0)
 	p.secondsIn("resilience.timeout.default", r.Timeout.Default, 0.001)
 	*p = append(*p, r.Outliers.validate().Under("resilience.outlier_detection")...)
-	*p = append(*p, r.Overload.validate().Under("resilience.overload")...)
+	*p = append(*p, append(r.Overload.validate(), r.Overload.validateQueue()...).Under("resilience.overload")...)
 }
 
 // validateTogether checks what a service's settings come to with the mesh's.
@@ -250,7 +250,11 @@ func (s *Settings) validateTogether(v *ServiceSettings) Problems {
 		p = o.validate().Under("outlier_detection")
 	}
 	l := v.overload(s.Resilience.Overload)
-	return append(p, l.validate()...)
+	p = append(p, l.validate()...)
+	if v.MaxPending != nil { // what the mesh has for others may be idle here
+		p = append(p, l.validateQueue()...)
+	}
+	return p
 }
 
 func (c *CircuitValues) validate() Problems {
