@@ -384,3 +384,40 @@ func panics(t *testing.T, f *farm) {
 		t.Errorf("without a threshold requests went %v", got)
 	}
 }
+
+// An order at one control plane reaches the proxies of all, and what they report is
+// shown by all.
+func TestCircuitsAreTheSameAtEveryControlPlane(t *testing.T) {
+	f := &farm{Mesh: startCluster(t, 1, 2), ports: 8000}
+	set(t, f.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
+	f.host = bare(t, f.Mesh, "farm")
+	f.front = join(t, f.Mesh, meshlab.Workload{Host: "front", Service: "frontend"})
+	f.service(t, "users", 2)
+	name := policy.ServiceName{Namespace: "default", Name: "users"}
+	for _, p := range f.Planes {
+		if err := p.API.OrderCircuit(t.Context(), name, "users-0", policy.CircuitOpen, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for _, shown := range f.Planes {
+			await(t, f.Mesh, "an order of "+p.Name+" to be done, by "+shown.Name, func() error {
+				all, err := shown.API.Circuits(t.Context(), name)
+				if err == nil && (len(all) != 2 || all[0].Order != "open" || len(all[0].Proxies) != 1 || all[0].Proxies[0].State != "open" || len(all[1].Proxies) != 0) {
+					err = fmt.Errorf("%+v", all)
+				}
+				return err
+			})
+		}
+		if got := f.send(t, 20, "http://users/"); got["users-0"] != 0 {
+			t.Errorf("%s: requests went %v", p.Name, got)
+		}
+		if err := p.API.OrderCircuit(t.Context(), name, "users-0", policy.CircuitReset, 0); err != nil {
+			t.Fatal(err)
+		}
+		await(t, f.Mesh, "the reset of "+p.Name, func() error {
+			if got := f.send(t, 20, "http://users/"); got["users-0"] == 0 {
+				return fmt.Errorf("requests went %v", got)
+			}
+			return nil
+		})
+	}
+}
