@@ -64,7 +64,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.namespace, "namespace", f.namespace, "namespace of the app's service")
 	s.StringVar(&f.tokenFile, "token-file", "", `file with the join token of "weir token create"`)
 	s.StringSliceVar(&f.appPorts, "app-port", nil, "port the app listens on, PORT or PORT/PROTOCOL ("+strings.Join(policy.Protocols, ", ")+", or a name for one such as kubernetes.io/h2c, https, mysql); registered as an endpoint while the proxy runs")
-	s.StringSliceVar(&f.labels, "label", nil, "label of the endpoints, KEY=VALUE (version=v2 puts them in subset v2)")
+	s.StringSliceVar(&f.labels, "label", nil, "label of the endpoints, KEY=VALUE (version=v2 puts them in subset v2; zone=z is the zone of this proxy, too)")
 	s.StringSliceVar(&f.advertise, "advertise", nil, "address of the app, instead of this host's own")
 	s.StringVar(&f.healthPath, "health-path", f.healthPath, "path that the health check asks for")
 	s.IntVar(&f.weight, "weight", f.weight, "weight of the endpoints; 0 drains")
