@@ -123,7 +123,7 @@ func TestWhatIsWrongWithAnExternalServiceIsNamedWithItsPlace(t *testing.T) {
 		"kind: ExternalService\nservice: pay\nspec: {}\n":                                    "f:3:1: spec.host: is missing",
 		"kind: ExternalService\nservice: pay\nspec:\n  host: \"\"\n":                         "f:4:3: spec.host: is empty",
 		"kind: ExternalService\nservice: pay\nspec:\n  host: 10.0.0.1\n":                     `f:4:3: spec.host: "10.0.0.1" is an address; a name is meant`,
-		"kind: ExternalService\nservice: pay\nspec:\n  host: a.example.com\n  prt: 1\n":     `f:5:3: spec.prt: unknown field; did you mean "port"?`,
+		"kind: ExternalService\nservice: pay\nspec:\n  host: a.example.com\n  prt: 1\n":      `f:5:3: spec.prt: unknown field; did you mean "port"?`,
 		"kind: ExternalService\nservice: pay\nspec:\n  host: a.example.com\n  port: 0\n":     `f:5:3: spec.port: 0 is not in 1..65535`,
 		"kind: ExternalService\nservice: pay\nspec:\n  host: a.example.com\n  ca: nothing\n": "spec.ca: holds no certificate in PEM",
 	} {

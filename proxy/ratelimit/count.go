@@ -155,10 +155,10 @@ func (r *rules) bucket(c *count, limit int, now int64, spend bool, d *Decision) 
 
 // part is the depth and the pace of a bucket with a share of the limit.
 func (r *rules) part(limit int) (burst int, interval int64) {
-	switch {
-	case limit == r.policy.Limit:
+	switch limit {
+	case r.policy.Limit:
 		return r.policy.Burst, r.interval
-	case limit == 0:
+	case 0:
 		return 0, 0
 	}
 	share := float64(limit) / float64(r.policy.Limit)

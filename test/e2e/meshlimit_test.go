@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,6 +24,7 @@ type callers struct {
 	mu     sync.Mutex // guards what follows
 	events []event
 	failed error
+	from   time.Time // what came before was looked at
 }
 
 // event is one request and whether it was let through.
@@ -77,7 +79,8 @@ func (c *callers) call(client *http.Client, url string, rate *atomic.Int64, end 
 
 // off tells how far what was let through is from what one place that counts
 // would have let through of the same requests: the mean over windows, in parts of
-// the limit. over is the most that any window held above the limit.
+// the limit. over is the most that any window held above the limit. What was
+// looked at before is not counted again, but what a window holds of it is.
 func (c *callers) off() (mean, over float64, asked, passed int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,8 +94,7 @@ func (c *callers) off() (mean, over float64, asked, passed int) {
 	}
 	windows := map[int][2]int{}
 	for _, e := range c.events {
-		w := int(e.at.Sub(c.events[0].at) / meshWindow)
-		counts := windows[w]
+		var counts [2]int
 		if whole = slide(whole, e.at); len(whole) < meshLimit {
 			whole = append(whole, e.at)
 			counts[0]++
@@ -100,28 +102,52 @@ func (c *callers) off() (mean, over float64, asked, passed int) {
 		if real = slide(real, e.at); e.ok {
 			real = append(real, e.at)
 			counts[1]++
-			passed++
 		}
-		windows[w] = counts
+		if e.at.Before(c.from) {
+			continue
+		}
+		asked, passed = asked+1, passed+counts[1]
+		w := int(e.at.Sub(c.from) / meshWindow)
+		windows[w] = [2]int{windows[w][0] + counts[0], windows[w][1] + counts[1]}
 		over = max(over, float64(len(real)-meshLimit)/meshLimit)
 	}
+	delete(windows, len(windows)-1) // which is not whole, and says as much of the moment of its end
 	for _, n := range windows {
 		mean += math.Abs(float64(n[0]-n[1])) / meshLimit / float64(len(windows))
 	}
-	return mean, over, len(c.events), passed
+	return mean, over, asked, passed
 }
 
-// Ten proxies that do not know each other keep one limit: under three times as
-// many requests as it allows, which come from few of them, and every few seconds
-// from others. The control plane's end changes nothing.
-func TestOneLimitForTheWholeMesh(t *testing.T) {
-	m := start(t)
+// deal gives every second or third caller a part of 60 requests a second, as long
+// as said: of ten, four at most have any.
+func (c *callers) deal(random *rand.Rand, times int, each time.Duration) {
+	for range times {
+		for i := range c.rates {
+			c.rates[i].Store(0)
+		}
+		for range 4 {
+			c.rates[random.IntN(len(c.rates))].Add(15)
+		}
+		time.Sleep(each) // the demand itself is in time
+	}
+	for i := range c.rates {
+		c.rates[i].Store(0)
+	}
+}
+
+// newCallers starts ten proxies, each of the control planes as it comes, and
+// waits until they keep the limit.
+func newCallers(t *testing.T, m *meshlab.Mesh) (*callers, *backend) {
 	app := newBackend(t, bare(t, m, "orders"), "orders", 8002)
 	enter(t, m, app.node, meshlab.Workload{Host: "orders", Service: "orders", Ports: []string{"8002"}})
 	allow(t, m, "frontend", "orders")
 	c := &callers{rates: make([]atomic.Int64, 10)}
 	for i := range c.rates {
-		c.nodes = append(c.nodes, join(t, m, meshlab.Workload{Host: fmt.Sprintf("front%d", i), Service: "frontend"}))
+		var control []string // half of them begin with the other one, where there are two
+		for j := range m.Planes {
+			control = append(control, m.Planes[(i+j)%len(m.Planes)].GRPCAddr())
+		}
+		c.nodes = append(c.nodes, join(t, m, meshlab.Workload{Host: fmt.Sprintf("front%d", i), Service: "frontend", Control: strings.Join(control, ",")}))
 	}
 	set(t, m, fmt.Sprintf(`{"services":{"orders":{"rate_limit":{"limit":%d,"window":%g,"scope":"mesh"}}}}`, meshLimit, meshWindow.Seconds()))
 	for _, n := range c.nodes {
@@ -133,27 +159,64 @@ func TestOneLimitForTheWholeMesh(t *testing.T) {
 		})
 	}
 	app.forget()
-	stop := c.drive(t, "http://orders/")
-	random := rand.New(rand.NewPCG(1, 2))
-	for range 8 {
-		for i := range c.rates {
-			c.rates[i].Store(0)
-		}
-		for range 4 { // of ten, four at most have requests: 60 a second
-			c.rates[random.IntN(len(c.rates))].Add(15)
-		}
-		time.Sleep(5 * time.Second) // the demand itself is in time
-	}
-	stop()
+	return c, app
+}
+
+// check compares what was let through with what one counting place would have let
+// through since it did so last.
+func (c *callers) check(t *testing.T, what string, mostOff, mostOver float64) (passed int) {
+	t.Helper()
 	if c.failed != nil {
 		t.Fatal(c.failed)
 	}
 	mean, over, asked, passed := c.off()
-	t.Logf("of %d requests %d passed: off by %.1f %% of the limit, at most %.1f %% above it", asked, passed, 100*mean, 100*over)
-	if mean > 0.1 || over > 0.2 {
-		t.Errorf("off by %.3f of the limit, %.3f above it", mean, over)
+	t.Logf("%s: of %d requests %d passed: off by %.1f %% of the limit, at most %.1f %% above it", what, asked, passed, 100*mean, 100*over)
+	if mean > mostOff || over > mostOver {
+		t.Errorf("%s: off by %.3f of the limit, %.3f above it", what, mean, over)
 	}
+	c.from = time.Now()
+	return passed
+}
+
+// Ten proxies that do not know each other keep one limit: under three times as
+// many requests as it allows, which come from few of them, and every few seconds
+// from others.
+func TestOneLimitForTheWholeMesh(t *testing.T) {
+	m := start(t)
+	c, app := newCallers(t, m)
+	random := rand.New(rand.NewPCG(1, 2))
+	c.from = time.Now()
+	stop := c.drive(t, "http://orders/")
+	defer stop()
+	c.deal(random, 8, 5*time.Second)
+	passed := c.check(t, "divided", 0.1, 0.2)
 	if app.count() != passed {
-		t.Errorf("the app saw %d of them", app.count())
+		t.Errorf("the app saw %d of %d", app.count(), passed)
 	}
+	// Without a control plane each keeps its share: never more than the limit.
+	m.Control.Kill()
+	<-m.Control.Done()
+	c.deal(random, 3, 5*time.Second)
+	if passed := c.check(t, "with the control plane away", 1, 0.2); passed == 0 {
+		t.Error("nothing passes while the control plane is away")
+	}
+}
+
+// Proxies of two control planes keep one limit too; and when one of these ends, the
+// other divides all of it.
+func TestOneLimitWithTwoControlPlanes(t *testing.T) {
+	m := startCluster(t, 1, 2)
+	c, _ := newCallers(t, m)
+	random := rand.New(rand.NewPCG(3, 4))
+	c.from = time.Now()
+	stop := c.drive(t, "http://orders/")
+	defer stop()
+	c.deal(random, 5, 5*time.Second)
+	c.check(t, "two control planes", 0.2, 0.2)
+	m.Planes[1].Process.Kill()
+	<-m.Planes[1].Process.Done()
+	c.deal(random, 4, 5*time.Second) // proxies move, and what they had returns
+	c.check(t, "after the end of one", 1, 0.4)
+	c.deal(random, 5, 5*time.Second)
+	c.check(t, "with the other alone", 0.2, 0.2)
 }

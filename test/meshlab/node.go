@@ -31,6 +31,7 @@ type Workload struct {
 	Init      []string // more flags for weir-init
 	UIDMode   bool     // the proxy is told by its uid, and has no capability
 	Program   string   // in the place of the mesh's weir-proxy
+	Control   string   // as for weir-proxy --control, in the place of all control planes in order
 }
 
 // Node is a host with redirection and a sidecar.
@@ -149,7 +150,7 @@ func OtherUsers() bool {
 func (n *Node) StartProxy(ctx context.Context) error {
 	w := n.workload
 	args := []string{
-		"--control", n.mesh.ControlAddr(), "--service", w.Service, "--namespace", w.Namespace,
+		"--control", cmp.Or(w.Control, n.mesh.ControlAddr()), "--service", w.Service, "--namespace", w.Namespace,
 		"--token-file", filepath.Join(n.stateDir(), "token"), "--state-dir", n.stateDir(),
 		"--resolv-conf", n.mesh.resolvConf(), "--advertise", n.Addr4().String(), "--drain-delay", "100ms", "--drain-timeout", "5s",
 	}
