@@ -113,7 +113,7 @@ func newPlan(r *TrafficRule, s *Service) (*Plan, error) {
 		Direct: newAnswerPlan(r.DirectResponse), PerTry: seconds(r.PerTryTimeout), Idle: seconds(r.IdleTimeout),
 		Bounded: r.Timeout > 0 || r.PerTryTimeout > 0,
 		Request: headerChanges(r.RequestHeaders), Response: headerChanges(r.ResponseHeaders),
-		Fault: newFaultPlan(r.Fault), Hedge: newHedgePlan(r.Hedge),
+		Fault: newFaultPlan(r.Fault), Hedge: r.Hedge.Plan(),
 	}
 	p.setRetries(r, s.Traffic.Retry.Delay)
 	var err error
@@ -198,7 +198,8 @@ func newFaultPlan(f *Fault) *FaultPlan {
 	return p
 }
 
-func newHedgePlan(h *Hedge) *HedgePlan {
+// Plan compiles the hedge; nil is none.
+func (h *Hedge) Plan() *HedgePlan {
 	if h == nil {
 		return nil
 	}
