@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -31,6 +32,15 @@ type across struct {
 
 // maxTranslatedHead bounds heads, as the engines' own bound does.
 const maxTranslatedHead = 64 << 10
+
+// dialFor connects to an endpoint to speak a version of HTTP to it, which may have to
+// be translated.
+func (p *Proxy) dialFor(l *loop.Loop, d *destination, e *endpoint, speak translate.Version, deadline time.Time) (loop.Stream, error) {
+	if e.version() != speak {
+		return p.dialAcross(l, d, e)
+	}
+	return p.dialEndpoint(l, d, e, deadline)
+}
 
 // dialAcross connects to an endpoint by way of a translation.
 func (p *Proxy) dialAcross(l *loop.Loop, d *destination, e *endpoint) (loop.Stream, error) {

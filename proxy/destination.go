@@ -34,7 +34,8 @@ type destination struct {
 	limits      []*limit          // of all its requests, as far as they are counted here
 	routeLimits map[string]*limit // by the traffic rule
 	budget      *retry.Budget
-	affinity    *affinity // nil when there is none
+	affinity    *affinity         // nil when there is none
+	hedges      map[string]*hedge // by rule
 	metrics     *telemetry.Service
 	label       string // "service.namespace", for the log
 	hashKey     hashKey
@@ -147,7 +148,7 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 	if old != nil {
 		d.gates = old.gates
 	}
-	if err := errors.Join(d.setLimits(old, now), d.setBudget(old, now)); err != nil {
+	if err := errors.Join(d.setLimits(old, now), d.setBudget(old, now), d.setHedges(old, now)); err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", svc.Name, err)
 	}
 	kept := map[endpointKey]bool{}

@@ -117,6 +117,8 @@ type h1Hop struct {
 	pool *h1.Pool
 	up   *h1.Upstream
 	resp *h1.Response
+
+	hedged hedger // nil: the request goes to one server at a time
 }
 
 func (g *h1Hop) Method() string                 { return g.Req.Method }
@@ -127,7 +129,7 @@ func (g *h1Hop) protocol() string               { return "http1" }
 
 func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {
-		up := kept.h1.Get(g.l.Now())
+		up, err := kept.h1.Get(g.l.Now()), error(nil)
 		if up == nil {
 			c, err := via.dial(translate.HTTP1, deadline)
 			if err != nil {
@@ -135,9 +137,15 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 			}
 			up = h1.NewUpstream(c)
 		}
-		resp, err := g.RoundTrip(up, deadline)
+		var resp *h1.Response
+		pool := kept.h1
+		if g.hedged == nil {
+			resp, err = g.RoundTrip(up, deadline)
+		} else {
+			resp, up, pool, err = g.hedged.roundTrip(g.Exchange, up, deadline)
+		}
 		if err == nil {
-			g.pool, g.up, g.resp = kept.h1, up, resp
+			g.pool, g.up, g.resp = pool, up, resp
 			return resp.Status, nil
 		}
 		var he *h1.Error
@@ -168,6 +176,12 @@ func (g *h1Hop) upgrade() (*upgrade, error) {
 		return nil, err
 	}
 	return newUpgrade(g.Req.Upgrade(), client, upstream), nil
+}
+
+// hedger sends a request to a second server when the first is late, and gives the one
+// that answered with the pool that it is of.
+type hedger interface {
+	roundTrip(x *h1.Exchange, up *h1.Upstream, deadline time.Time) (*h1.Response, *h1.Upstream, *h1.Pool, error)
 }
 
 // failure is how an exchange failed. The zero failure is that of a dial: nothing

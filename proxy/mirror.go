@@ -116,12 +116,7 @@ func (m *mirrored) send() error {
 	if !ok {
 		return errCircuitOpen
 	}
-	defer func() {
-		e.stats.Cancel()
-		if e.circuit != nil {
-			e.circuit.Cancel(ticket)
-		}
-	}()
+	defer (&attempt{e: e, ticket: ticket}).cancel()
 	return m.sendTo(d, e)
 }
 
@@ -134,7 +129,7 @@ func (m *mirrored) sendTo(d *destination, e *endpoint) error {
 	for range maxStale {
 		up := e.kept[m.shard].h1.Get(m.l.Now())
 		if up == nil {
-			c, err := m.dial(d, e, deadline)
+			c, err := m.p.dialFor(m.l, d, e, translate.HTTP1, deadline) // whatever the request was
 			if err != nil {
 				return err
 			}
@@ -151,12 +146,4 @@ func (m *mirrored) sendTo(d *destination, e *endpoint) error {
 		}
 	}
 	return errNoEndpoints
-}
-
-// dial connects to an endpoint. A copy is of HTTP/1.1, whatever the request was.
-func (m *mirrored) dial(d *destination, e *endpoint, deadline time.Time) (loop.Stream, error) {
-	if e.version() != translate.HTTP1 {
-		return m.p.dialAcross(m.l, d, e)
-	}
-	return m.p.dialEndpoint(m.l, d, e, deadline)
 }

@@ -54,6 +54,7 @@ type outbound struct {
 	attempts int
 	waited   bool // for room
 	endpoint *endpoint
+	t        attempt // the try at hand
 	reason   reason
 	began    time.Time
 }
@@ -77,6 +78,7 @@ func (c *outboundConn) Handle(x *h1.Exchange) {
 
 func (o *outbound) free() {
 	o.outboundConn, o.x, o.service, o.endpoint, o.sel.pick = nil, nil, nil, nil, nil
+	o.t = attempt{}
 	o.sel.from, o.sel.full, o.hand.held = nil, nil, nil
 	clear(o.sel.tried)
 	outbounds.Put(o)
@@ -189,8 +191,10 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	o.endpoint = e
 	o.service.metrics.Routed()
 	o.identify(x, e)
-	began := o.sel.now
-	status, err := x.send(&e.kept[o.lc.Shard()], o, o.tryDeadline(x, began, deadline))
+	o.t = attempt{e: e, ticket: ticket, began: o.sel.now}
+	o.h1.hedged = o.hedge(x)
+	status, err := x.send(&e.kept[o.lc.Shard()], o, o.tryDeadline(x, o.t.began, deadline))
+	e, ticket, began := o.t.e, o.t.ticket, o.t.began // of the endpoint that answered
 	now := o.l.Now()
 	if err != nil {
 		return o.sendFailed(x, ticket, began, err, deadline)
@@ -223,12 +227,17 @@ func (o *outbound) judge(e *endpoint, t breaker.Ticket, now time.Time, took time
 	o.p.failed(e, t, now)
 }
 
+// attempt is one try at one endpoint.
+type attempt struct {
+	e      *endpoint
+	ticket breaker.Ticket
+	began  time.Time
+	stale  int // connections that turned out to be closed
+}
+
 // dial connects to the endpoint of the try at hand.
 func (o *outbound) dial(speak translate.Version, deadline time.Time) (loop.Stream, error) {
-	if o.endpoint.version() != speak {
-		return o.p.dialAcross(o.l, o.service, o.endpoint)
-	}
-	return o.p.dialEndpoint(o.l, o.service, o.endpoint, deadline)
+	return o.p.dialFor(o.l, o.service, o.endpoint, speak, deadline)
 }
 
 // noneUsable answers when no endpoint may be used.

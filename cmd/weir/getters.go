@@ -197,6 +197,7 @@ func does(r *policy.TrafficRule) string {
 		{r.Rewrite != nil, "rewrite"}, {r.RequestHeaders != nil || r.ResponseHeaders != nil, "headers"}, {r.Mirror != nil, "mirror"},
 		{r.Fault != nil, "fault"}, {r.PerTryTimeout > 0 || r.IdleTimeout > 0, "timeouts"},
 		{len(r.RetryOn) > 0 || r.RetryDelay != nil || r.RetryMaxDelay > 0, "retries"},
+		{r.Hedge != nil, "hedge"},
 	} {
 		if f.is {
 			words = append(words, f.word)

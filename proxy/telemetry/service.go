@@ -14,7 +14,7 @@ type Service struct {
 	outbound bool
 
 	counts
-	retries, denied, mirrors, faults, overloads, ejections words
+	retries, denied, mirrors, faults, hedges, overloads, ejections words
 
 	forgotten bool // guarded by reg.mu
 }
@@ -44,6 +44,7 @@ func (r *Registry) serviceLocked(key serviceKey) *Service {
 	s.denied = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.denied, w) }}
 	s.mirrors = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.mirrors, w) }}
 	s.faults = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.faults, w) }}
+	s.hedges = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.hedges, w) }}
 	s.overloads = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.overloads, w) }}
 	s.ejections = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.ejections, w) }}
 	r.services[key] = s
@@ -67,7 +68,7 @@ func (r *Registry) Forget(service, namespace string) {
 		return
 	}
 	gone := prometheus.Labels{"service": service, "namespace": namespace}
-	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.mirrors, r.faults, r.circuitOpens, r.overloads, r.ejections} {
+	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.mirrors, r.faults, r.hedges, r.circuitOpens, r.overloads, r.ejections} {
 		v.DeletePartialMatch(gone)
 	}
 	r.circuitState.DeletePartialMatch(gone)
@@ -149,6 +150,10 @@ func (s *Service) Denied(reason string) { s.denied.get(reason).Inc() }
 // Mirrored counts a copy of a request to the service by what became of it: "sent" (and answered), "failed", "crowded" (too many were
 // under way), "too_large" (its body was not kept).
 func (s *Service) Mirrored(outcome string) { s.mirrors.get(outcome).Inc() }
+
+// Hedged counts a request that was sent a second time by which answer was used: the second's ("won") or the first's ("lost"); "budget" one
+// that was not sent again for want of budget.
+func (s *Service) Hedged(outcome string) { s.hedges.get(outcome).Inc() }
 
 // Fault counts a fault that a rule injected: "delay" or "abort".
 func (s *Service) Fault(kind string) { s.faults.get(kind).Inc() }

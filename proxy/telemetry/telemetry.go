@@ -62,6 +62,7 @@ type vecs struct {
 	retries, denied      *prometheus.CounterVec // per service
 	overloads, ejections *prometheus.CounterVec
 	mirrors, faults      *prometheus.CounterVec
+	hedges               *prometheus.CounterVec
 	ejected              *prometheus.GaugeVec
 
 	circuitOpens *prometheus.CounterVec
@@ -125,6 +126,8 @@ func (r *Registry) register() {
 	r.denied = counter("denied_total", "Requests and connections refused by a rule.", "direction", "service", "namespace", "reason")
 
 	r.mirrors = counter("mirrored_total", "Copies of requests to a second service, by what became of them.", "direction", "service", "namespace", "outcome")
+	r.hedges = counter("hedged_total", "Requests sent to a second endpoint because late, by whether its answer was used (won, lost), or not for want of budget.",
+		"direction", "service", "namespace", "outcome")
 	r.faults = counter("faults_total", "Faults that traffic rules injected.", "direction", "service", "namespace", "kind")
 	r.overloads = counter("overload_total", "Requests and connections refused because too many were under way, by the bound that was reached.", "direction", "service", "namespace", "bound")
 	r.ejections = counter("outlier_ejections_total", "Endpoints left out for doing worse than the others, by reason.", "direction", "service", "namespace", "reason")
