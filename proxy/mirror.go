@@ -46,8 +46,12 @@ type mirrored struct {
 var mirroreds = sync.Pool{New: func() any { return &mirrored{} }}
 
 // mirror sends a copy of the request to the service that the rule names, and
-// comes back at once. A body that is not whole yet is sent later.
+// comes back at once. One whose body is not whole yet is copied after the answer;
+// one to switch protocols is not: there would be nobody to speak the new one.
 func (o *outbound) mirror(x hop) {
+	if _, asks := x.Get("Upgrade"); asks {
+		return
+	}
 	if o.hand.copyLast = !x.Whole(); o.hand.copyLast {
 		return
 	}
@@ -79,7 +83,7 @@ func (o *outbound) mirrorLate(x hop) {
 	if !o.hand.copyLast {
 		return
 	}
-	if o.mirror(x); o.hand.copyLast { // the answer came before all of the request
+	if o.mirror(x); o.hand.copyLast { // it was answered before all of it had come
 		o.service.metrics.Mirrored("too_large")
 	}
 }

@@ -136,7 +136,9 @@ func (o *outbound) pass(x hop) int {
 	}
 	o.prepare(x)
 	o.service.budget.Request(o.began)
-	return o.bounded(x)
+	status := o.bounded(x)
+	o.mirrorLate(x)
+	return status
 }
 
 // findRoute applies the service's traffic rules.
@@ -316,7 +318,6 @@ func (o *outbound) relay(x hop, status int) int {
 		return status
 	}
 	err := x.relay()
-	o.mirrorLate(x)
 	if err != nil {
 		if failureOf(err).server {
 			o.reason = upstreamFailed.word

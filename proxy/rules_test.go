@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -349,14 +350,16 @@ func TestACopyGoesToTheMirror(t *testing.T) {
 	}
 	r.do("POST", "/m/3", strings.Repeat("x", 500_000)) // beyond what is kept
 	r.awaitMetric("weir_mirrored_total", "too_large", 1)
+	upgrade, _ := r.get("/m/ws", "Connection", "Upgrade", "Upgrade", "websocket") // which is not for two
+	want(t, upgrade, 200, "")
 	r.rules(mirroredTo(0))
 	r.get("/m/4")
 	r.awaitMetric("weir_mirrored_total", "sent", 2)
 	if n := r.shadow.count(); n != 2 {
 		t.Errorf("the mirror got %d requests", n)
 	}
-	if figures := r.metric("weir_requests_total", "200"); figures != 4 {
-		t.Errorf("%d requests are counted, 4 were made", figures)
+	if figures := r.metric("weir_requests_total", "200"); figures != 5 {
+		t.Errorf("%d requests are counted, 5 were made", figures)
 	}
 }
 
@@ -379,6 +382,17 @@ func TestAMirrorThatIsAwayOrStuckHarmsNobody(t *testing.T) {
 	}
 	close(stuck)
 	r.awaitMetric("weir_mirrored_total", "sent", total-crowded)
+	// Nor does the mirror miss what the service fails.
+	for _, app := range []*webApp{r.a, r.b} {
+		app.does(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	}
+	if resp, _ := r.do("PUT", "/m", strings.Repeat("x", 50_000)); resp.StatusCode != 502 {
+		t.Errorf("%d", resp.StatusCode)
+	}
+	r.awaitMetric("weir_mirrored_total", "sent", total-crowded+1)
+	for _, app := range []*webApp{r.a, r.b} {
+		app.answer.Store(nil)
+	}
 	r.shadow.Close()
 	if resp, _ := r.get("/m"); resp.StatusCode != 200 {
 		t.Errorf("%d", resp.StatusCode)
@@ -712,34 +726,47 @@ func TestAClientWhoseEndpointFailsGetsAnother(t *testing.T) {
 	}
 }
 
-// Requests with rules that change much cost no allocation either.
+// handledRules are rules that do something with each request of a path.
+var handledRules = map[string]func(*policy.TrafficRule){
+	"rewrite": func(r *policy.TrafficRule) { r.Rewrite = &policy.Rewrite{Path: "/v2", Host: "internal.test"} },
+	"match":   func(r *policy.TrafficRule) { r.MatchQuery = map[string]string{"full": "1"}; r.IdleTimeout = 60 },
+	"headers": func(r *policy.TrafficRule) {
+		r.RequestHeaders = &policy.HeaderChanges{Set: map[string]string{"X-A": "b"}, Remove: []string{"Accept"}}
+	},
+	"response": func(r *policy.TrafficRule) {
+		r.ResponseHeaders = &policy.HeaderChanges{Add: map[string]string{"X-A": "b"}, Remove: []string{"Server"}}
+	},
+	"times":   func(r *policy.TrafficRule) { r.Timeout, r.PerTryTimeout = 10, 5 },
+	"retries": func(r *policy.TrafficRule) { r.RetryOn = []string{"5xx", "unavailable"} },
+	"fault": func(r *policy.TrafficRule) {
+		r.Fault = &policy.Fault{Header: "X-Chaos", Abort: &policy.FaultAbort{Status: 500}}
+	},
+}
+
+// newHandledPath is the way of requests with a rule and, if so, affinity.
+func newHandledPath(t testing.TB, change func(*policy.TrafficRule), affinity bool) *path {
+	o := newPathOut(t)
+	svc := *o.p.dests.Load().byName[users].svc
+	rule := policy.DefaultTrafficRule()
+	change(&rule)
+	if p := rule.Validate(); len(p) > 0 {
+		t.Fatal(p)
+	}
+	svc.Rules = []policy.TrafficRule{rule}
+	if affinity {
+		svc.Traffic.Affinity = policy.Affinity{Cookie: "at", Path: "/"}
+	}
+	if err := o.p.setService(users, &svc); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// Requests with rules that do something cost no allocation either.
 func TestAHandledRequestAllocatesNothing(t *testing.T) {
-	for name, change := range map[string]func(*policy.TrafficRule){
-		"rewrite": func(r *policy.TrafficRule) { r.Rewrite = &policy.Rewrite{Path: "/v2", Host: "internal.test"} },
-		"match":   func(r *policy.TrafficRule) { r.MatchQuery = map[string]string{"full": "1"}; r.IdleTimeout = 60 },
-		"headers": func(r *policy.TrafficRule) {
-			r.RequestHeaders = &policy.HeaderChanges{Set: map[string]string{"X-A": "b"}, Remove: []string{"Accept"}}
-		},
-		"response": func(r *policy.TrafficRule) {
-			r.ResponseHeaders = &policy.HeaderChanges{Add: map[string]string{"X-A": "b"}, Remove: []string{"Server"}}
-		},
-		"times":   func(r *policy.TrafficRule) { r.Timeout, r.PerTryTimeout = 10, 5 },
-		"retries": func(r *policy.TrafficRule) { r.RetryOn = []string{"5xx", "unavailable"} },
-		"fault": func(r *policy.TrafficRule) {
-			r.Fault = &policy.Fault{Header: "X-Chaos", Abort: &policy.FaultAbort{Status: 500}}
-		},
-	} {
+	for name, change := range handledRules {
 		t.Run(name, func(t *testing.T) {
-			o := newPathOut(t)
-			old := o.p.dests.Load().byName[users].svc
-			svc := *old
-			rule := policy.DefaultTrafficRule()
-			change(&rule)
-			svc.Rules = []policy.TrafficRule{rule}
-			svc.Traffic.Affinity = policy.Affinity{Cookie: "at", Path: "/"}
-			if err := o.p.setService(users, &svc); err != nil {
-				t.Fatal(err)
-			}
+			o := newHandledPath(t, change, true)
 			o.on(func() {
 				o.requests(10)
 				const many = 1000
@@ -751,6 +778,23 @@ func TestAHandledRequestAllocatesNothing(t *testing.T) {
 				if per > limit {
 					t.Errorf("%.3f allocations per request", per)
 				}
+			})
+		})
+	}
+}
+
+func BenchmarkHandledRequest(b *testing.B) {
+	all := map[string]func(*policy.TrafficRule){"nothing": func(*policy.TrafficRule) {}}
+	maps.Copy(all, handledRules)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		b.Run(name, func(b *testing.B) {
+			o := newHandledPath(b, all[name], false)
+			b.ReportAllocs()
+			o.on(func() {
+				o.requests(10)
+				b.ResetTimer()
+				o.requests(b.N)
+				b.StopTimer()
 			})
 		})
 	}
