@@ -47,7 +47,7 @@ func (m *mux) setting(id uint16, v uint32) *connError {
 			return protocol(ProtocolError, "SETTINGS_ENABLE_PUSH is neither 0 nor 1")
 		}
 	case settingMaxStreams:
-		m.peerStreams = v
+		m.peerStreams, m.limited = v, true
 		if m.greeted {
 			m.side.grew()
 		}
@@ -98,10 +98,12 @@ func (m *mux) windowUpdate(h *frameHeader, b []byte) *connError {
 	if len(b) != 4 {
 		return protocol(FrameSizeError, "WINDOW_UPDATE of a wrong size")
 	}
-	if e := m.idleControl(); e != nil {
+	n := int(binary.BigEndian.Uint32(b) & maxWindow)
+	if n >= smallestData && n <= m.sentData { // it gives back what was sent, in fair pieces
+		m.sentData -= n
+	} else if e := m.idleControl(); e != nil {
 		return e
 	}
-	n := int(binary.BigEndian.Uint32(b) & maxWindow)
 	if h.id == 0 {
 		if n == 0 {
 			return protocol(ProtocolError, "WINDOW_UPDATE by nothing")
@@ -147,6 +149,7 @@ func (m *mux) reset(h *frameHeader, b []byte) *connError {
 	}
 	code := ErrCode(binary.BigEndian.Uint32(b))
 	early := !s.outBegun
+	s.safe = s.safe || code == RefusedStream
 	s.over(&ResetError{code})
 	if early {
 		m.inVain()

@@ -44,9 +44,10 @@ type Config struct {
 	// ENHANCE_YOUR_CALM (CVE-2023-44487). Default 500.
 	MaxResets int
 	// MaxControl bounds in the same way the frames that carry nothing: PING,
-	// SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and CONTINUATION, and unknown
-	// ones. 100 more are granted each second, and 10 for each frame of a head or
-	// body that goes either way. Default 2000.
+	// SETTINGS, PRIORITY, empty DATA and CONTINUATION, unknown ones, and
+	// WINDOW_UPDATE but for those that give back a KiB or more of what was sent. 100
+	// more are granted each second, and 10 for each frame of a head or body that goes
+	// either way. Beyond it ENHANCE_YOUR_CALM. Default 2000.
 	MaxControl int
 	// HeadTimeout is the time for the connection preface, and from the first byte of
 	// a frame that is not DATA, or a head, to its end; beyond it the connection ends.
@@ -57,7 +58,7 @@ type Config struct {
 	IdleTimeout time.Duration
 	// StallTimeout is how long a client may leave untaken what there is for it, and,
 	// before it is answered, be silent in the body of a request that is not gRPC
-	// (whose calls may be silent for hours). It is observed to within a half.
+	// (whose calls may be silent for hours). It may be noticed as late as twice that.
 	// Default 5 min.
 	StallTimeout time.Duration
 	// StreamIdle is how long an upstream may be silent inside a response body.
@@ -99,7 +100,7 @@ func orDefault[T int | time.Duration](v, def, least, most T) T {
 func (c Config) withDefaults() Config {
 	c.MaxStreams = orDefault(c.MaxStreams, 256, 1, 4096)
 	c.StreamWindow = orDefault(c.StreamWindow, 128<<10, 16<<10, 1<<20)
-	if most := (1<<31 - 1) / c.MaxStreams; c.StreamWindow > most {
+	if most := (maxWindow - connSlack) / c.MaxStreams; c.StreamWindow > most {
 		c.StreamWindow = most
 	}
 	c.MaxHeadBytes = orDefault(c.MaxHeadBytes, 64<<10, 1<<10, 64<<10)
@@ -120,8 +121,12 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// connSlack is when the peer is given new credit for the connection. Its window has so
+// much more than all streams together, so that nothing is missing meanwhile.
+const connSlack = 64 << 10
+
 // connWindow is the window of a connection.
-func (c *Config) connWindow() int { return max(c.MaxStreams*c.StreamWindow, defaultWindow) }
+func (c *Config) connWindow() int { return c.MaxStreams*c.StreamWindow + connSlack }
 
 // Handler is called once per request, in a task of the connection's loop. The
 // Exchange and every string taken from it are valid until it returns. A Handler that

@@ -81,6 +81,9 @@ func startProxy(t testing.TB, upstream string, change func(*proxy)) *proxy {
 	return p
 }
 
+// handle has requests from now on handled by h.
+func (p *proxy) handle(h Handler) { on(p.l, func() { p.handler = h }) }
+
 // turn runs a loop until the test ends.
 func turn(t testing.TB, panics func(any, []byte)) *loop.Loop {
 	t.Helper()
@@ -277,11 +280,19 @@ func (p *proxy) active() (n int) {
 
 // backend is a server of the standard library that speaks HTTP/2 with prior knowledge.
 func backend(t testing.TB, h http.HandlerFunc) string {
+	return start(t, &http.Server{Handler: h})
+}
+
+// roomyBackend is one whose connection has room for many streams that stall.
+func roomyBackend(t testing.TB, h http.HandlerFunc) string {
+	return start(t, &http.Server{Handler: h, HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 64 << 20, MaxReceiveBufferPerStream: 1 << 20}})
+}
+
+func start(t testing.TB, srv *http.Server) string {
 	t.Helper()
 	ln := listen(t)
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{Handler: h, Protocols: protocols}
+	srv.Protocols = new(http.Protocols)
+	srv.Protocols.SetUnencryptedHTTP2(true)
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close(); <-ended })

@@ -18,6 +18,7 @@ type link struct {
 	most   int  // how many there may be
 	used   bool // has carried a request
 	gone   bool // takes no new ones
+	asSaid bool // most is what the upstream said
 	idle   time.Duration
 
 	coming  *Upstream // whose head is being read
@@ -29,13 +30,15 @@ type link struct {
 	pinging bool // the timer is set
 }
 
-// untold is how many streams an upstream gets that has not yet said how many it allows.
+// untold is how many streams an upstream gets that has not yet said how many it
+// allows, on this connection or one before: RFC 9113 section 6.5.2 recommends to allow
+// no fewer. What it refuses is sent elsewhere.
 const untold = 100
 
 func newLink(cfg *Config, p *Pool, s loop.Stream) *link {
 	k := &link{pool: p, nextID: 1}
 	k.init(s, cfg, k)
-	k.peerStreams = untold
+	k.peerStreams = p.allowed
 	k.grew()
 	k.idle, k.heard = k.l.Age(), k.l.Age()
 	return k
@@ -78,11 +81,17 @@ func (k *link) due(time.Time) time.Time {
 }
 
 func (k *link) grew() {
-	k.most = int(min(uint32(k.cfg.MaxStreams), k.peerStreams))
-	if !k.greeted && k.most > untold {
-		k.most = untold
+	if k.greeted && !k.asSaid {
+		k.asSaid = true
+		if !k.limited { // it said nothing about it: there is no limit
+			k.peerStreams = maxStreamID
+		}
 	}
-	k.pool.roomMade(k)
+	if k.greeted {
+		k.pool.allowed = k.peerStreams
+	}
+	k.most = int(min(uint32(k.cfg.MaxStreams), k.peerStreams))
+	k.pool.roomMade()
 }
 
 // beginHead implements side.

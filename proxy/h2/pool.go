@@ -20,6 +20,7 @@ type Pool struct {
 	cfg    Config
 	maxAge time.Duration
 
+	allowed uint32  // how many streams the endpoint allows on a connection, as far as it said
 	links   []*link // that may take requests
 	dialing int     // connections being dialled by Take
 	places  int     // requests that wait for them
@@ -29,7 +30,7 @@ type Pool struct {
 
 // NewPool makes an empty pool.
 func NewPool(cfg PoolConfig) *Pool {
-	p := &Pool{cfg: cfg.Config.withDefaults(), maxAge: cfg.MaxAge}
+	p := &Pool{cfg: cfg.Config.withDefaults(), maxAge: cfg.MaxAge, allowed: untold}
 	if cfg.MaxAge <= 0 {
 		p.maxAge = 5 * time.Minute
 	}
@@ -76,7 +77,7 @@ func (p *Pool) Take(l *loop.Loop, deadline time.Time, dial func() (loop.Stream, 
 		if up := p.Get(l.Now()); up != nil {
 			return up, nil
 		}
-		if p.dialing == 0 || p.places >= p.dialing*min(untold, p.cfg.MaxStreams) {
+		if p.dialing == 0 || p.places >= p.dialing*p.each() {
 			return p.dial(l, dial)
 		}
 		if err := p.await(l, deadline); err != nil {
@@ -118,7 +119,10 @@ func (p *Pool) wakeAll() {
 	p.waiting = p.waiting[:0]
 }
 
-func (p *Pool) roomMade(*link) {
+// each is how many requests a connection that is dialled is expected to carry.
+func (p *Pool) each() int { return max(1, int(min(p.allowed, uint32(p.cfg.MaxStreams)))) }
+
+func (p *Pool) roomMade() {
 	if len(p.waiting) > 0 {
 		p.wakeAll()
 	}

@@ -86,7 +86,11 @@ func post(more ...string) []string {
 
 func (r *raw) head(id uint32, end bool, pairs ...string) {
 	r.t.Helper()
-	r.check(r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.fields(pairs...), EndHeaders: true, EndStream: end}))
+	r.check(r.tryHead(id, end, pairs...))
+}
+
+func (r *raw) tryHead(id uint32, end bool, pairs ...string) error {
+	return r.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: r.fields(pairs...), EndHeaders: true, EndStream: end})
 }
 
 // next is the next frame that is no SETTINGS and no WINDOW_UPDATE.

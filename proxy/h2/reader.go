@@ -114,8 +114,11 @@ func (m *mux) parse() *connError {
 			return m.tired
 		}
 		if m.expect != "" {
-			if e := m.parsePreface(); e != nil || m.expect != "" {
+			if e := m.parsePreface(); e != nil {
 				return e
+			}
+			if m.expect != "" {
+				break
 			}
 		}
 		if m.data.on && !m.parseData() {
@@ -377,7 +380,7 @@ func (m *mux) parseData() bool {
 
 // grant gives the peer new credit on the connection, for bytes that are not held.
 func (m *mux) grant(n int) {
-	if m.owed += n; m.owed >= m.cfg.connWindow()/4 && !m.closed {
+	if m.owed += n; m.owed >= connSlack && !m.closed {
 		m.out = appendWindowUpdate(m.room(), 0, m.owed)
 		m.recvLeft += m.owed
 		m.owed = 0

@@ -85,6 +85,7 @@ func (x *Exchange) relay(up *Upstream) *Error {
 				return x.upstreamError(ReadContent, errSlow)
 			}
 			flow = progress{}
+			by = earlier(by, now.Add(x.s.cfg.StallTimeout)) // the client may stall meanwhile, which wakes nobody
 		}
 		_ = x.w.Wait(by) // why it ended is seen above
 	}

@@ -144,7 +144,7 @@ func (x *Exchange) awaitHead(up *Upstream, deadline time.Time) *Error {
 			return x.upstreamError(ReadResponse, up.err)
 		}
 		now := x.s.now()
-		until := deadline
+		until := earlier(deadline, now.Add(x.s.cfg.StallTimeout)) // the client may stall meanwhile, which wakes nobody
 		c := &x.client
 		if !c.inEnded && c.in.left == 0 && !x.GRPC() {
 			by := p.until(now, c.got, x.s.cfg.StallTimeout)

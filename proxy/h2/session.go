@@ -65,6 +65,7 @@ func (s *session) begin(peeked []byte) {
 	s.out = out
 	s.touch()
 	s.idleSince = s.l.Age()
+	s.noteParts()
 	if len(peeked) > 0 {
 		s.buf = s.stock.take(bufferSize)
 		s.w = copy(s.buf, peeked)

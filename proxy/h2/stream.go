@@ -161,6 +161,7 @@ func (s *stream) sendData(b []byte, end bool) {
 	m.out = append(appendHeader(m.room(), len(b), frameData, flags, s.id), b...)
 	s.window -= len(b)
 	m.window -= len(b)
+	m.sentData += 2 * len(b)
 	s.sent += int64(len(b))
 	m.control.give(controlPerFrame)
 	m.touch()

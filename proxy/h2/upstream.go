@@ -89,7 +89,7 @@ func (up *Upstream) release() *stock {
 	if k.idle = k.l.Age(); k.gone && k.open == 0 && !k.closed {
 		k.shut()
 	}
-	k.pool.roomMade(k)
+	k.pool.roomMade()
 	k.settle()
 	return k.stock
 }

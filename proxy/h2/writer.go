@@ -25,7 +25,9 @@ type writer struct {
 	flusher     flusher
 	flushing    bool   // the flusher runs, or will
 	dirty       bool   // in stock.dirty
+	sentData    int    // bytes of DATA that a stream and the connection may get back
 	peerStreams uint32 // how many streams the peer allows
+	limited     bool   // it said so
 }
 
 // room is m.out, to be appended to.
