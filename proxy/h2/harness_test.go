@@ -339,3 +339,7 @@ func newRequest(t testing.TB, method, url string, body io.Reader) *http.Request 
 	}
 	return r
 }
+
+func dialLoop(l *loop.Loop, addr string) (loop.Stream, error) {
+	return l.Dial(loop.Dialer{}, netip.MustParseAddrPort(addr), time.Time{})
+}

@@ -210,6 +210,7 @@ func (r *raw) wantEnd() {
 	if errors.As(err, &ne) && ne.Timeout() {
 		r.t.Error("the connection was not closed")
 	}
+	r.TCPConn.Close() // which is waited for
 }
 
 // serves checks that the connection still answers.
