@@ -194,7 +194,11 @@ func TestAResponseThatIsDropped(t *testing.T) {
 	up := backend(t, func(w http.ResponseWriter, r *http.Request) { endless(w, r); ended <- true })
 	p := startProxy(t, up, nil)
 	for name, after := range map[string]func(x *Exchange, up *Upstream){
-		"discarded": func(x *Exchange, up *Upstream) { x.Discard(up); p.pool(p.upstream).Put(p.l.Now(), up); _ = x.Reply(503, nil) },
+		"discarded": func(x *Exchange, up *Upstream) {
+			x.Discard(up)
+			p.pool(p.upstream).Put(p.l.Now(), up)
+			_ = x.Reply(503, nil)
+		},
 		"replied":   func(x *Exchange, up *Upstream) { _ = x.Reply(503, nil); p.pool(p.upstream).Put(p.l.Now(), up) },
 		"grpc":      func(x *Exchange, up *Upstream) { _ = x.ReplyGRPC(14, ""); p.pool(p.upstream).Put(p.l.Now(), up) },
 		"reset":     func(x *Exchange, up *Upstream) { x.ResetStream(Cancel) },

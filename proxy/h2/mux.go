@@ -194,11 +194,14 @@ func (m *mux) breakAll() {
 	for _, s := range m.streams.takeAll() {
 		m.side.broken(s)
 	}
-	for _, waiting := range []*list{&m.heads, &m.blocked} {
-		for s := waiting.first; s != nil; s = waiting.first {
-			waiting.remove(s)
-			s.wake()
-		}
+	for s := m.blocked.first; s != nil; s = m.blocked.first {
+		m.blocked.remove(s)
+		s.wake()
+	}
+	for len(m.heads) > 0 {
+		x := m.heads[0]
+		m.heads.remove(x)
+		x.w.Wake()
 	}
 }
 

@@ -108,9 +108,9 @@ func (x *Exchange) awaitRoom() *Error {
 		if !now.Before(by) {
 			return x.clientSlow(WriteResponse)
 		}
-		c.m.heads.add(c)
+		c.m.heads.add(x)
 		_ = x.w.Wait(by) // why it ended is seen above
-		c.m.heads.remove(c)
+		c.m.heads.remove(x)
 	}
 }
 
@@ -236,10 +236,10 @@ func (x *Exchange) sendBody(body []byte) *Error {
 			return x.clientSlow(WriteResponse)
 		}
 		if x.s.settle(); c.window > 0 {
-			c.m.heads.add(c)
+			c.m.heads.add(x)
 		}
 		_ = x.w.Wait(by) // why it ended is seen above
-		c.m.heads.remove(c)
+		c.m.heads.remove(x)
 	}
 }
 

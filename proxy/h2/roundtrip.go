@@ -62,10 +62,9 @@ func (x *Exchange) ask(up *Upstream, deadline time.Time) *Error {
 		if e := x.clientError(ReadBody); e != nil {
 			return e
 		}
-		up.x, up.m = x, &k.mux
-		k.heads.add(&up.stream)
+		k.heads.add(x)
 		err := x.w.Wait(deadline)
-		k.heads.remove(&up.stream)
+		k.heads.remove(x)
 		if err != nil {
 			return x.upstreamError(WriteHead, errSlow)
 		}

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/weir-mesh/weir/proxy/h2/hpack"
 )
@@ -303,6 +304,21 @@ func (l *list) remove(s *stream) {
 		s.more.prev = s.prev
 	}
 	s.waits, s.prev, s.more = nil, nil, nil
+}
+
+// heads are exchanges in the order in which they came.
+type heads []*Exchange
+
+func (h *heads) add(x *Exchange) {
+	if !slices.Contains(*h, x) {
+		*h = append(*h, x)
+	}
+}
+
+func (h *heads) remove(x *Exchange) {
+	if i := slices.Index(*h, x); i >= 0 {
+		*h = slices.Delete(*h, i, i+1)
+	}
 }
 
 // table finds streams by their number.

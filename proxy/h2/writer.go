@@ -20,8 +20,8 @@ const (
 type writer struct {
 	out         []byte // frames to be written; nil if there are none
 	enc         hpack.Encoder
-	blocked     list // streams whose data waits for room, or for the window of the connection
-	heads       list // streams whose head waits for room
+	blocked     list  // streams whose data waits for room, or for the window of the connection
+	heads       heads // exchanges that wait for room, most often for a head
 	flusher     flusher
 	flushing    bool   // the flusher runs, or will
 	dirty       bool   // in stock.dirty
@@ -138,10 +138,10 @@ func (m *mux) unread() *connError {
 
 // serve lets those that wait for room have it, in turn: heads, then a frame each.
 func (m *mux) serve() {
-	for free := m.free(); m.heads.first != nil && free > 0; free -= smallestData { // which most heads are less than
-		s := m.heads.first
-		m.heads.remove(s)
-		s.wake()
+	for free := m.free(); len(m.heads) > 0 && free > 0; free -= smallestData { // which most heads are less than
+		x := m.heads[0]
+		m.heads.remove(x)
+		x.w.Wake()
 	}
 	for m.blocked.first != nil && !m.closed && m.window > 0 && m.free() > smallestData {
 		s := m.blocked.first
