@@ -166,7 +166,7 @@ func TestHeadRequestsHaveNoBody(t *testing.T) {
 // A handler that gives no answer resets its stream, one that panics its connection;
 // neither is the end of others.
 func TestHandlersThatDoNotAnswer(t *testing.T) {
-	panicked := make(chan any, 1)
+	panicked := make(chan any, 10)
 	p := startProxy(t, "", func(p *proxy) { p.panics = func(v any, _ []byte) { panicked <- v } })
 	p.handle(func(x *Exchange) {})
 	c := client(t, p.addr())
