@@ -57,15 +57,17 @@ type Loop struct {
 	timers     heap[*timer]
 	keeps      []*net.KeepAliveConfig // what Conn.keep stands for
 
-	current *task   // the one that runs
-	ready   []*task // to be resumed, in order
-	resumed int     // of ready, those resumed already
-	free    []*task // coroutines without a task
-	live    int     // tasks that have begun and not ended
-	locals  []local
-	pipes   pipes
-	closing bool
-	keeping bool // keepLater's timer is set
+	current   *task   // the one that runs
+	ready     []*task // to be resumed, in order
+	resumed   int     // of ready, those resumed already
+	free      []*task // coroutines without a task
+	leastFree int     // of them since thin was called last
+	thinning  bool    // thin's timer is set
+	live      int     // tasks that have begun and not ended
+	locals    []local
+	pipes     pipes
+	closing   bool
+	keeping   bool // keepLater's timer is set
 
 	mu      sync.Mutex // guards what follows
 	posted  []func()
@@ -73,9 +75,14 @@ type Loop struct {
 	pending atomic.Bool // posted is not empty, or Close was called
 }
 
-// maxFree is how many coroutines without a task are kept. A burst leaves more
-// behind than are needed later, each with a stack.
-const maxFree = 64
+// Coroutines without a task are kept: to make one, and to let its stack grow, costs a
+// microsecond or two. A burst leaves more behind than are needed later, each with a
+// stack: of more than a few those are let go that were not needed for a while.
+const (
+	maxFree   = 1024
+	fewFree   = 64
+	thinEvery = 2 * time.Second
+)
 
 // New makes a loop. The error is the kernel's: most often no descriptor is left.
 func New(cfg Config) (*Loop, error) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -408,4 +409,45 @@ func ping(addr netip.AddrPort, rounds int) error {
 		}
 	}
 	return nil
+}
+
+// A burst of tasks leaves coroutines behind, which are used again, and let go once they
+// are not.
+func TestCoroutinesOfABurstAreKeptForAWhile(t *testing.T) {
+	l := start(t)
+	burst := func() {
+		var w Waiter
+		do(t, l, func() {
+			w.Init(l)
+			left := 300
+			for range left {
+				l.Go(func() {
+					l.Yield()
+					if left--; left == 0 {
+						w.Wake()
+					}
+				})
+			}
+			_ = w.Wait(time.Time{})
+		})
+	}
+	free := func() (n int) {
+		do(t, l, func() { n = len(l.free) })
+		return n
+	}
+	burst()
+	if n := free(); n < 295 {
+		t.Errorf("%d are kept", n)
+	}
+	before := runtime.NumGoroutine()
+	burst()
+	if n := runtime.NumGoroutine(); n > before+5 {
+		t.Errorf("%d goroutines became %d", before, n)
+	}
+	for range 2 { // as if the time had passed, twice
+		do(t, l, l.thin)
+	}
+	if n := free(); n > fewFree {
+		t.Errorf("%d are kept though nobody needs them", n)
+	}
 }

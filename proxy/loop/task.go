@@ -33,11 +33,39 @@ func (l *Loop) take() *task {
 	if n := len(l.free); n > 0 {
 		t := l.free[n-1]
 		l.free[n-1], l.free = nil, l.free[:n-1]
+		l.leastFree = min(l.leastFree, n-1)
 		return t
 	}
 	t := &task{l: l}
 	t.next, t.stop = iter.Pull(t.body)
 	return t
+}
+
+// keepTask keeps a coroutine whose task has ended for the next.
+func (l *Loop) keepTask(t *task) bool {
+	if len(l.free) >= maxFree {
+		return false
+	}
+	l.free = append(l.free, t)
+	if len(l.free) > fewFree && !l.thinning && !l.closing {
+		l.thinning, l.leastFree = true, len(l.free)
+		l.AfterFunc(thinEvery, l.thin)
+	}
+	return true
+}
+
+// thin lets go of coroutines that were not needed since it was called last.
+func (l *Loop) thin() {
+	for n := min(l.leastFree, len(l.free)-fewFree); n > 0; n-- {
+		last := len(l.free) - 1
+		t := l.free[last]
+		l.free[last], l.free = nil, l.free[:last]
+		t.stop()
+	}
+	l.leastFree = len(l.free)
+	if l.thinning = len(l.free) > fewFree && !l.closing; l.thinning {
+		l.AfterFunc(thinEvery, l.thin)
+	}
 }
 
 func (t *task) body(yield func(struct{}) bool) {
@@ -46,10 +74,9 @@ func (t *task) body(yield func(struct{}) bool) {
 		t.run()
 		t.f, t.conn = nil, nil
 		t.l.live--
-		if len(t.l.free) >= maxFree {
+		if !t.l.keepTask(t) {
 			return
 		}
-		t.l.free = append(t.l.free, t)
 		if !yield(struct{}{}) {
 			return
 		}

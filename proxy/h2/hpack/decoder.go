@@ -9,8 +9,19 @@ type Decoder struct {
 	// and its answer kept with the field wherever it goes.
 	Classify func(name, value string) uint8
 
-	table table
-	ready bool
+	table   table
+	ready   bool
+	classes [staticLen + 1]uint8 // of the static table
+}
+
+func (d *Decoder) begin() {
+	d.table.max, d.ready = DefaultTableSize, true
+	if d.Classify == nil {
+		return
+	}
+	for i := 1; i <= staticLen; i++ {
+		d.classes[i] = d.Classify(staticFields[i].Name, staticFields[i].Value)
+	}
 }
 
 // errLateUpdate is refused by RFC 7541 section 4.2.
@@ -25,7 +36,7 @@ type Limits struct{ Size, Fields int }
 // What a block makes it hold is bounded by 8/5 of the block.
 func (d *Decoder) Decode(h *Head, block []byte, limits Limits) error {
 	if !d.ready {
-		d.table.max, d.ready = DefaultTableSize, true
+		d.begin()
 	}
 	for begun := false; len(block) > 0; {
 		var ok bool
@@ -76,9 +87,7 @@ func (d *Decoder) indexed(h *Head, block []byte, limits Limits) (rest []byte, ok
 		f := &staticFields[n]
 		if h.admit(f.Size(), limits) {
 			h.Fields = append(h.Fields, *f)
-			if d.Classify != nil {
-				h.Fields[len(h.Fields)-1].Class = d.Classify(f.Name, f.Value)
-			}
+			h.Fields[len(h.Fields)-1].Class = d.classes[n]
 		}
 		return rest, true
 	}
