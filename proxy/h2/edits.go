@@ -91,24 +91,32 @@ func (e *edits) editable(name, value string, kind editKind) (hpack.Field, error)
 }
 
 // names remembers names that were found good, in lower case. Callers set the same few
-// fields for every request, most often by constants, which are found by their address.
-type names [64]hpack.Field
+// fields for every request, most often by constants, so that they are looked for by
+// their address first; one that is not found displaces another.
+type names [128]hpack.Field
 
 func (n *names) check(name string) (f hpack.Field, ok bool) {
 	if name == "" {
 		return f, false
 	}
-	at := uintptr(unsafe.Pointer(unsafe.StringData(name)))
-	known := &n[(at>>3^uintptr(len(name)))%uintptr(len(n))]
-	if equalFold(known.Name, name) {
-		return *known, true
+	hash := uint64(uintptr(unsafe.Pointer(unsafe.StringData(name)))) * 0x9e3779b97f4a7c15
+	at := int(hash >> 57)
+	for i := range 4 {
+		known := &n[(at+i)%len(n)]
+		if equalFold(known.Name, name) {
+			return *known, true
+		}
+		if known.Name == "" {
+			at += i
+			break
+		}
 	}
 	if !isToken(name) {
 		return f, false
 	}
 	f.Name = strings.ToLower(strings.Clone(name))
 	f.Class = classifyName(f.Name)
-	*known = f
+	n[at%len(n)] = f
 	return f, true
 }
 

@@ -189,7 +189,6 @@ var (
 	errScheme      = &refusal{0, "scheme is not http or https"}
 	errPath        = &refusal{0, "path is empty, or has a byte or a form that is not allowed"}
 	errStatus      = &refusal{0, "status is not three digits, or not one that HTTP/2 has"}
-	errNoContent   = &refusal{0, "body where there can be none"}
 	errHost        = &refusal{http.StatusBadRequest, "authority is missing, repeated, has a byte that is not allowed, or differs from host"}
 	errConnect     = &refusal{http.StatusNotImplemented, "CONNECT is not served"}
 	errHeadLarge   = &refusal{http.StatusRequestHeaderFieldsTooLarge, "head is too large"}

@@ -27,10 +27,8 @@ type Exchange struct {
 // progressed is what of an exchange begins with zero.
 type progressed struct {
 	now       time.Time
-	target    string // "" unless changed
-	err       *Error // why the client's stream must be reset
-	received  int64
-	interims  int
+	target    string        // "" unless changed
+	err       *Error        // why the client's stream must be reset
 	pause     time.Duration // SetStreamIdle
 	continued bool          // a 100 was relayed
 	closing   bool          // the client connection ends with this exchange

@@ -483,11 +483,11 @@ func TestBigMessages(t *testing.T) {
 	_, up, _ := grpcServer(t, "a", grpc.MaxRecvMsgSize(64<<20))
 	p := startProxy(t, up, nil)
 	c := grpcClient(t, p.addr(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
-	in := string(bytes.Repeat([]byte("x"), 10<<20))
+	in := string(bytes.Repeat([]byte("x"), 3<<20))
 	if out, err := unary(guard(t), c, in); err != nil || out != in {
 		t.Errorf("%d bytes, %v", len(out), err)
 	}
-	if out, err := unary(guard(t), c, "big:20000000"); err != nil || len(out) != 20000000 {
+	if out, err := unary(guard(t), c, "big:7000000"); err != nil || len(out) != 7000000 {
 		t.Errorf("%d bytes, %v", len(out), err)
 	}
 }

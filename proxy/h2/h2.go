@@ -30,7 +30,8 @@ type Config struct {
 	// StreamWindow is how many bytes of one body a connection holds while the other
 	// end does not take them. The window of the connection is MaxStreams times that,
 	// so that streams that stall never stop the others; it is also the bound of the
-	// memory that bodies of one connection take. Default 128 KiB; 16 KiB to 1 MiB.
+	// memory that bodies of one connection take, besides ReplayBytes for each request
+	// that may be sent again. Default 128 KiB; 16 KiB to 1 MiB.
 	StreamWindow int
 	// MaxHeadBytes bounds a head, as RFC 9113 section 6.5.2 counts, and its block as
 	// it is sent: beyond the first 431, or an upstream error; beyond the second the

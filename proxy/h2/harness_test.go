@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-mesh/weir/proxy/loop"
@@ -232,10 +231,10 @@ func (p *proxy) note(err error) *Error {
 	return e
 }
 
-// eventually polls for what another goroutine brings about, 5 s at most.
+// eventually polls for what another goroutine brings about, 20 s at most.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 4000 {
 		if ok() {
 			return
 		}
@@ -299,10 +298,10 @@ func start(t testing.TB, srv *http.Server) string {
 	return ln.Addr().String()
 }
 
-// newClient is a client of x/net that speaks HTTP/2 with prior knowledge.
+// newClient is a client of the standard library that speaks HTTP/2 with prior knowledge.
 func newClient(t testing.TB) *http.Client {
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: nil}
-	tr.DialTLSContext = dialPlain
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr, Timeout: 20 * time.Second} // a guard, not a measure
 }

@@ -46,8 +46,8 @@ type mux struct {
 // side is what differs between the two kinds.
 type side interface {
 	loop.Task // the reader
-	// beginHead gives the place for the head that begins on a stream, and endHead is
-	// called when it was decoded.
+	// beginHead gives the place for a head that came on a stream, and endHead is called
+	// at once when it was decoded.
 	beginHead(id uint32) (*hpack.Head, *connError)
 	endHead(id uint32, endStream bool) *connError
 	// broken is called for each stream whose connection ended, and ended at last.
@@ -86,11 +86,12 @@ type budget struct {
 
 // take takes one, false when none is left. age is the loop's.
 func (b *budget) take(age time.Duration) bool {
-	if b.left == 0 {
+	switch b.left {
+	case 0:
 		if n := int(age-b.since) * b.perSecond / int(time.Second); n > 0 {
 			b.left, b.since = min(n, b.most), age
 		}
-	} else if b.left == b.most {
+	case b.most:
 		b.since = age
 	}
 	if b.left == 0 {
@@ -100,7 +101,8 @@ func (b *budget) take(age time.Duration) bool {
 	return true
 }
 
-func (b *budget) give(n int) { b.left = min(b.left+n, b.most) }
+// useful is called for each frame of a head or body.
+func (m *mux) useful() { m.control.left = min(m.control.left+controlPerFrame, m.control.most) }
 
 // idleControl is called for each frame that carries nothing.
 func (m *mux) idleControl() *connError {

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"slices"
 	"time"
 
 	"github.com/weir-mesh/weir/proxy/loop"
@@ -24,7 +25,7 @@ type Pool struct {
 	links   []*link // that may take requests
 	dialing int     // connections being dialled by Take
 	places  int     // requests that wait for them
-	waiting []*loop.Waiter
+	waiting []*waiter
 	closed  bool
 }
 
@@ -86,33 +87,47 @@ func (p *Pool) Take(l *loop.Loop, deadline time.Time, dial func() (loop.Stream, 
 	}
 }
 
+// waiter is a request that waits for a connection which another is dialling.
+type waiter struct {
+	loop.Waiter
+	err error // how that failed
+}
+
 func (p *Pool) dial(l *loop.Loop, dial func() (loop.Stream, error)) (*Upstream, error) {
 	p.dialing++
 	p.places++
 	s, err := dial()
 	p.dialing--
 	p.places--
-	var up *Upstream
-	if err == nil {
-		up = p.Add(l.Now(), s)
+	if err != nil {
+		if p.dialing == 0 {
+			p.wakeAll(err)
+		}
+		return nil, err
 	}
-	p.wakeAll()
-	return up, err
+	up := p.Add(l.Now(), s)
+	p.wakeAll(nil)
+	return up, nil
 }
 
-// await waits for somebody else's dial.
+// await waits for somebody else's dial, or for a place that is given back.
 func (p *Pool) await(l *loop.Loop, deadline time.Time) error {
-	w := new(loop.Waiter)
+	w := new(waiter)
 	w.Init(l)
 	p.waiting = append(p.waiting, w)
 	p.places++
 	err := w.Wait(deadline)
 	p.places--
-	return err
+	if err != nil {
+		p.waiting = slices.DeleteFunc(p.waiting, func(other *waiter) bool { return other == w })
+		return err
+	}
+	return w.err
 }
 
-func (p *Pool) wakeAll() {
+func (p *Pool) wakeAll(err error) {
 	for i, w := range p.waiting {
+		w.err = err
 		w.Wake()
 		p.waiting[i] = nil
 	}
@@ -124,7 +139,7 @@ func (p *Pool) each() int { return max(1, int(min(p.allowed, uint32(p.cfg.MaxStr
 
 func (p *Pool) roomMade() {
 	if len(p.waiting) > 0 {
-		p.wakeAll()
+		p.wakeAll(nil)
 	}
 }
 

@@ -73,7 +73,7 @@ func TestH2load(t *testing.T) {
 	if err := os.WriteFile(file, make([]byte, 3000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"-n2000", "-c10", "-m20"}, {"-n100", "-c1", "-m100", "-w10", "-W12"}, {"-n1000", "-c100", "-m1"}} {
+	for _, args := range [][]string{{"-n1000", "-c10", "-m20"}, {"-n100", "-c1", "-m100", "-w10", "-W12"}, {"-n200", "-c50", "-m1"}} {
 		out := run(t, "h2load", append(args, "-d", file, p.url())...)
 		if !regexp.MustCompile(` (\d+) succeeded, 0 failed, 0 errored, 0 timeout`).MatchString(out) {
 			t.Errorf("%v: %s", args, out)

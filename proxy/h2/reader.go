@@ -37,7 +37,6 @@ type block struct {
 	id     uint32 // 0: there is none
 	end    bool   // END_STREAM
 	fields []byte
-	head   *hpack.Head
 	frames int
 }
 
@@ -103,7 +102,7 @@ func (m *mux) dropInput() {
 	m.r = m.w
 	m.release()
 	m.data = dataFrame{}
-	m.block.fields, m.block.head = nil, nil
+	m.block = block{}
 }
 
 // parse takes apart what is in the buffer, up to the beginning of a frame that is not
@@ -246,14 +245,10 @@ func (m *mux) headers(h *frameHeader, b []byte) *connError {
 		return protocol(ProtocolError, "more padding than frame")
 	}
 	b = b[:len(b)-pad]
-	head, e := m.side.beginHead(h.id)
-	if e != nil {
-		return e
-	}
 	if h.has(flagEndHeaders) {
-		return m.decode(h.id, head, b, h.has(flagEndStream))
+		return m.decode(h.id, b, h.has(flagEndStream))
 	}
-	m.block = block{id: h.id, end: h.has(flagEndStream), head: head, fields: append([]byte(nil), b...)}
+	m.block = block{id: h.id, end: h.has(flagEndStream), fields: append([]byte(nil), b...)}
 	return nil
 }
 
@@ -275,17 +270,22 @@ func (m *mux) continuation(h *frameHeader, b []byte) *connError {
 	if !h.has(flagEndHeaders) {
 		return nil
 	}
-	fields, head, id, end := p.fields, p.head, p.id, p.end
+	whole := *p
 	*p = block{}
-	return m.decode(id, head, fields, end)
+	return m.decode(whole.id, whole.fields, whole.end)
 }
 
-// decode decodes a whole head.
-func (m *mux) decode(id uint32, head *hpack.Head, fields []byte, end bool) *connError {
+// decode decodes a whole head. Its place is asked for only now: while it came, its
+// stream may have ended, and what belonged to it may serve another.
+func (m *mux) decode(id uint32, fields []byte, end bool) *connError {
+	head, e := m.side.beginHead(id)
+	if e != nil {
+		return e
+	}
 	if err := m.dec.Decode(head, fields, hpack.Limits{Size: m.cfg.MaxHeadBytes, Fields: m.cfg.MaxFields}); err != nil {
 		return &connError{CompressionError, err.Error(), ErrMalformed}
 	}
-	m.control.give(controlPerFrame)
+	m.useful()
 	return m.side.endHead(id, end)
 }
 
@@ -318,7 +318,7 @@ func (m *mux) beginData(h *frameHeader, b []byte) (e *connError, begun bool) {
 			return e, false
 		}
 	} else {
-		m.control.give(controlPerFrame)
+		m.useful()
 	}
 	if s == nil {
 		return m.dataOfNobody(h), true

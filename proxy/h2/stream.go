@@ -164,7 +164,7 @@ func (s *stream) sendData(b []byte, end bool) {
 	m.window -= len(b)
 	m.sentData += 2 * len(b)
 	s.sent += int64(len(b))
-	m.control.give(controlPerFrame)
+	m.useful()
 	m.touch()
 	if end {
 		s.wake()

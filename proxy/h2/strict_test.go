@@ -104,6 +104,7 @@ func TestBodiesThatAreNotAsLongAsSaid(t *testing.T) {
 	p := startProxy(t, up, nil)
 	c := client(t, p.addr())
 	c.head(1, false, post("content-length", "5")...)
+	eventually(t, "the request", func() bool { return p.active() == 1 }) // else nobody is handed it
 	c.check(c.WriteData(1, false, []byte("123456")))
 	c.wantReset(1, http2.ErrCodeProtocol)
 	c.head(3, false, post("content-length", "5")...)

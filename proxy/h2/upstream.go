@@ -86,6 +86,10 @@ func (up *Upstream) release() *stock {
 	up.headDone, up.interim, up.reused, up.interims = false, false, false, 0
 	up.stream = stream{in: queue{pieces: up.in.pieces[:0]}}
 	k.open--
+	if !k.gone && !k.fit() { // out of numbers
+		k.gone = true
+		k.pool.drop(k)
+	}
 	if k.idle = k.l.Age(); k.gone && k.open == 0 && !k.closed {
 		k.shut()
 	}

@@ -452,17 +452,29 @@ func TestOneDialForManyRequests(t *testing.T) {
 }
 
 func TestADialThatFailsFailsThoseWhoWait(t *testing.T) {
-	p := startProxy(t, "127.0.0.1:1", nil)
+	gate := make(chan struct{})
+	p := startProxy(t, "127.0.0.1:1", func(p *proxy) {
+		dial := p.dial
+		p.dial = func(addr string) (loop.Stream, error) {
+			p.l.Block(func() { <-gate })
+			return dial(addr)
+		}
+	})
 	c := client(t, p.addr())
 	for i := range 10 {
 		c.head(uint32(2*i+1), true, get2()...)
 	}
+	eventually(t, "all requests", func() bool { return p.active() == 10 })
+	close(gate)
 	for done := 0; done < 10; {
 		if f, ok := c.next().(*http2.MetaHeadersFrame); ok {
 			if done++; f.PseudoValue("status") != "502" {
 				t.Errorf("%v", f.Fields)
 			}
 		}
+	}
+	if n := p.dialsMade(); n != 1 {
+		t.Errorf("%d connections", n)
 	}
 }
 

@@ -163,6 +163,6 @@ func (m *mux) beginHeaders(id uint32, endStream bool) (out []byte, from int) {
 
 func (m *mux) endHeaders(out []byte, from int) {
 	m.out = patchLength(out, from)
-	m.control.give(controlPerFrame)
+	m.useful()
 	m.touch()
 }
