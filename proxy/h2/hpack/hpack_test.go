@@ -45,6 +45,33 @@ func TestTheHuffmanCodeIsThatOfTheRFC(t *testing.T) {
 	}
 }
 
+func TestHuffmanOfAllLengths(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for n := range 300 {
+		b := make([]byte, n)
+		for i := range b {
+			if b[i] = "abcdeio019-/.%"[r.IntN(14)]; r.IntN(10) == 0 {
+				b[i] = byte(r.Uint32())
+			}
+		}
+		if got, ok := appendHuffman(nil, peer.AppendHuffmanString(nil, string(b))); !ok || string(got) != string(b) {
+			t.Fatalf("%q became %q, %v", b, got, ok)
+		}
+	}
+}
+
+// FuzzHuffman: both decoders give the same, or refuse.
+func FuzzHuffman(f *testing.F) {
+	f.Add([]byte("\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want, err := peer.HuffmanDecodeToString(b)
+		got, ok := appendHuffman(nil, b)
+		if ok != (err == nil) || ok && string(got) != want {
+			t.Fatalf("%x: %q %v, the other says %q %v", b, got, ok, want, err)
+		}
+	})
+}
+
 func TestHuffmanPaddingIsChecked(t *testing.T) {
 	for name, b := range map[string]string{
 		"a whole byte of padding": "1fff", // "a" is 00011
@@ -278,6 +305,14 @@ func TestAHeadAllocatesNothing(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(500, once); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkHuffman(b *testing.B) {
+	coded := peer.AppendHuffmanString(nil, "/shop.Orders/Get?customer=17&page=3 grpc-go/1.80.0 5f0c6a6e-0001")
+	var out []byte
+	for b.Loop() {
+		out, _ = appendHuffman(out[:0], coded)
 	}
 }
 

@@ -1,5 +1,7 @@
 package hpack
 
+import "encoding/binary"
+
 // huffmanBits are the lengths of the codes, RFC 7541 appendix B. The code is
 // canonical, so they determine it.
 var huffmanBits = [256]uint8{
@@ -57,28 +59,54 @@ func appendHuffman(out, b []byte) ([]byte, bool) {
 	var acc uint64 // the next bits, from the top
 	have := 0
 	for {
+		if len(b) >= 8 {
+			acc |= binary.BigEndian.Uint64(b) >> have
+			n := (64 - have) >> 3
+			b, have = b[n:], have+n<<3
+			acc &= ^uint64(0) << (64 - have) // the rest of the eight bytes comes again
+		}
 		for have <= 56 && len(b) > 0 {
 			acc |= uint64(b[0]) << (56 - have)
 			b = b[1:]
 			have += 8
 		}
-		if have == 0 {
-			return out, true
-		}
-		if e := huffmanShort[acc>>(64-huffmanRoot)]; e != 0 && int(e&0xff) <= have {
+		for have >= huffmanRoot {
+			e := huffmanShort[acc>>(64-huffmanRoot)]
+			if e == 0 {
+				break
+			}
 			out = append(out, byte(e>>8))
 			acc <<= e & 0xff
 			have -= int(e & 0xff)
-			continue
 		}
-		s, bits := huffmanLong(acc, have)
-		if bits == 0 { // only padding may be left: fewer than 8 bits, all ones
+		switch {
+		case have >= huffmanLongest || have >= huffmanRoot && len(b) == 0: // a code that is not short
+			symbol, bits := huffmanLong(acc, have)
+			if bits == 0 {
+				return out, false
+			}
+			out = append(out, symbol)
+			acc <<= bits
+			have -= bits
+		case len(b) == 0:
+			return huffmanEnd(out, acc, have)
+		}
+	}
+}
+
+// huffmanEnd decodes the last bits, after which only padding may be left: fewer than
+// 8 bits, all ones.
+func huffmanEnd(out []byte, acc uint64, have int) ([]byte, bool) {
+	for have > 0 {
+		e := huffmanShort[acc>>(64-huffmanRoot)]
+		if e == 0 || int(e&0xff) > have {
 			return out, have < 8 && acc>>(64-have) == 1<<have-1
 		}
-		out = append(out, s)
-		acc <<= bits
-		have -= bits
+		out = append(out, byte(e>>8))
+		acc <<= e & 0xff
+		have -= int(e & 0xff)
 	}
+	return out, true
 }
 
 // huffmanLong finds a code that the root table does not hold; bits is 0 if there is none.
