@@ -18,6 +18,8 @@ const (
 	serveLarge                // HTTP/1.1, a body of 48 KiB
 	serveEcho                 // what comes goes back
 	serveBulk                 // bytes without end, from the first byte that comes
+	serveH2                   // HTTP/2 with prior knowledge, a body of 128 bytes
+	serveGRPC                 // the same, calls of gRPC
 )
 
 const (
@@ -28,9 +30,10 @@ const (
 // served is one connection of the backend.
 type served struct {
 	does    service
-	pending []byte // still to be written; part of a shared buffer, or own
-	partial []byte // the head of a request that is not all here
-	closing bool   // the client asked for the end after this answer
+	pending []byte   // still to be written; part of a shared buffer, or own
+	partial []byte   // the head of a request that is not all here
+	closing bool     // the client asked for the end after this answer
+	replies *replies // of HTTP/2, nil of all else
 }
 
 // backend is the application behind all proxies: the same program for each, one
@@ -45,7 +48,7 @@ type backend struct {
 }
 
 // newBackend listens on base (small), base+1 (echo), base+2 (bulk) and base+3
-// (large), or with base 0 on any four ports.
+// (large), base+4 (HTTP/2) and base+5 (gRPC), or with base 0 on any six ports.
 func newBackend(base int) (*backend, error) {
 	p, err := newPoller()
 	if err != nil {
@@ -53,7 +56,7 @@ func newBackend(base int) (*backend, error) {
 	}
 	b := &backend{poll: p, listener: map[int]service{}, conns: map[int]*served{}, buf: make([]byte, 64<<10), stream: make([]byte, 256<<10)}
 	b.answers[serveSmall], b.answers[serveLarge] = answer(smallBody), answer(largeBody)
-	for i, does := range []service{serveSmall, serveEcho, serveBulk, serveLarge} {
+	for i, does := range []service{serveSmall, serveEcho, serveBulk, serveLarge, serveH2, serveGRPC} {
 		port := base + i
 		if base == 0 {
 			port = 0
@@ -121,7 +124,11 @@ func (b *backend) accept(listener int, does service) {
 			_ = unix.Close(fd)
 			continue
 		}
-		b.conns[fd] = &served{does: does}
+		c := &served{does: does}
+		if does == serveH2 || does == serveGRPC {
+			c.replies = newReplies(does)
+		}
+		b.conns[fd] = c
 	}
 }
 
@@ -143,6 +150,8 @@ func (b *backend) serve(fd int, c *served, events uint32) bool {
 	case serveBulk:
 		c.pending = b.stream
 		return b.poll.change(fd, unix.EPOLLOUT) == nil
+	case serveH2, serveGRPC:
+		return b.streams(fd, c, b.buf[:n])
 	}
 	return b.requests(fd, c, b.buf[:n])
 }
@@ -171,6 +180,20 @@ func (b *backend) requests(fd int, c *served, data []byte) bool {
 	}
 	c.partial = append(c.partial[:0], data...)
 	return len(c.partial) < len(b.buf) && !(c.closing && len(c.pending) == 0)
+}
+
+// streams answers what there is in data, in one write.
+func (b *backend) streams(fd int, c *served, data []byte) bool {
+	r := c.replies
+	if r.came(data) != nil {
+		return false
+	}
+	if len(r.out) == 0 {
+		return true
+	}
+	ok := b.send(fd, c, r.out, true)
+	r.out = r.out[:0]
+	return ok
 }
 
 // send writes, and keeps what the socket does not take: a copy where data will

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// driver is the generator for http, echo and bulk: one thread, one epoll set, no
-// allocation per exchange.
+// driver is the generator for http, h2, grpc, echo and bulk: one thread, one epoll
+// set, no allocation per exchange of its own.
 type driver struct {
 	cfg     *load
 	poll    *poller
@@ -44,6 +44,7 @@ type flow struct {
 	need    int       // bytes of the answer still to come; -1 before its head is read
 	partial []byte    // a head that is not all here
 	began   time.Time // when the exchange was begun, or due
+	calls   *calls    // of HTTP/2, nil of all else
 }
 
 // httpRequest is 110 bytes or so, with the fields that every client sends.
@@ -245,6 +246,9 @@ func (d *driver) open() error {
 		d.flows = append(d.flows, nil)
 	}
 	f := &flow{fd: fd, to: to}
+	if d.cfg.streamed() {
+		f.calls = newCalls(d, f)
+	}
 	d.flows[fd] = f
 	d.opened++
 	if d.cfg.fresh {
@@ -276,6 +280,9 @@ func (d *driver) handle(f *flow) error {
 	if n == 0 {
 		return errClosed
 	}
+	if f.calls != nil {
+		return f.calls.came(d.buf[:n], time.Now())
+	}
 	done, err := d.consume(f, d.buf[:n])
 	if err != nil || !done {
 		return err
@@ -293,6 +300,9 @@ func (d *driver) established(f *flow) error {
 	}
 	if err := d.poll.change(f.fd, unix.EPOLLIN); err != nil {
 		return err
+	}
+	if f.calls != nil {
+		return f.calls.came(nil, time.Now())
 	}
 	return d.begin(f, time.Now())
 }
@@ -316,12 +326,16 @@ func (d *driver) expected() int {
 // a connection that is broken.
 func (d *driver) begin(f *flow, at time.Time) error {
 	f.need, f.began, f.busy = d.expected(), at, true
-	n, errno := write(f.fd, d.request)
+	return writeAll(f.fd, d.request)
+}
+
+func writeAll(fd int, b []byte) error {
+	n, errno := write(fd, b)
 	if errno != 0 {
 		return fmt.Errorf("write: %w", errno)
 	}
-	if n < len(d.request) {
-		return fmt.Errorf("write: %d of %d bytes", n, len(d.request))
+	if n < len(b) {
+		return fmt.Errorf("write: %d of %d bytes", n, len(b))
 	}
 	return nil
 }

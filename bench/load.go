@@ -15,9 +15,10 @@ import (
 
 // load is one run of the generator: `bench load`.
 type load struct {
-	mode    string // http, echo, bulk, handshake or hold
+	mode    string // http, h2, grpc, echo, bulk, handshake or hold
 	targets string // ADDRESS:PORT, comma separated; connections take them in turn
 	conns   int
+	streams int     // h2, grpc: requests under way on each connection
 	fresh   bool    // http, echo: a new connection for each exchange
 	rate    float64 // http, echo: exchanges per second at fixed times; 0 is as fast as answers come
 	warm    time.Duration
@@ -35,9 +36,10 @@ type load struct {
 
 func newLoadFlags(l *load) *flag.FlagSet {
 	f := flag.NewFlagSet("bench load", flag.ContinueOnError)
-	f.StringVar(&l.mode, "mode", "http", "http, echo, bulk, handshake or hold")
+	f.StringVar(&l.mode, "mode", "http", "http, h2, grpc, echo, bulk, handshake or hold")
 	f.StringVar(&l.targets, "to", "", "ADDRESS:PORT, comma separated")
 	f.IntVar(&l.conns, "conns", 64, "connections")
+	f.IntVar(&l.streams, "streams", 8, "with -mode h2 or grpc: requests under way on each connection")
 	f.BoolVar(&l.fresh, "fresh", false, "a new connection for each exchange")
 	f.Float64Var(&l.rate, "rate", 0, "exchanges per second at fixed times; 0: as fast as answers come")
 	f.DurationVar(&l.warm, "warm", 200*time.Millisecond, "time before the measurement")
@@ -56,7 +58,7 @@ func newLoadFlags(l *load) *flag.FlagSet {
 // args are the flags that make another process do this load.
 func (l *load) args() []string {
 	return []string{
-		"load", "-mode", l.mode, "-to", l.targets, "-conns", strconv.Itoa(l.conns), "-fresh=" + strconv.FormatBool(l.fresh),
+		"load", "-mode", l.mode, "-to", l.targets, "-conns", strconv.Itoa(l.conns), "-streams", strconv.Itoa(l.streams), "-fresh=" + strconv.FormatBool(l.fresh),
 		"-rate", strconv.FormatFloat(l.rate, 'f', -1, 64), "-warm", l.warm.String(), "-for", l.length.String(),
 		"-proxy", l.proxy, "-backend", strconv.Itoa(l.backend), "-exchange", l.exchange, "-cert", l.cert, "-key", l.key,
 		"-alpn", l.alpn, "-resume=" + strconv.FormatBool(l.resume), "-concurrent", strconv.Itoa(l.concurrent),
@@ -101,6 +103,11 @@ func runLoad(ctx context.Context, args []string, stdin io.Reader, stdout io.Writ
 	var s *sample
 	var err error
 	switch l.mode {
+	case "h2", "grpc":
+		if l.streams < 1 || l.fresh || l.rate != 0 {
+			return fmt.Errorf("bench load: -mode %s keeps -streams, 1 or more, under way on connections that stay: without -fresh and -rate", l.mode)
+		}
+		s, err = drive(ctx, &l)
 	case "http", "echo", "bulk":
 		s, err = drive(ctx, &l)
 	case "handshake":
@@ -108,13 +115,16 @@ func runLoad(ctx context.Context, args []string, stdin io.Reader, stdout io.Writ
 	case "hold":
 		return hold(ctx, &l, stdin, stdout)
 	default:
-		err = fmt.Errorf("bench load: -mode %q is not http, echo, bulk, handshake or hold", l.mode)
+		err = fmt.Errorf("bench load: -mode %q is not http, h2, grpc, echo, bulk, handshake or hold", l.mode)
 	}
 	if err != nil {
 		return err
 	}
 	return json.NewEncoder(stdout).Encode(s)
 }
+
+// streamed tells whether requests share connections.
+func (l *load) streamed() bool { return l.mode == "h2" || l.mode == "grpc" }
 
 func (l *load) addresses() []string { return strings.Split(l.targets, ",") }
 

@@ -64,6 +64,8 @@ func TestGeneratorAndBackendUnderstandEachOther(t *testing.T) {
 	for name, args := range map[string][]string{
 		"small answers":        {"-to", addr[serveSmall], "-conns", "8"},
 		"large answers":        {"-to", addr[serveLarge], "-conns", "8"},
+		"HTTP/2":               {"-to", addr[serveH2], "-mode", "h2", "-conns", "4"},
+		"gRPC":                 {"-to", addr[serveGRPC], "-mode", "grpc", "-conns", "4", "-streams", "40"},
 		"echo":                 {"-to", addr[serveEcho], "-mode", "echo", "-conns", "8"},
 		"bulk":                 {"-to", addr[serveBulk], "-mode", "bulk", "-conns", "1"},
 		"new HTTP connections": {"-to", addr[serveSmall], "-fresh", "-conns", "4"},
@@ -117,7 +119,7 @@ func TestNobodyThereIsAnError(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for _, mode := range []string{"http", "echo", "bulk", "hold"} {
+	for _, mode := range []string{"http", "h2", "grpc", "echo", "bulk", "hold"} {
 		if _, err := generate(t, "-to", addr, "-mode", mode, "-conns", "2"); err == nil {
 			t.Errorf("-mode %s against a closed port is no error", mode)
 		}
@@ -126,9 +128,11 @@ func TestNobodyThereIsAnError(t *testing.T) {
 
 func TestBadFlagsAreNamed(t *testing.T) {
 	for want, args := range map[string][]string{
-		"-to":   {"-to", "bench.example:80"},
-		"-mode": {"-to", "127.0.0.1:1", "-mode", "udp"},
-		"-cert": {"-to", "127.0.0.1:1", "-mode", "handshake"},
+		"-to":      {"-to", "bench.example:80"},
+		"-mode":    {"-to", "127.0.0.1:1", "-mode", "udp"},
+		"-streams": {"-to", "127.0.0.1:1", "-mode", "h2", "-streams", "0"},
+		"-fresh":   {"-to", "127.0.0.1:1", "-mode", "grpc", "-fresh"},
+		"-cert":    {"-to", "127.0.0.1:1", "-mode", "handshake"},
 	} {
 		if _, err := generate(t, args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want an error that names %s", args, err, want)
@@ -218,7 +222,7 @@ func TestHandshakesFullAndResumed(t *testing.T) {
 
 func TestArgumentsMakeTheSameLoad(t *testing.T) {
 	want := load{
-		mode: "echo", targets: "127.0.0.1:1", conns: 3, fresh: true, rate: 12.5, warm: time.Second, length: time.Minute,
+		mode: "echo", targets: "127.0.0.1:1", conns: 3, streams: 5, fresh: true, rate: 12.5, warm: time.Second, length: time.Minute,
 		proxy: "1,2", backend: 3, exchange: "http", cert: "c", key: "k", alpn: "a", resume: true, concurrent: 7,
 	}
 	var got load

@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string) error {
 
 func runBackend(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("bench backend", flag.ContinueOnError)
-	base := f.Int("port", 8001, "first of four ports: small HTTP answers, echo, bulk, large HTTP answers")
+	base := f.Int("port", 8001, "first of six ports: small HTTP answers, echo, bulk, large HTTP answers, HTTP/2, gRPC")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

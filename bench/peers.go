@@ -51,9 +51,9 @@ func peers(envoy string) []peer {
 // redirected are the ports of a client's namespace that go to a peer, and where
 // it listens; the second list are those of its far side.
 var (
-	redirectedPlain = map[int]int{plainPort: 16001, plainPort + 1: 16002, plainPort + 2: 16003, plainPort + 3: 16004}
-	redirectedMesh  = map[int]int{meshPort: 16011, meshPort + 1: 16012, meshPort + 2: 16013}
-	redirectedFar   = map[int]int{meshPort: 17001, meshPort + 1: 17002, meshPort + 2: 17003}
+	redirectedPlain = map[int]int{plainPort: 16001, plainPort + 1: 16002, plainPort + 2: 16003, plainPort + 3: 16004, plainPort + 4: 16005, plainPort + 5: 16006}
+	redirectedMesh  = map[int]int{meshPort: 16011, meshPort + 1: 16012, meshPort + 2: 16013, meshPort + 5: 16016}
+	redirectedFar   = map[int]int{meshPort: 17001, meshPort + 1: 17002, meshPort + 2: 17003, meshPort + 5: 17006}
 )
 
 // addPeers starts the peers that are wanted and can be had.

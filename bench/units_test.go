@@ -171,9 +171,9 @@ func TestConfigurationsOfPeersAreComplete(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s, %s: %v", p.name, side, err)
 			}
-			wants := []string{"16001", "16002", "16003", "16004", "16011", "16012", "16013", v.Server, v.Far, v.Dir}
+			wants := []string{"16001", "16002", "16003", "16004", "16005", "16006", "16011", "16012", "16013", "16016", v.Server, v.Far, v.Dir}
 			if side == "server" {
-				wants = []string{"17001", "17002", "17003", v.Dir}
+				wants = []string{"17001", "17002", "17003", "17006", v.Dir}
 			}
 			for _, want := range wants {
 				if !bytes.Contains(text, []byte(want)) {

@@ -105,7 +105,7 @@ func (s *stage) addSidecars(ctx context.Context, as sidecars) error {
 func (s *stage) joinWeir(ctx context.Context, sub *subject, as sidecars) error {
 	err := onCPU(s.cpu, s.nice, func() error {
 		port := func(i int, protocol string) string { return strconv.Itoa(meshPort+i) + "/" + protocol }
-		far := meshlab.Workload{Host: "s-" + sub.name, Service: as.meshed, Init: as.init, Program: as.program, Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp")}}
+		far := meshlab.Workload{Host: "s-" + sub.name, Service: as.meshed, Init: as.init, Program: as.program, Ports: []string{port(0, "http"), port(1, "tcp"), port(2, "tcp"), port(5, "grpc")}}
 		if err := s.mesh.Join(ctx, sub.far, far); err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func (s *stage) accessLog(subject string) string {
 }
 
 func (s *stage) registerPlain(ctx context.Context) error {
-	for i, protocol := range []string{"http", "tcp", "tcp", "http"} {
+	for i, protocol := range []string{"http", "tcp", "tcp", "http", "http2", "grpc"} {
 		e := policy.DefaultEndpoint()
 		e.ID, e.ServiceName, e.Namespace = "plain-"+strconv.Itoa(i), "plain", "default"
 		e.IP, e.Port, e.Protocol = s.server.Addr4().String(), plainPort+i, protocol
@@ -196,8 +196,8 @@ func (s *stage) awaitWeir(ctx context.Context, sub *subject) error {
 				}
 			}
 		}
-		if meshed != 3 {
-			return fmt.Errorf("%d of 3 endpoints are called with mTLS", meshed)
+		if meshed != 4 {
+			return fmt.Errorf("%d of 4 endpoints are called with mTLS", meshed)
 		}
 		return nil
 	})
