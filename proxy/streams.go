@@ -33,6 +33,7 @@ func (c *outboundStreams) Handle(x *h2.Exchange) {
 	o.outboundConn, o.l = &c.outboundConn, c.lc.Loop()
 	o.h2 = h2Hop{Exchange: x, l: o.l}
 	o.serve(&o.h2)
+	o.h2.put()
 	o.h2 = h2Hop{}
 	o.free()
 }
@@ -61,6 +62,7 @@ func (s *inboundStreams) Handle(x *h2.Exchange) {
 	r.in, r.l = s.inbound, s.lc.Loop()
 	r.h2 = h2Hop{Exchange: x, l: r.l}
 	r.serve(&r.h2)
+	r.h2.put()
 	r.h2 = h2Hop{}
 	r.free()
 }
@@ -81,11 +83,13 @@ func streamsEnded(m *telemetry.Connections, err error) {
 // h2Hop is an exchange of HTTP/2, on both sides.
 type h2Hop struct {
 	*h2.Exchange
-	l    *loop.Loop
-	up   *h2.Upstream
-	resp *h2.Response
-	over bool // all of the answer that a verdict goes by is there
-	own  int  // the grpc-status that the proxy itself answered with
+	l      *loop.Loop
+	pool   *h2.Pool
+	up     *h2.Upstream // of pool, whose answer is or was at hand
+	resp   *h2.Response // until the answer is relayed or dropped
+	status int          // of the answer
+	over   bool         // all of the answer that a verdict goes by is there
+	own    int          // the grpc-status that the proxy itself answered with
 }
 
 func (g *h2Hop) protocol() string {
@@ -104,7 +108,7 @@ func (g *h2Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 		}
 		resp, err := g.RoundTrip(up, deadline)
 		if err == nil {
-			g.up, g.resp, g.over = up, resp, resp.EndStream || !g.GRPC() || resp.Status != 200
+			g.pool, g.up, g.resp, g.status, g.over = pool, up, resp, resp.Status, resp.EndStream || !g.GRPC() || resp.Status != 200
 			return resp.Status, nil
 		}
 		var he *h2.Error
@@ -116,10 +120,24 @@ func (g *h2Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 
 func (g *h2Hop) relay() error {
 	g.over = true
-	return g.Relay(g.up)
+	err := g.Relay(g.up)
+	g.put()
+	return err
 }
 
-func (g *h2Hop) discard() { g.Discard(g.up) }
+func (g *h2Hop) discard() {
+	g.Discard(g.up)
+	g.put()
+}
+
+// put gives the place on the connection to the server back, whose streams are
+// counted: without it every hundredth request or so would need a new connection.
+func (g *h2Hop) put() {
+	if g.up != nil {
+		g.pool.Put(g.l.Now(), g.up)
+		g.up = nil
+	}
+}
 
 func (g *h2Hop) upgrade() (*upgrade, error) { return nil, errNoUpgrade }
 
@@ -127,8 +145,8 @@ var errNoUpgrade = errors.New("a stream of HTTP/2 cannot be taken over")
 
 // verdict implements hop.
 func (g *h2Hop) verdict() (int, bool) {
-	if !g.GRPC() || g.resp.Status != 200 {
-		return g.resp.Status, true
+	if !g.GRPC() || g.status != 200 {
+		return g.status, true
 	}
 	return grpcAsHTTP(g.grpcStatus()), g.over
 }

@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"context"
 	"net/http"
+	"sync"
 	"testing"
 
 	"github.com/weir-mesh/weir/policy"
@@ -64,6 +66,65 @@ func TestAnHTTP2ClientIsBalancedByRequest(t *testing.T) {
 				t.Error("not in turn:", seen)
 			}
 		})
+	}
+}
+
+// However many requests there were, one connection to the server carries them: more
+// of them than it may carry at a time, answered, tried again and broken off.
+func TestRequestsOfHTTP2ShareAConnection(t *testing.T) {
+	var mu sync.Mutex
+	from := map[string]int{}
+	broken := make(chan struct{})
+	s := serving(t, true, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		from[r.RemoteAddr]++
+		fails := r.URL.Path == "/fails" && from[r.RemoteAddr]%2 == 1
+		mu.Unlock()
+		if fails {
+			w.WriteHeader(503)
+		}
+		if r.URL.Path == "/long" {
+			broken <- struct{}{}
+			<-r.Context().Done()
+			broken <- struct{}{}
+		}
+	})
+	p := sidecar(t)
+	svc := usersWith(endpointOf("a", s.Listener.Addr().String(), speaking("http2")))
+	svc.Traffic.Retry = policy.Retry{Attempts: 2, Delay: 1}
+	svc.Traffic.Breaker.Enabled = false
+	if err := p.setService(users, svc); err != nil {
+		t.Fatal(err)
+	}
+	l := turning(t, p)
+	lc, app := redirectedPair(t, l)
+	l.Post(func() { l.Go(func() { p.serveAs(asStreams, &lc.Conn, nil, lc, p.dests.Load().byName[users]) }) })
+	client := appOf(t, true, app)
+	for _, path := range []string{"/", "/fails"} {
+		for range 300 {
+			resp, err := client.Get("http://users" + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+		}
+	}
+	for range 300 {
+		ctx, stop := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, "GET", "http://users/long", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { <-broken; stop() }()
+		if resp, err := client.Do(req); err == nil {
+			t.Fatal(resp.Status)
+		}
+		<-broken
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(from) != 1 {
+		t.Errorf("%d connections for 900 requests", len(from))
 	}
 }
 
