@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -157,5 +158,34 @@ func TestAnHTTP2ClientHearsOfWhatIsRefused(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != 200 || resp.Header.Get("Grpc-Status") != "14" || resp.Header.Get("Grpc-Message") == "" || resp.Header.Get("Weir-Error") != "no-endpoints" {
 		t.Error(resp.Status, resp.Header)
+	}
+}
+
+// A call that a server refuses at once, by a head alone, is judged by what that says:
+// "not found" is not a server that fails.
+func TestACallThatEndsWithItsHeadIsJudgedByItsStatus(t *testing.T) {
+	s := serving(t, true, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", "5")
+	})
+	p := sidecar(t)
+	svc := usersWith(endpointOf("a", s.Listener.Addr().String(), speaking("grpc")))
+	svc.Traffic.Breaker = policy.Breaker{Enabled: true, Threshold: 1, Timeout: time.Minute}
+	if err := p.setService(users, svc); err != nil {
+		t.Fatal(err)
+	}
+	l := turning(t, p)
+	lc, app := redirectedPair(t, l)
+	l.Post(func() { l.Go(func() { p.serveAs(asStreams, &lc.Conn, nil, lc, p.dests.Load().byName[users]) }) })
+	client := appOf(t, true, app)
+	for range 3 {
+		resp, err := client.Post("http://users/a.B/C", "application/grpc", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Grpc-Status"); got != "5" {
+			t.Errorf("grpc-status %s, %s", got, resp.Header.Get("Weir-Error"))
+		}
 	}
 }

@@ -190,8 +190,13 @@ func (x *Exchange) CanRetry() bool {
 
 // Trailer is a field of the response's trailer section after Relay, or of the head
 // of a response that has nothing but a head (Response.EndStream): grpc-status, most
-// often. It is valid until the Handler returns.
-func (x *Exchange) Trailer(name string) (string, bool) { return get(x.tail.Fields, name) }
+// often. That is known before Relay, too. It is valid until the Handler returns.
+func (x *Exchange) Trailer(name string) (string, bool) {
+	if x.up != nil && x.up.resp.EndStream {
+		return x.up.resp.Get(name)
+	}
+	return get(x.tail.Fields, name)
+}
 
 // ResetStream ends the exchange by RST_STREAM to the client.
 func (x *Exchange) ResetStream(code ErrCode) {
