@@ -148,7 +148,10 @@ func (g *h2Hop) verdict() (int, bool) {
 	if !g.GRPC() || g.status != 200 {
 		return g.status, true
 	}
-	return grpcAsHTTP(g.grpcStatus()), g.over
+	if !g.over {
+		return 0, false
+	}
+	return grpcAsHTTP(g.grpcStatus()), true
 }
 
 func (g *h2Hop) answerField(name string) (string, bool) { return g.resp.Get(name) }
@@ -164,7 +167,10 @@ func (g *h2Hop) grpcStatus() int {
 	if g.own != 0 {
 		return g.own
 	}
-	v, _ := g.Trailer("grpc-status")
+	v, ok := g.Trailer("grpc-status")
+	if !ok {
+		return -1
+	}
 	if code, err := strconv.ParseUint(v, 10, 31); err == nil {
 		return int(code)
 	}
