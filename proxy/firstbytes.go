@@ -31,19 +31,25 @@ type firstBytes struct {
 	err     error
 }
 
+// patience is how long listenBoth waits, and for what.
+type patience struct {
+	deadline time.Time     // for the client, where nobody is dialled
+	pause    time.Duration // for the rest of what a client has begun, where somebody is
+	// hold is how much later a server that speaks at once is heard: the client may
+	// be another proxy whose hello is on its way.
+	hold time.Duration
+}
+
 // listenBoth peeks at the client while dial runs, and ends at whoever speaks
-// first, calling then in a task. With dial nil only the client is heard, until
-// deadline; else both may be silent for as long as they like. Exactly one of takeUpstream and dropUpstream must follow an error
-// that is nil.
-//
-// Where hold is not zero a server that speaks at once is heard only so much later:
-// the client may be another proxy whose hello is on its way.
-func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, hold time.Duration, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
+// first, calling then in a task. With dial nil only the client is heard, until the
+// deadline; else both may be silent for as long as they like. Exactly one of
+// takeUpstream and dropUpstream must follow an error that is nil.
+func (p *Proxy) listenBoth(client loop.Stream, wait patience, dial func() (*loop.Conn, error), then func(*firstBytes, error)) {
 	l := client.Socket().Loop()
-	f := &firstBytes{client: client, until: l.Age() + hold}
-	cfg := detect.Config{Deadline: deadline, Pause: min(beginning, p.cfg.HandshakeTime), Enough: func() bool { return f.other }}
+	f := &firstBytes{client: client, until: l.Age() + wait.hold}
+	cfg := detect.Config{Deadline: wait.deadline, Enough: func() bool { return f.other }}
 	if dial != nil {
-		cfg.Deadline = time.Time{}
+		cfg.Deadline, cfg.Pause = time.Time{}, wait.pause
 		f.dialing = l.Spawn(func() { f.dial(l, dial) })
 	}
 	detect.Peek(client, cfg, func(found detect.Result, peeked []byte, err error) {
@@ -61,10 +67,11 @@ func (p *Proxy) listenBoth(client loop.Stream, deadline time.Time, hold time.Dur
 
 var errSilent = errors.New("the client said nothing")
 
-// beginning is how long the begin of an HTTP request or a ClientHello may stay
-// one. A protocol with such first bytes, whose client then waits for an answer,
-// is held up for so long; and HTTP that pauses so long in its first line is
-// carried as opaque bytes.
+// beginning is how long the begin of an HTTP request or a ClientHello to an address
+// that is no service's may stay one, after its last byte. A protocol with such
+// first bytes, whose client then waits for an answer, is held up for so long; HTTP
+// or TLS that pauses so long is carried all the same, to where it was going. On
+// the way in HandshakeTime takes its place: a hello of the mesh must not be missed.
 const beginning = time.Second
 
 // helloGrace is how long a caller is given to begin the mesh's TLS before the app's

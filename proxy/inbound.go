@@ -63,7 +63,8 @@ func (i *inbound) listen(then func(*firstBytes, error)) {
 	if clientFirst(i.protocol) || !g.TakesPlaintext() || !g.Authorize(i.caller, "").Allow {
 		dial = nil
 	}
-	i.p.listenBoth(&i.lc.Conn, i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime), helloGrace, dial, then)
+	limit := i.p.cfg.HandshakeTime
+	i.p.listenBoth(&i.lc.Conn, patience{deadline: i.lc.Loop().Now().Add(limit), pause: limit, hold: helloGrace}, dial, then)
 }
 
 func (i *inbound) dialApp() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
@@ -117,11 +118,11 @@ func (i *inbound) listenInside(tc *secure.Conn, then func(*firstBytes, error)) {
 	now := i.lc.Loop().Now()
 	switch {
 	case clientFirst(i.protocol):
-		i.p.listenBoth(tc, now.Add(idleLimit), 0, nil, then)
+		i.p.listenBoth(tc, patience{deadline: now.Add(idleLimit)}, nil, then)
 	case !i.p.guard.Load().Authorize(i.caller, "").Allow:
-		i.p.listenBoth(tc, now.Add(i.p.cfg.HandshakeTime), 0, nil, then)
+		i.p.listenBoth(tc, patience{deadline: now.Add(i.p.cfg.HandshakeTime)}, nil, then)
 	default:
-		i.p.listenBoth(tc, time.Time{}, 0, i.dialApp, then)
+		i.p.listenBoth(tc, patience{pause: i.p.cfg.HandshakeTime}, i.dialApp, then)
 	}
 }
 

@@ -299,7 +299,8 @@ func (p *Proxy) serveUnknown(lc *listen.Conn) {
 			return l.Dial(d, lc.OriginalDst(), l.Now().Add(p.cfg.ConnectLimit))
 		}
 	}
-	p.listenBoth(&lc.Conn, l.Now().Add(p.cfg.HandshakeTime), 0, dial, func(first *firstBytes, err error) {
+	wait := patience{deadline: l.Now().Add(p.cfg.HandshakeTime), pause: min(beginning, p.cfg.HandshakeTime)}
+	p.listenBoth(&lc.Conn, wait, dial, func(first *firstBytes, err error) {
 		if err != nil {
 			p.log.Debug("unknown destination", zap.Stringer("destination", lc.OriginalDst()), zap.Error(err))
 			_ = lc.Reset()
