@@ -29,6 +29,8 @@ const greeting = "220 mail.example.org ready\r\n"
 
 func newTCPMesh(t *testing.T) *tcpMesh {
 	m := &tcpMesh{Mesh: start(t)}
+	// Listeners of the tests take whoever connects first: not a check.
+	set(t, m.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
 	m.data, m.outside = bare(t, m.Mesh, "data"), bare(t, m.Mesh, "outside")
 	if _, err := m.data.Start(t.Context(), "redis", 6379, "redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", m.Dir); err != nil {
 		t.Fatal(err)
