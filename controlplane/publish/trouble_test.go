@@ -149,7 +149,8 @@ func TestProxyThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	until(t, "the stuck proxy is sent to", func() bool { return r.world.readsOf("mesh") > 0 })
 	quick.subscribe(wire.ServiceType, orders.String())
 	quick.ack(quick.expect(wire.ServiceType, nil, []string{orders.String()}))
-	for i := range 200 {
+	const changes = 2 * paceAtOnce
+	for i := range changes {
 		fill(byte(i))
 		r.world.put(orders, fmt.Sprintf("v%d", i))
 		r.server.Changed(Change{Mesh: true, Services: []policy.ServiceName{orders}})
@@ -162,7 +163,7 @@ func TestProxyThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	for { // the mesh as it is now, and the service's last version; in which order depends on when it was asked for
 		resp := stuck.recv()
 		stuck.ack(resp)
-		if resp.TypeUrl == wire.ServiceType && len(resp.Resources) == 1 && serviceIn(t, resp, orders).Traffic.Strategy == "v199" {
+		if resp.TypeUrl == wire.ServiceType && len(resp.Resources) == 1 && serviceIn(t, resp, orders).Traffic.Strategy == fmt.Sprint("v", changes-1) {
 			break
 		}
 	}
