@@ -130,18 +130,17 @@ func (p *plane) settledAt(ctx context.Context) time.Time {
 
 // awaitProxies keeps up the leases of the proxies that were attached here, when
 // the control plane starts and once more.
-func (p *plane) awaitProxies(ctx context.Context) error {
+func (p *plane) awaitProxies(ctx context.Context) {
 	for _, wait := range []time.Duration{0, comeBack} {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(wait):
 		}
 		if err := p.store.Prolong(ctx, p.cfg.name()); err != nil && ctx.Err() == nil {
 			p.log.Warn("the leases of the proxies that were attached here are not prolonged; those that are late are missing for a while", zap.Error(err))
 		}
 	}
-	return nil
 }
 
 // markAgain is how often what could not be marked is tried again.

@@ -164,7 +164,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { return ended("store", p.store.Run(ctx)) })
 	g.Go(func() error { return p.follow(ctx, watch) })
 	g.Go(func() error { return ended("health checks", p.takePart(ctx)) })
-	g.Go(func() error { return ended("proxies that come back", p.awaitProxies(ctx)) })
+	g.Go(func() error { p.awaitProxies(ctx); return nil })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
 	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
 	g.Go(func() error { return ended("limits of the mesh", p.shares.run(ctx)) })

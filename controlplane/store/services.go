@@ -24,7 +24,7 @@ func (k serviceName) compare(o serviceName) int {
 	return strings.Compare(k.Name, o.Name)
 }
 
-func (s *Service) tableKey() serviceName { return serviceName(s.Name) }
+func (svc *Service) tableKey() serviceName { return serviceName(svc.Name) }
 
 // Get gives the service of a name; nil when there is none.
 func (s Services) Get(name policy.ServiceName) *Service { return s.get(serviceName(name)) }

@@ -426,11 +426,14 @@ func planeCutOff(t *testing.T, m *pair, book *ledger) {
 		if p == cutOff {
 			continue
 		}
-		for address, control := range m.attachedTo(t, p) {
-			if control == cutOff.Name {
-				t.Errorf("%s says that the proxy at %s is still attached to %s", p.Name, address, control)
+		await(t, m.Mesh, "its proxies to move on", func() error { // in time: no endpoint is missing below
+			for address, control := range m.attachedTo(t, p) {
+				if control == cutOff.Name {
+					return fmt.Errorf("%s says that the proxy at %s is still attached to %s", p.Name, address, control)
+				}
 			}
-		}
+			return nil
+		})
 	}
 	heal()
 	await(t, m.Mesh, "it to be healthy again", func() error {
