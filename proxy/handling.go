@@ -104,13 +104,13 @@ func (o *outbound) disturb(x exchange) (status int, done bool) {
 // hold waits as if the service took so long. It is false when the request's time
 // is over before, or the proxy ends.
 func (o *outbound) hold(d time.Duration) bool {
-	until := o.l.Now().Add(d)
-	deadline := o.deadline(o.x)
+	now := o.l.Now()
+	until, deadline := now.Add(d), o.deadline(o.x)
 	inTime := deadline.IsZero() || until.Before(deadline)
 	if !inTime {
 		until = deadline
 	}
-	for left := d; left > 0 && !o.l.Closing(); left = until.Sub(o.l.Now()) {
+	for left := until.Sub(now); left > 0 && !o.l.Closing(); left = until.Sub(o.l.Now()) {
 		o.l.Sleep(min(left, holdAtOnce))
 	}
 	return inTime && !o.l.Closing()

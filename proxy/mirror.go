@@ -90,12 +90,17 @@ func (o *outbound) mirrorLate(x hop) {
 
 // run is the copy's task.
 func (m *mirrored) run() {
+	defer m.end()
 	outcome := "sent"
 	if err := m.send(); err != nil {
 		outcome = "failed"
 		m.p.log.Debug("mirror", zap.Stringer("service", m.to.Service), zap.Error(err))
 	}
 	m.metrics.Mirrored(outcome)
+}
+
+// end makes room for another copy, also after a panic.
+func (m *mirrored) end() {
 	m.p.mirrors[m.shard]--
 	*m = mirrored{text: m.text[:0]}
 	mirroreds.Put(m)
