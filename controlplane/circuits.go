@@ -3,6 +3,7 @@ package controlplane
 import (
 	"cmp"
 	"context"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -43,9 +44,8 @@ func (p *plane) Circuits(name policy.ServiceName) []api.EndpointCircuits {
 			of(id)
 		}
 	}
-	for _, c := range p.reported() {
-		if c.Target == name && at[c.Endpoint] != nil {
-			e := at[c.Endpoint]
+	for _, c := range p.reported(name) {
+		if e := at[c.Endpoint]; e != nil {
 			e.Proxies = append(e.Proxies, api.ProxyCircuit{
 				Proxy: c.Proxy, Namespace: c.Service.Namespace, ServiceName: c.Service.Name, State: c.State,
 				Failures: c.Failures, Since: c.Since, Ordered: c.Forced, Outlier: c.Ejected,
@@ -63,24 +63,37 @@ func (p *plane) Circuits(name policy.ServiceName) []api.EndpointCircuits {
 	return out
 }
 
-// reported lists the circuits that proxies have something to tell of, here and
-// elsewhere.
-func (p *plane) reported() []store.Circuit {
-	out := p.reportedHere()
+// reported lists the circuits of a service that proxies have something to tell
+// of, here and elsewhere.
+func (p *plane) reported(name policy.ServiceName) []store.Circuit {
+	out := p.reportedHere(func(c *policy.CircuitState) bool { return c.Service == name }, math.MaxInt)
 	self := p.cfg.name()
 	for _, m := range p.store.KnownMembers() {
-		if m.Name != self {
-			out = append(out, m.Circuits...)
+		if m.Name == self {
+			continue
+		}
+		for _, c := range m.Circuits {
+			if c.Target == name {
+				out = append(out, c)
+			}
 		}
 	}
 	return out
 }
 
-func (p *plane) reportedHere() []store.Circuit {
+// reportedHere lists at most so many of those that are wanted.
+func (p *plane) reportedHere(wanted func(*policy.CircuitState) bool, most int) []store.Circuit {
 	var out []store.Circuit
 	known := p.pub.Proxies()
 	for i := range known {
-		for _, c := range known[i].Report.Circuits {
+		for j := range known[i].Report.Circuits {
+			c := &known[i].Report.Circuits[j]
+			if !wanted(c) {
+				continue
+			}
+			if len(out) == most {
+				return out
+			}
 			out = append(out, store.Circuit{
 				Proxy: known[i].ID, Service: known[i].Service, Target: c.Service, Endpoint: c.Endpoint, State: c.State,
 				Failures: c.Failures, Since: unix(c.Since), Forced: c.Forced, Ejected: c.Ejected,
@@ -96,6 +109,5 @@ const maxTold = 64
 
 // toldCircuits are those that are not closed, as far as the bound goes.
 func (p *plane) toldCircuits() []store.Circuit {
-	out := slices.DeleteFunc(p.reportedHere(), func(c store.Circuit) bool { return c.State == "closed" && !c.Ejected })
-	return out[:min(len(out), maxTold)]
+	return p.reportedHere(func(c *policy.CircuitState) bool { return c.State != "closed" || c.Ejected }, maxTold)
 }

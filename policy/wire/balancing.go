@@ -79,10 +79,21 @@ func fromCircuits(circuits []policy.CircuitState) []*Circuit {
 	return out
 }
 
-// circuitsOf takes no more than a proxy may report.
+// maxName bounds what a proxy may call something in its report.
+const maxName = 253
+
+// circuitsOf takes no more than a proxy may report, and nothing that cannot be.
 func circuitsOf(circuits []*Circuit) []policy.CircuitState {
 	var out []policy.CircuitState
 	for _, c := range circuits[:min(len(circuits), policy.MaxReportedCircuits)] {
+		if max(len(c.GetEndpoint()), len(c.GetService().GetNamespace()), len(c.GetService().GetName())) > maxName {
+			continue
+		}
+		switch c.GetState() {
+		case "closed", "half_open", "open":
+		default:
+			continue
+		}
 		s := policy.CircuitState{
 			Service: c.GetService().Policy(), Endpoint: c.GetEndpoint(), State: c.GetState(), Failures: int(c.GetFailures()),
 			Forced: c.GetForced(), Ejected: c.GetEjected(),

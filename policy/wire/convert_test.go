@@ -112,6 +112,20 @@ func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
 	}
 }
 
+func TestOfAReportOnlyWhatCanBeIsTaken(t *testing.T) {
+	m := &Report{}
+	for range 1000 {
+		m.Circuits = append(m.Circuits, &Circuit{Service: FromName(name), Endpoint: "u-1", State: "open"})
+	}
+	if got := m.Policy().Circuits; len(got) != policy.MaxReportedCircuits {
+		t.Errorf("%d circuits are taken", len(got))
+	}
+	m.Circuits = []*Circuit{{State: "ajar"}, {State: "open", Endpoint: strings.Repeat("x", 254)}, {State: "open", Service: &Name{Name: strings.Repeat("x", 254)}}, {State: "closed"}}
+	if got := m.Policy().Circuits; len(got) != 1 || got[0].State != "closed" {
+		t.Errorf("taken is %+v", got)
+	}
+}
+
 func TestWhatIsNotGoodIsRefusedByName(t *testing.T) {
 	bad := FromService(exampleService())
 	bad.Endpoints[1].Port = 0
