@@ -150,6 +150,9 @@ func (c *limitCheck) keyOf(l *limit, k keyer) string {
 
 // limit applies the limits of the service and of the route.
 func (o *outbound) limit(x exchange) int {
+	if len(o.service.limits)+len(o.dest.routeLimits) == 0 {
+		return 0
+	}
 	c := &o.check
 	c.limits = append(c.limits[:0], o.service.limits...)
 	if len(o.dest.routeLimits) > 0 {
@@ -278,6 +281,9 @@ func (i *inboundLimits) all() []*limit {
 // rule is taken for the route: which one the caller's proxy chose is not known
 // here.
 func (r *inboundRequests) limit(x exchange, g *guard) int {
+	if len(g.limits.limits) == 0 && g.limits.router == nil {
+		return 0
+	}
 	c := &r.check
 	c.limits = append(c.limits[:0], g.limits.limits...)
 	if g.limits.router != nil {
