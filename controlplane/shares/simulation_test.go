@@ -131,7 +131,7 @@ func TestADividedLimitIsNearOneThatOnePlaceCounts(t *testing.T) {
 		name := fmt.Sprintf("%d in %v, load %v, moves every %v", c.limit.Requests, c.limit.Window, c.load, c.shift)
 		t.Run(name, func(t *testing.T) {
 			var sum outcome
-			const runs = 10
+			const runs = 4
 			for seed := range uint64(runs) {
 				o := simulate(c.limit, 10, c.load, c.shift, seed)
 				sum.mean, sum.worst, sum.over = sum.mean+o.mean/runs, max(sum.worst, o.worst), max(sum.over, o.over)
