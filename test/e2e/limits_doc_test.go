@@ -231,6 +231,22 @@ var limitStories = map[string]func(*testing.T, *limitMesh){
 		m.want(t, m.front, []int{429, 429}, url)
 		m.want(t, m.other, []int{429, 429}, url)
 	},
+	"One limit for the whole mesh, by header": func(t *testing.T, m *limitMesh) {
+		for _, tenant := range []string{"X-Tenant: a", "X-Tenant: b"} {
+			passed := 0
+			// All of it comes to one proxy, whose even part is half of it.
+			await(t, m.Mesh, "the tenant to have all of its limit", func() error {
+				if ask(t, m.front, "-H", tenant, url).Status == 200 {
+					passed++
+				}
+				if passed < 20 {
+					return fmt.Errorf("%d passed", passed)
+				}
+				return nil
+			})
+			m.want(t, m.front, []int{429, 429}, "-H", tenant, url)
+		}
+	},
 	"Services outside the mesh": func(t *testing.T, m *limitMesh) {
 		m.external(t, "payments", "api.example.com", `"tls":"originate"`)
 	},
