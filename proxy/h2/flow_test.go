@@ -47,7 +47,7 @@ func TestAStalledReaderStopsNobodyElse(t *testing.T) {
 	p := startProxy(t, up, func(p *proxy) { p.cfg = Config{StreamWindow: 64 << 10, MaxStreams: 100} })
 	c := newClient(t)
 	ctx, cancel := context.WithCancel(context.Background())
-	const stalled = 50
+	const stalled = 30
 	for i := range stalled {
 		r, err := c.Do(newRequest(t, "GET", fmt.Sprint(p.url(), "/", i), nil).WithContext(ctx))
 		if err != nil {
@@ -104,21 +104,21 @@ func TestAStalledServerStopsNobodyElse(t *testing.T) {
 	p := startProxy(t, up, func(p *proxy) { p.cfg = Config{StreamWindow: 64 << 10, MaxStreams: 100} })
 	c := newClient(t)
 	var wg sync.WaitGroup
-	for range 20 {
+	for range 10 {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			r, err := c.Post(p.url()+"/slow", "", bytes.NewReader(make([]byte, 3<<20)))
+			r, err := c.Post(p.url()+"/slow", "", bytes.NewReader(make([]byte, 600<<10)))
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			if got := read(t, r); got != fmt.Sprint(3<<20) {
+			if got := read(t, r); got != fmt.Sprint(600<<10) {
 				t.Errorf("%s", got)
 			}
 		}()
 	}
-	eventually(t, "the slow requests", func() bool { return p.active() == 20 })
+	eventually(t, "the slow requests", func() bool { return p.active() == 10 })
 	r, err := c.Post(p.url()+"/quick", "", bytes.NewReader(make([]byte, 1<<20)))
 	if err != nil {
 		t.Fatal(err)

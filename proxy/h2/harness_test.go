@@ -303,7 +303,7 @@ func newClient(t testing.TB) *http.Client {
 	tr := &http.Transport{Protocols: new(http.Protocols)}
 	tr.Protocols.SetUnencryptedHTTP2(true)
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second} // a guard, not a measure
+	return &http.Client{Transport: tr, Timeout: 60 * time.Second} // a guard, not a measure
 }
 
 // read is a response's body.

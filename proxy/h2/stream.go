@@ -325,7 +325,7 @@ func (h *heads) remove(x *Exchange) {
 type table struct {
 	slots []*stream // as many as a power of two
 	count int
-	gone  [64]uint32 // those we reset last: the peer may not have heard yet
+	gone  [32]uint32 // those we reset last: the peer may not have heard yet
 	at    int
 }
 

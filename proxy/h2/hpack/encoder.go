@@ -15,7 +15,7 @@ type Encoder struct {
 	least   int
 }
 
-const slots = 256 // twice as many as a table of 4096 bytes has entries
+const slots = 128 // as many as a table of 4096 bytes has entries at most
 
 // SetMaxTableSize does as the peer's SETTINGS_HEADER_TABLE_SIZE says. The peer is
 // told with the next block, RFC 7541 section 4.2.
