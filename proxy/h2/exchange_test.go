@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	peerpack "golang.org/x/net/http2/hpack"
 )
 
 func TestFieldsAreChangedBothWays(t *testing.T) {
@@ -449,6 +450,75 @@ func TestTheRequestAsItIsSeen(t *testing.T) {
 		m := message{ctype: ctype}
 		if m.GRPC() != want {
 			t.Errorf("%s: %v", ctype, !want)
+		}
+	}
+}
+
+// What was read of a connection before, to find out what it speaks, comes first.
+func TestWhatWasPeekedComesFirst(t *testing.T) {
+	for _, n := range []int{1, 24, 30, 50} {
+		p := startProxy(t, "", func(p *proxy) { p.peek = n; p.handler = always("x") })
+		c := dialRaw(t, p.addr())
+		block := c.fields(get2()...)
+		c.bytes(preface + string(appendHeader(nil, 0, frameSettings, 0, 0)) + string(appendHeader(nil, len(block), frameHeaders, flagEndHeaders|flagEndStream, 1)) + string(block))
+		if status, body, _ := c.answer(1); status != "200" || body != "x" {
+			t.Errorf("%d bytes: %s %s", n, status, body)
+		}
+		c.serves(3)
+	}
+	p := startProxy(t, "", func(p *proxy) { p.peek = bufferSize + 1 })
+	c := dialRaw(t, p.addr())
+	c.bytes(strings.Repeat("x", bufferSize+1))
+	if err := p.served(1)[0]; !errors.Is(err, errPeeked) {
+		t.Errorf("more than a buffer: %v", err)
+	}
+}
+
+// More requests than were allowed are refused, which says that they may be sent again;
+// those at hand go on.
+func TestMoreStreamsThanAllowedAreRefused(t *testing.T) {
+	hold := make(chan struct{})
+	up := backend(t, func(w http.ResponseWriter, r *http.Request) { <-hold })
+	p := startProxy(t, up, func(p *proxy) { p.cfg.MaxStreams = 3 })
+	c := client(t, p.addr())
+	for i := range 4 {
+		c.head(uint32(2*i+1), true, get2()...)
+	}
+	c.wantReset(7, http2.ErrCodeRefusedStream)
+	close(hold)
+	for range 3 {
+		if h := expect[*http2.MetaHeadersFrame](c); h.PseudoValue("status") != "200" {
+			t.Errorf("%v", h.Fields)
+		}
+	}
+}
+
+// An answer before the end of its request is whole, and the rest is not wanted.
+func TestAReplyBeforeTheEndOfTheRequest(t *testing.T) {
+	p := startProxy(t, "", func(p *proxy) { p.handler = always("no") })
+	c := client(t, p.addr())
+	c.head(1, false, post()...)
+	if status, body, _ := c.answer(1); status != "200" || body != "no" {
+		t.Errorf("%s %s", status, body)
+	}
+	c.wantReset(1, http2.ErrCodeNo)
+	c.check(c.WriteData(1, false, []byte("was under way")))
+	c.serves(3)
+}
+
+// A peer without a table gets none.
+func TestThePeersTableSizeIsRespected(t *testing.T) {
+	p := startProxy(t, "", func(p *proxy) {
+		p.handler = func(x *Exchange) { _ = x.Reply(200, nil, "X-Always", "the same value") }
+	})
+	c := client(t, p.addr(), http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0})
+	d := peerpack.NewDecoder(4096, nil)
+	d.SetAllowedMaxDynamicTableSize(0)
+	c.Framer.ReadMetaHeaders = d
+	for i := range 5 {
+		c.head(uint32(2*i+1), true, get2()...)
+		if status, _, _ := c.answer(uint32(2*i + 1)); status != "200" {
+			t.Errorf("%s", status)
 		}
 	}
 }

@@ -32,6 +32,7 @@ type proxy struct {
 	dial     func(addr string) (loop.Stream, error)
 	accepted func(loop.Stream) (loop.Stream, error) // wraps an accepted connection, in a task
 	panics   func(any, []byte)
+	peek     int // so many bytes are read before the server begins
 
 	draining bool // on the loop
 	conns    map[*Conn]bool
@@ -137,9 +138,16 @@ func (p *proxy) serve(c *loop.Conn) {
 			return
 		}
 	}
+	var peeked []byte
+	if p.peek > 0 {
+		peeked = make([]byte, p.peek)
+		if _, err := io.ReadFull(s, peeked); err != nil {
+			p.t.Error(err)
+		}
+	}
 	u := &testUser{p: p}
 	p.conns[&u.c] = true
-	p.server.Begin(&u.c, s, nil, u)
+	p.server.Begin(&u.c, s, peeked, u)
 }
 
 // drain ends connections after the exchanges at hand.
