@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/weir-mesh/weir/proxy/h1"
@@ -129,7 +128,7 @@ func (g *h1Hop) protocol() string               { return "http1" }
 
 func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {
-		up, err := kept.h1.Get(g.l.Now()), error(nil)
+		up := kept.h1.Get(g.l.Now())
 		if up == nil {
 			c, err := via.dial(translate.HTTP1, deadline)
 			if err != nil {
@@ -138,6 +137,7 @@ func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 			up = h1.NewUpstream(c)
 		}
 		var resp *h1.Response
+		var err error
 		pool := kept.h1
 		if g.hedged == nil {
 			resp, err = g.RoundTrip(up, deadline)
@@ -204,10 +204,4 @@ func failureOf(err error) failure {
 		return failure{true, e2.Side == h2.SideUpstream, e2.Timeout, e2.Sent, e2.Got, e2.Status}
 	}
 	return failure{}
-}
-
-// pathOf is a target without its query.
-func pathOf(target string) string {
-	path, _, _ := strings.Cut(target, "?")
-	return path
 }
