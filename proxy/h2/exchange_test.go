@@ -349,6 +349,29 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// A connection whose only request has lasted for longer than one may be idle is not
+// taken for idle when it is drained.
+func TestDrainDuringALongRequest(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	hold := make(chan struct{})
+	up := backend(t, func(w http.ResponseWriter, r *http.Request) { <-hold; io.WriteString(w, "done") })
+	p := startProxy(t, up, func(p *proxy) { p.cfg.IdleTimeout = idle })
+	c := client(t, p.addr())
+	c.head(1, true, get2()...)
+	eventually(t, "the request", func() bool { return p.active() == 1 })
+	time.Sleep(2 * idle) // so long the request lasts
+	p.drain()
+	expect[*http2.GoAwayFrame](c)
+	ping := expect[*http2.PingFrame](c)
+	c.check(c.WritePing(true, ping.Data))
+	expect[*http2.GoAwayFrame](c)
+	close(hold)
+	if status, body, _ := c.answer(1); status != "200" || body != "done" {
+		t.Errorf("%s %s", status, body)
+	}
+	c.wantEnd()
+}
+
 func TestDrainOfAnIdleConnection(t *testing.T) {
 	p := startProxy(t, "", func(p *proxy) { p.handler = always("x") })
 	polite, mute := client(t, p.addr()), client(t, p.addr())

@@ -101,12 +101,13 @@ func (s *session) Run() {
 
 // due implements side.
 func (s *session) due(now time.Time) time.Time {
-	switch {
-	case s.leaving:
+	if s.leaving {
 		return time.Time{}
-	case s.going == staying && s.user.Draining():
+	}
+	if s.going == staying && s.user.Draining() {
 		s.drain()
-	case s.active > 0:
+	}
+	if s.active > 0 {
 		return time.Time{}
 	}
 	until := s.l.At(s.idleSince).Add(s.cfg.IdleTimeout)

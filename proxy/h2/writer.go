@@ -59,7 +59,9 @@ func (s *stock) settle() {
 	alone := s.loop.Alone()
 	for i := 0; i < len(s.dirty); i++ { // flushing one may touch another
 		m := s.dirty[i]
-		s.dirty[i] = nil
+		if s.dirty[i] = nil; m == nil { // was looked after by a call from inside this one
+			continue
+		}
 		if m.dirty = false; m.closed || m.flushing {
 			continue
 		}
