@@ -45,11 +45,12 @@ func startTestBackend(t *testing.T) map[service]string {
 	return addr
 }
 
-// generate runs `bench load` in this process.
+// generate runs `bench load` in this process, for long enough that even a busy machine
+// gives it a turn.
 func generate(t *testing.T, args ...string) (sample, error) {
 	t.Helper()
 	var out bytes.Buffer
-	err := runLoad(t.Context(), append([]string{"-for", "50ms", "-warm", "5ms"}, args...), strings.NewReader(""), &out)
+	err := runLoad(t.Context(), append([]string{"-for", "250ms", "-warm", "5ms"}, args...), strings.NewReader(""), &out)
 	var s sample
 	if err == nil {
 		if err := json.Unmarshal(out.Bytes(), &s); err != nil {
