@@ -390,6 +390,26 @@ func TestDrainOfAnIdleConnection(t *testing.T) {
 	}
 }
 
+// A connection that was drained before its first request serves that yet.
+func TestDrainBeforeTheFirstRequest(t *testing.T) {
+	p := startProxy(t, "", func(p *proxy) { p.handler = always("x") })
+	c := client(t, p.addr())
+	eventually(t, "the connection", func() bool {
+		n := 0
+		on(p.l, func() { n = len(p.conns) })
+		return n == 1
+	})
+	p.drain()
+	expect[*http2.GoAwayFrame](c)
+	ping := expect[*http2.PingFrame](c)
+	c.check(c.WritePing(true, ping.Data))
+	c.head(1, true, get2()...)
+	if status, _, _ := c.answer(1); status != "200" {
+		t.Errorf("%s", status)
+	}
+	c.wantEnd()
+}
+
 func TestCloseAfter(t *testing.T) {
 	p := startProxy(t, "", func(p *proxy) { p.handler = func(x *Exchange) { x.CloseAfter(); _ = x.Reply(200, nil) } })
 	c := newClient(t)

@@ -38,7 +38,7 @@ const untold = 100
 func newLink(cfg *Config, p *Pool, s loop.Stream) *link {
 	k := &link{pool: p, nextID: 1}
 	k.init(s, cfg, k)
-	k.peerStreams = p.allowed
+	k.peerStreams, k.hears = p.allowed, true
 	k.grew()
 	k.idle, k.heard = k.l.Age(), k.l.Age()
 	return k

@@ -160,7 +160,9 @@ func (s *session) finishIfDone() {
 var errDrained = errors.New("drained")
 
 func (s *session) ponged(payload [8]byte) {
-	if payload == drainPing {
+	// Who has just connected is about to ask for something, and net/http gives up a
+	// request whose connection ends before its first: it gets drainTime.
+	if payload == drainPing && s.maxID > 0 {
 		s.drained()
 	}
 }

@@ -23,6 +23,7 @@ type writer struct {
 	blocked     list  // streams whose data waits for room, or for the window of the connection
 	heads       heads // exchanges that wait for room, most often for a head
 	flusher     flusher
+	hears       bool   // what came is heard though nothing can be written any more
 	flushing    bool   // the flusher runs, or will
 	dirty       bool   // in stock.dirty
 	sentData    int    // bytes of DATA that a stream and the connection may get back
@@ -86,7 +87,7 @@ func (m *mux) tryFlush() bool {
 	if len(m.out) > 0 {
 		n, err := m.bare.TryWrite(m.out)
 		if err != nil {
-			m.lost(err)
+			m.lastWords(err)
 			return true
 		}
 		if n < len(m.out) {
@@ -117,7 +118,7 @@ func (m *mux) flush() {
 			if isTimeout(err) {
 				err = errSlow
 			}
-			m.lost(err)
+			m.lastWords(err)
 			m.settle()
 			return
 		}
@@ -128,6 +129,17 @@ func (m *mux) flush() {
 		_ = m.conn.CloseWrite() // the peer may be gone: then reading says so
 	}
 	m.settle()
+}
+
+// lastWords reads what an upstream said that cannot be written to any more: most often
+// it has sent GOAWAY, which tells what of the requests may be sent elsewhere.
+func (m *mux) lastWords(err error) {
+	for range 4 {
+		if !m.hears || m.reading || m.closed || m.leaving || m.fill() != nil || m.parse() != nil {
+			break
+		}
+	}
+	m.lost(err)
 }
 
 // unread reports that the peer does not take the answers to its own frames.
