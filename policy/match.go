@@ -1,8 +1,8 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
-	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -91,22 +91,25 @@ func matchKey(r *TrafficRule) string {
 	part(strings.Join(slices.Compact(methods), ","))
 	part(r.MatchPath)
 	part(strings.ToLower(r.MatchHost))
-	for _, values := range []map[string]string{lowerKeys(r.MatchHeaders), r.MatchQuery} {
-		fmt.Fprintf(&b, "%d.", len(values))
-		for _, name := range slices.Sorted(maps.Keys(values)) {
-			part(name)
-			part(values[name])
+	for _, fields := range [][][2]string{fieldsOf(r.MatchHeaders, strings.ToLower), fieldsOf(r.MatchQuery, strings.Clone)} {
+		fmt.Fprintf(&b, "%d.", len(fields))
+		for _, f := range fields {
+			part(f[0])
+			part(f[1])
 		}
 	}
 	return b.String()
 }
 
-func lowerKeys(m map[string]string) map[string]string {
-	out := make(map[string]string, len(m))
-	for name, v := range m {
-		out[strings.ToLower(name)] = v
+// fieldsOf lists names and patterns in one order. A name may stand there twice, in
+// two spellings.
+func fieldsOf(wanted map[string]string, spelt func(string) string) [][2]string {
+	all := make([][2]string, 0, len(wanted))
+	for name, want := range wanted {
+		all = append(all, [2]string{spelt(name), want})
 	}
-	return out
+	slices.SortFunc(all, func(a, b [2]string) int { return cmp.Or(strings.Compare(a[0], b[0]), strings.Compare(a[1], b[1])) })
+	return all
 }
 
 // methodsOf lists the methods that a rule matches; none is any.
