@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/weir-mesh/weir/proxy/h1"
@@ -19,6 +20,8 @@ type exchange interface {
 	Target() string // "/a?b" or "*"
 	Host() string   // may be empty
 	Get(name string) (value string, ok bool)
+	// Nth is Get after n fields of the same name.
+	Nth(name string, n int) (value string, ok bool)
 
 	// Changes of the request, and of the answer's head.
 	Set(name, value string)
@@ -56,6 +59,8 @@ type hop interface {
 	// the request as HTTP/1.1 text with a field more, if all of it is kept.
 	Whole() bool
 	AppendCopy(b []byte, name, value string) ([]byte, bool)
+	// KeepBody has the request's body kept for AppendCopy after the answer, too.
+	KeepBody()
 	// discard drops the answer.
 	discard()
 	// upgrade hands both connections over after a 101.
@@ -124,7 +129,23 @@ func (g *h1Hop) Method() string                 { return g.Req.Method }
 func (g *h1Hop) Target() string                 { return g.Req.Target }
 func (g *h1Hop) Host() string                   { return g.Req.Host }
 func (g *h1Hop) Get(name string) (string, bool) { return g.Req.Get(name) }
-func (g *h1Hop) protocol() string               { return "http1" }
+func (g *h1Hop) KeepBody()                      {} // it is kept in any case
+
+func (g *h1Hop) Nth(name string, n int) (string, bool) {
+	if n == 0 {
+		return g.Req.Get(name)
+	}
+	for k, v := range g.Req.All() {
+		if strings.EqualFold(k, name) {
+			if n--; n < 0 {
+				return v, true
+			}
+		}
+	}
+	return "", false
+}
+
+func (g *h1Hop) protocol() string { return "http1" }
 
 func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {

@@ -22,7 +22,8 @@ func newHashKey(t *policy.Traffic) hashKey {
 
 // fields are a request's.
 type fields interface {
-	Get(name string) (value string, ok bool)
+	Get(name string) (string, bool)
+	Nth(name string, n int) (string, bool)
 }
 
 // hash gives the hash of a request: by its target and fields, or the caller, self.
@@ -60,7 +61,19 @@ func (k hashKey) ofConnection(self string, random uint64) uint64 {
 
 // cookie finds a cookie's value (RFC 6265 section 4.2.1), without quotes around it.
 func cookie(f fields, name string) (string, bool) {
-	rest, _ := f.Get("Cookie")
+	for n := 0; ; n++ {
+		field, there := f.Nth("Cookie", n)
+		if !there {
+			return "", false
+		}
+		if value, ok := cookieIn(field, name); ok {
+			return value, true
+		}
+	}
+}
+
+// cookieIn finds it in one field.
+func cookieIn(rest, name string) (string, bool) {
 	for rest != "" {
 		var pair string
 		pair, rest, _ = strings.Cut(rest, ";")

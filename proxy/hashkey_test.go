@@ -66,3 +66,8 @@ func FuzzCookie(f *testing.F) {
 		}
 	})
 }
+
+func (m fieldMap) Nth(name string, n int) (string, bool) {
+	v, ok := m[name]
+	return v, ok && n == 0
+}

@@ -53,6 +53,7 @@ func (o *outbound) mirror(x hop) {
 		return
 	}
 	if o.hand.copyLast = !x.Whole(); o.hand.copyLast {
+		x.KeepBody()
 		return
 	}
 	shard := o.lc.Shard()

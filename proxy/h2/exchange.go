@@ -30,6 +30,7 @@ type progressed struct {
 	target    string        // "" unless changed
 	err       *Error        // why the client's stream must be reset
 	pause     time.Duration // SetStreamIdle
+	kept      bool          // KeepBody
 	continued bool          // a 100 was relayed
 	closing   bool          // the client connection ends with this exchange
 	answered  bool          // a final response was begun

@@ -29,7 +29,9 @@ func (x *Exchange) Relay(up *Upstream) error {
 	}
 	x.up, x.answered = nil, true
 	c := &x.client
-	c.keep, c.whole = 0, false // it will not be asked for again
+	if !x.kept {
+		c.keep, c.whole = 0, false // it will not be asked for again
+	}
 	e := x.relay(up)
 	if e != nil {
 		e.Sent, e.Got, e.Reused = true, true, up.reused

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-mesh/weir/test/meshlab"
 )
 
-// newShop is the mesh of docs/balancing-part.md.
+// newShop is the mesh of docs/BALANCING.md.
 func newShop(t *testing.T) *farm {
 	f := &farm{Mesh: start(t), ports: 8000}
 	set(t, f.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
@@ -52,9 +52,9 @@ var docBlock = regexp.MustCompile("(?ms)^```(yaml|sh|text)\n(.*?)^```$")
 
 func TestBalancingDoesWhatItsDocumentSays(t *testing.T) {
 	f := newShop(t)
-	sections := strings.Split(readDocument(t, "docs/balancing-part.md"), "\n## ")[1:]
+	sections := strings.Split(readDocument(t, "docs/BALANCING.md"), "\n## ")[1:]
 	if len(sections) != 8 {
-		t.Errorf("docs/balancing-part.md has %d sections", len(sections))
+		t.Errorf("docs/BALANCING.md has %d sections", len(sections))
 	}
 	for _, text := range sections {
 		heading, body, _ := strings.Cut(text, "\n")

@@ -17,7 +17,7 @@ import (
 
 // firstByte tells how long the first byte of an answer takes, from before the
 // connection, without a proxy, with one and with two. It only reports: the table
-// is in docs/tcp-part.md. The ways take turns, so that what else the machine does
+// is in docs/CONNECTIONS.md. The ways take turns, so that what else the machine does
 // meets all of them.
 func firstByte(t *testing.T, m *programMesh) {
 	direct := m.ControlNode() // a host without redirection

@@ -15,11 +15,11 @@ import (
 	"github.com/weir-mesh/weir/test/meshlab"
 )
 
-// limitExamples reads the YAML examples of docs/limits-part.md by the headings above
+// limitExamples reads the YAML examples of docs/LIMITS.md by the headings above
 // them.
 func limitExamples(t *testing.T) map[string]string {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/limits-part.md")
+	text, err := os.ReadFile("../../docs/LIMITS.md")
 	if err != nil {
 		t.Fatal(err)
 	}
