@@ -152,7 +152,7 @@ func (r *inboundRequests) forward(x hop) int {
 }
 
 func (r *inboundRequests) callerFailed(x hop, f failure) int {
-	r.reason = "client"
+	r.reason = clientGone
 	if f.status == 0 || f.got {
 		return 0
 	}
@@ -168,7 +168,7 @@ func (r *inboundRequests) relay(x hop, status int) int {
 		return status
 	}
 	if err := x.relay(); err != nil {
-		r.reason = "client"
+		r.reason = clientGone
 		if failureOf(err).server {
 			r.reason = upstreamFailed.word
 		}

@@ -12,6 +12,9 @@ import (
 // of the weir-error header.
 type reason string
 
+// clientGone is why nothing more is answered where the client broke off.
+const clientGone reason = "client"
+
 // refusal is an answer made by the proxy.
 type refusal struct {
 	status int

@@ -203,10 +203,7 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	}
 	verdict, known := x.verdict()
 	if !known {
-		status = o.relay(x, status)
-		verdict, _ = x.verdict()
-		o.judge(e, ticket, now, now.Sub(began), verdict >= 500)
-		return status, false
+		return o.judgeLate(x, status, now), false
 	}
 	o.judge(e, ticket, now, now.Sub(began), verdict >= 500)
 	if o.repeats(x, verdict) && o.mayRetry(x, e, deadline) {
@@ -214,6 +211,20 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 		return 0, true
 	}
 	return o.relay(x, status), false
+}
+
+// judgeLate relays an answer whose verdict comes with its end; one that the client
+// broke off has none.
+func (o *outbound) judgeLate(x hop, status int, now time.Time) int {
+	t := o.t
+	status = o.relay(x, status)
+	if o.reason == clientGone {
+		t.e.unjudged(t.ticket)
+		return status
+	}
+	verdict, _ := x.verdict()
+	o.judge(t.e, t.ticket, now, now.Sub(t.began), verdict >= 500)
+	return status
 }
 
 // judge tells those who keep count of an endpoint how it answered; took is the time
@@ -288,7 +299,7 @@ func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err
 
 // clientFailed ends a request that the app broke off or framed badly.
 func (o *outbound) clientFailed(x hop, f failure) int {
-	o.reason = "client"
+	o.reason = clientGone
 	if f.status == 0 || f.got {
 		return 0
 	}
@@ -323,7 +334,7 @@ func (o *outbound) relay(x hop, status int) int {
 			o.reason = upstreamFailed.word
 			o.service.metrics.BackendFailed()
 		} else {
-			o.reason = "client"
+			o.reason = clientGone
 		}
 	}
 	return status

@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/breaker"
 )
 
 func TestWhatAGRPCStatusSaysOfAServer(t *testing.T) {
@@ -126,6 +128,46 @@ func TestRequestsOfHTTP2ShareAConnection(t *testing.T) {
 	defer mu.Unlock()
 	if len(from) != 1 {
 		t.Errorf("%d connections for 900 requests", len(from))
+	}
+}
+
+// Streams that clients break off say nothing about the server.
+func TestCancelledCallsOpenNoCircuit(t *testing.T) {
+	begun := make(chan struct{})
+	s := serving(t, true, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		_ = http.NewResponseController(w).Flush()
+		begun <- struct{}{}
+		<-r.Context().Done()
+	})
+	p := sidecar(t)
+	svc := usersWith(endpointOf("a", s.Listener.Addr().String(), speaking("grpc")))
+	svc.Traffic.Breaker = policy.Breaker{Enabled: true, Threshold: 2, Timeout: time.Minute}
+	if err := p.setService(users, svc); err != nil {
+		t.Fatal(err)
+	}
+	l := turning(t, p)
+	lc, app := redirectedPair(t, l)
+	l.Post(func() { l.Go(func() { p.serveAs(asStreams, &lc.Conn, nil, lc, p.dests.Load().byName[users]) }) })
+	client := appOf(t, true, app)
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, err := http.NewRequestWithContext(ctx, "POST", "http://users/a.B/C", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/grpc")
+		go func() { <-begun; cancel() }()
+		resp, err := client.Do(req)
+		if err == nil {
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		cancel()
+	}
+	e := p.dests.Load().byName[users].choose("", 0).endpoints[0]
+	if st := e.circuit.State(time.Now()); st != breaker.Closed {
+		t.Error("the circuit is", st)
 	}
 }
 
