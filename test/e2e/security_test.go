@@ -295,6 +295,7 @@ func copiedUID(t *testing.T, m *secureMesh) {
 		ask(t, m.front, "http://vault:8001/").want(t, 403, "no-rule", denial)
 		return
 	}
+	m.until(t, m.front, 403, "no-rule", "http://vault:8001/") // the rules of the stories before are gone
 	uid := fmt.Sprint(meshlab.ProxyUID)
 	for _, target := range []string{"http://vault:8001/", "http://" + m.node.Join(8001) + "/"} {
 		out, err := m.front.Output(t.Context(), "setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "curl", "-sS", "-i", "--max-time", "10", target)
