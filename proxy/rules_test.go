@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/listen"
 )
@@ -44,6 +46,23 @@ func newWebApp(t *testing.T, name string) *webApp {
 	a.Start()
 	t.Cleanup(a.Close)
 	return a
+}
+
+// leave ends the app. Its port stays taken, without a listener, so that nobody
+// else on the machine answers there.
+func (a *webApp) leave(t *testing.T) {
+	t.Helper()
+	at := netip.MustParseAddrPort(a.Listener.Addr().String())
+	a.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // else what the app's clients closed keeps it
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // inHTTP2 has the tests of rules run with clients and servers that speak HTTP/2.
@@ -182,7 +201,7 @@ func newRuled(t *testing.T) *ruled {
 		return new(net.Dialer).DialContext(ctx, "tcp", r.addr)
 	}, DisableCompression: true, Protocols: inHTTP2.protocols()}
 	t.Cleanup(tr.CloseIdleConnections)
-	r.client = &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	r.client = &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return r
 }
 
@@ -505,7 +524,7 @@ func hangs(t *testing.T) http.HandlerFunc {
 func TestATryThatTakesTooLongIsMadeElsewhere(t *testing.T) {
 	r := newRuled(t)
 	r.a.does(hangs(t))
-	r.rules(func(rule *policy.TrafficRule) { rule.PerTryTimeout, rule.RetryDelay = 0.05, ptr(0.0) })
+	r.rules(func(rule *policy.TrafficRule) { rule.PerTryTimeout, rule.RetryDelay = 0.25, ptr(0.0) })
 	for range 4 {
 		if resp, body := r.get("/"); resp.StatusCode != 200 || body != "b" {
 			t.Errorf("%d %q", resp.StatusCode, body)
@@ -687,7 +706,7 @@ func TestADialThatFailsIsAConnectFailure(t *testing.T) {
 				codes = nil
 			}
 			r.rules(retrying(words, codes...))
-			r.a.Close()
+			r.a.leave(t)
 			worst := 200
 			for range 2 { // round robin: one of the two goes to a at first
 				if resp, _ := r.do("POST", "/", "x"); resp.StatusCode != 200 {
