@@ -18,6 +18,7 @@ import (
 // TestAClusterAtItsQuotaRefusesWritesUntilItsOperatorMakesRoom: etcd's alarm
 // NOSPACE, and the commands of the README that end it.
 func TestAClusterAtItsQuotaRefusesWritesUntilItsOperatorMakesRoom(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 1, "--quota-backend-bytes", "4194304")
 	ctx, etcd := t.Context(), m.Etcd[0]
 	e := policy.DefaultEndpoint()
@@ -70,6 +71,7 @@ func codeBlock(t *testing.T, name, line string) string {
 // TestAChangeThatAProxyRefusesIsShownAndTheOldStays: a rule as an older or newer
 // control plane might leave it in etcd.
 func TestAChangeThatAProxyRefusesIsShownAndTheOldStays(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 2)
 	users := newBackend(t, bare(t, m, "users"), "users", 8001)
 	enter(t, m, users.node, meshlab.Workload{Host: "users", Service: "users", Ports: []string{"8001"}})
@@ -123,6 +125,7 @@ func TestAChangeThatAProxyRefusesIsShownAndTheOldStays(t *testing.T) {
 // TestAStateFileThatIsDamagedIsLeftAloneAndSaidSo: the proxy starts without it,
 // from the control plane, and is not ready before.
 func TestAStateFileThatIsDamagedIsLeftAloneAndSaidSo(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	state := filepath.Join(m.Dir, "proxy-front", "state.pb")
 	await(t, m.Mesh, "the state to be written", func() error {
@@ -162,6 +165,7 @@ func TestAStateFileThatIsDamagedIsLeftAloneAndSaidSo(t *testing.T) {
 
 // TestWhoHasNoBusinessAtTheControlPlaneIsRefusedLoggedAndCounted.
 func TestWhoHasNoBusinessAtTheControlPlaneIsRefusedLoggedAndCounted(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "late")
 	token, err := m.API.CreateToken(t.Context(), policy.ServiceName{Namespace: "default", Name: "other"}, time.Hour)
@@ -184,6 +188,7 @@ func TestWhoHasNoBusinessAtTheControlPlaneIsRefusedLoggedAndCounted(t *testing.T
 // TestACertificateOfTheMeshIsNoAdminToken: an API that is reached from elsewhere
 // asks a workload for the token as it asks everybody.
 func TestACertificateOfTheMeshIsNoAdminToken(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "far")
 	api, dir := "https://"+n.Join(8443)+"/api/v1", filepath.Join(m.Dir, "far")

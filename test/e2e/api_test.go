@@ -54,6 +54,7 @@ func saysAll(t *testing.T, m *meshlab.Mesh, method, path, body string, status in
 // TestTheSeedsDemoRunsAsWritten is the sequence of the sketch that the API comes
 // from, with curl in place of its client.
 func TestTheSeedsDemoRunsAsWritten(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	node := bare(t, m, "user1")
 	serve(t, node, "user1", 8001, nil)
@@ -228,6 +229,7 @@ func discovered(t *testing.T, m *meshlab.Mesh) {
 }
 
 func TestTheAPIRefusesWhatIsWrongAndStoresNothingOfIt(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	const good = `{"id":"a","service_name":"s","namespace":"default","ip":"192.0.2.1","port":80`
 	for _, c := range []struct {

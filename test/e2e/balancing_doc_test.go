@@ -51,6 +51,7 @@ func newShop(t *testing.T) *farm {
 var docBlock = regexp.MustCompile("(?ms)^```(yaml|sh|text)\n(.*?)^```$")
 
 func TestBalancingDoesWhatItsDocumentSays(t *testing.T) {
+	t.Parallel()
 	f := newShop(t)
 	sections := strings.Split(readDocument(t, "docs/BALANCING.md"), "\n## ")[1:]
 	if len(sections) != 8 {

@@ -108,6 +108,7 @@ func (f *farm) send(t *testing.T, n int, url string, args ...string) map[string]
 }
 
 func TestEndpointsAreChosenAsTheSettingsSay(t *testing.T) {
+	t.Parallel()
 	f := newFarm(t)
 	for _, c := range []struct {
 		name string
@@ -388,6 +389,7 @@ func panics(t *testing.T, f *farm) {
 // An order at one control plane reaches the proxies of all, and what they report is
 // shown by all.
 func TestCircuitsAreTheSameAtEveryControlPlane(t *testing.T) {
+	t.Parallel()
 	f := &farm{Mesh: startCluster(t, 1, 2), ports: 8000}
 	set(t, f.Mesh, `{"load_balancing":{"health_check":{"enabled":false}}}`)
 	f.host = bare(t, f.Mesh, "farm")

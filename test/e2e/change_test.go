@@ -58,6 +58,7 @@ func answers(t *testing.T, n *meshlab.Node, status int) error {
 }
 
 func TestAMistakeIsForetoldAppliedSeenAndTakenBack(t *testing.T) {
+	t.Parallel()
 	m, front := newFrontMesh(t)
 	good := strings.Fields(strings.Split(operate(t, m, "history", "--limit", "1"), "\n")[1])[0]
 
@@ -111,6 +112,7 @@ func TestAMistakeIsForetoldAppliedSeenAndTakenBack(t *testing.T) {
 }
 
 func TestWritersRaceAndOneWins(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	a, _ := call(t, m, "PUT", "/security-rules/r", `{"source_namespace":"a","source_service":"b","destination_namespace":"c","destination_service":"w0"}`)
 	tag := a.Header.Get("ETag")
@@ -204,6 +206,7 @@ func nextEvent(t *testing.T, from <-chan string) string {
 }
 
 func TestAWatchFollowsAProxysLifeAndEndsWithTheControlPlane(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	users := bare(t, m, "users")
 	serve(t, users, "users", 8001, nil)
@@ -239,6 +242,7 @@ func TestAWatchFollowsAProxysLifeAndEndsWithTheControlPlane(t *testing.T) {
 }
 
 func TestAWorkloadsCertificateOpensNothing(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "plane")
 	dir := t.TempDir()
@@ -295,6 +299,7 @@ func TestAWorkloadsCertificateOpensNothing(t *testing.T) {
 }
 
 func TestTenThousandRulesAreOneChange(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	var docs strings.Builder
 	docs.WriteString(`{"documents":[`)

@@ -26,6 +26,7 @@ func startCluster(t *testing.T, etcd, planes int, flags ...string) *meshlab.Mesh
 }
 
 func TestControlPlanesOnOneStoreAreOne(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 2)
 	a, b, ctx := m.Planes[0], m.Planes[1], t.Context()
 	if a.API.Token != b.API.Token {
@@ -188,6 +189,7 @@ func whyUnhealthy(t *testing.T, p *meshlab.Plane, name policy.ServiceName, id st
 // of all proxies, as nobody renews them. When a control plane is back it knows of
 // no endpoint at first, and says so to nobody.
 func TestAllControlPlanesAreAwayForLongerThanALease(t *testing.T) {
+	t.Parallel()
 	m := pairOn(t, startCluster(t, 1, 1))
 	stop := m.load(t)
 	m.Control.Kill()
@@ -308,6 +310,7 @@ func (m *pair) attachedTo(t *testing.T, at *meshlab.Plane) map[string]string {
 // TestTroubleInTheCluster is one long story, with traffic and a ledger of
 // changes throughout: what goes wrong in production, one after the other.
 func TestTroubleInTheCluster(t *testing.T) {
+	t.Parallel()
 	m := pairOn(t, startCluster(t, 3, 3))
 	m.everywhere(t, 2)
 	book := newLedger(t, m.Mesh)

@@ -102,6 +102,7 @@ func users(t *testing.T, f func(t *testing.T, unprivileged bool)) {
 }
 
 func TestTheDemoShowsThatEveryClaimHoldsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
 	users(t, func(t *testing.T, unprivileged bool) {
 		d := demoCommand(t, unprivileged)
 		out, err := d.CombinedOutput()
@@ -118,6 +119,7 @@ func TestTheDemoShowsThatEveryClaimHoldsAndLeavesNothing(t *testing.T) {
 }
 
 func TestAnInterruptAtAnyTimeEndsTheDemoAndLeavesNothing(t *testing.T) {
+	t.Parallel()
 	users(t, func(t *testing.T, unprivileged bool) {
 		for _, at := range []string{"weir demo", "weir control", "users-a: app", "ok   names", "ok   circuit breaker"} {
 			t.Run("after "+at, func(t *testing.T) {
@@ -134,6 +136,7 @@ func TestAnInterruptAtAnyTimeEndsTheDemoAndLeavesNothing(t *testing.T) {
 }
 
 func TestTheDemoIsKeptUntilInterrupted(t *testing.T) {
+	t.Parallel()
 	d := demoCommand(t, false, "--keep")
 	out := d.until(t, "ends it and removes everything")
 	// What it says can be tried works as printed.

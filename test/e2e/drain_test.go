@@ -11,6 +11,7 @@ import (
 )
 
 func TestSIGTERMDrains(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	t.Run("TheEndpointLeavesAtOnceAndTheRequestInFlightFinishes", func(t *testing.T) {
 		hold := make(chan struct{})

@@ -153,6 +153,7 @@ spec:
 `
 
 func TestAServiceOutsideTheMesh(t *testing.T) {
+	t.Parallel()
 	m := newExternalMesh(t)
 	set(t, m.Mesh, `{"egress":"deny"}`)
 	m.apply(t, payments)

@@ -75,6 +75,7 @@ func newH2Mesh(t *testing.T) *h2Mesh {
 }
 
 func TestHTTP2AndGRPC(t *testing.T) {
+	t.Parallel()
 	m := newH2Mesh(t)
 	for _, service := range []string{"meshed", "plain"} {
 		t.Run(service, func(t *testing.T) {

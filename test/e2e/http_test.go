@@ -42,6 +42,7 @@ func newHTTPMesh(t *testing.T) *httpMesh {
 }
 
 func TestHTTPArrivesAsItWasSent(t *testing.T) {
+	t.Parallel()
 	m := newHTTPMesh(t)
 	for _, c := range []struct {
 		name string

@@ -112,6 +112,7 @@ func strangers(t *testing.T, m *secureMesh) {
 }
 
 func TestAJoinTokenThatDoesNotHoldIsRefusedWithAdvice(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "late")
 	token := func(service string, ttl time.Duration) string {

@@ -273,6 +273,7 @@ func (m *limitMesh) external(t *testing.T, service, host, has string) {
 }
 
 func TestTheExamplesOfLimitsDoWhatTheySay(t *testing.T) {
+	t.Parallel()
 	all := limitExamples(t)
 	m := newLimitMesh(t)
 	for name := range limitStories {

@@ -86,6 +86,7 @@ func metrics(t *testing.T, m *trafficMesh) {
 }
 
 func TestALimitBySourceCountsEachCaller(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	b := newBackend(t, bare(t, m, "users"), "users", 8001)
 	enter(t, m, b.node, meshlab.Workload{Host: "users", Service: "users", Ports: []string{"8001"}})

@@ -46,6 +46,7 @@ var malformed = []struct{ name, text string }{
 }
 
 func TestMalformedRequestsAreRefusedAndNeverReachTheApp(t *testing.T) {
+	t.Parallel()
 	m := newHTTPMesh(t)
 	outside := bare(t, m.Mesh, "outside")
 	virtual := curl(t, m.front, "-4", "-o", "/dev/null", "-w", "%{remote_ip}", "http://web:8001/") + ":8001"
@@ -107,6 +108,7 @@ func TestMalformedRequestsAreRefusedAndNeverReachTheApp(t *testing.T) {
 // What a request hides behind a good one is refused as well, and a good request
 // before it is served.
 func TestARequestSmuggledBehindAnotherIsRefused(t *testing.T) {
+	t.Parallel()
 	m := newHTTPMesh(t)
 	out, err := raw(t.Context(), m.front, "web:8001", "GET /good HTTP/1.1\r\nHost: web\r\n\r\nGET /bad HTTP/1.1\r\nHost : web\r\n\r\n")
 	if err != nil || strings.Count(out, "HTTP/1.1 ") != 2 || !strings.HasPrefix(out, "HTTP/1.1 200 ") || !strings.Contains(out, "HTTP/1.1 400 ") {

@@ -121,6 +121,7 @@ func (m *fileMesh) circuits(t *testing.T) string {
 // TestEveryKeyOfTheMeshFileHasItsEffect goes through the keys of seed A that
 // traffic shows; how they are read is tested beside the reader.
 func TestEveryKeyOfTheMeshFileHasItsEffect(t *testing.T) {
+	t.Parallel()
 	m := newFileMesh(t)
 	for _, c := range []struct {
 		name string
@@ -342,6 +343,7 @@ func fileRemoves(t *testing.T, m *fileMesh) {
 // A good file, a bad one, a good one, under traffic: nothing is lost, and what is
 // wrong is said where operators look.
 func TestABadMeshFileIsRefusedWholeAndStopsNoTraffic(t *testing.T) {
+	t.Parallel()
 	m := newFileMesh(t)
 	m.serve(t, "round_robin", "", "", "  resilience: {retry: {delay: 0.01}}\n")
 	stop := m.load(t)
@@ -394,6 +396,7 @@ func TestABadMeshFileIsRefusedWholeAndStopsNoTraffic(t *testing.T) {
 
 // The seed's file, byte for byte, on one host where all its apps are.
 func TestTheSeedsMeshFileIsFollowedAsItStands(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	text, err := os.ReadFile("../../controlplane/meshfile/testdata/mesh-config.yml")
 	if err == nil {

@@ -182,6 +182,7 @@ func (c *callers) check(t *testing.T, what string, mostOff, mostOver float64) (p
 // many requests as it allows, which come from few of them, and every few seconds
 // from others.
 func TestOneLimitForTheWholeMesh(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	c, app := newCallers(t, m)
 	random := rand.New(rand.NewPCG(1, 2))
@@ -205,6 +206,7 @@ func TestOneLimitForTheWholeMesh(t *testing.T) {
 // Proxies of two control planes keep one limit too; and when one of these ends, the
 // other divides all of it.
 func TestOneLimitWithTwoControlPlanes(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 2)
 	c, _ := newCallers(t, m)
 	random := rand.New(rand.NewPCG(3, 4))

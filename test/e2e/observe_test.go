@@ -15,6 +15,7 @@ import (
 // TestWhatIsSeenOfARequest: the access log of both sidecars, turned on and off
 // live, and the metrics as Prometheus reads them.
 func TestWhatIsSeenOfARequest(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	users, err := m.Bare("users")
 	if err != nil {

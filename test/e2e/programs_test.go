@@ -102,6 +102,7 @@ func metricsOf(t *testing.T, n *meshlab.Node) string {
 }
 
 func TestUnmodifiedProgramsWorkThroughOneProxyAndTwo(t *testing.T) {
+	t.Parallel()
 	m := newProgramMesh(t)
 	m.fallSilent(t)
 	for _, c := range []struct {

@@ -16,6 +16,7 @@ var updateREADME = flag.Bool("update-readme", false, "write the README's tables 
 // TestTheTablesOfFlagsAreWhatHelpSays compares every table of flags with what
 // the program prints, and wants a table for every command that has flags.
 func TestTheTablesOfFlagsAreWhatHelpSays(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(root, "README.md")
 	text := readDocument(t, "README.md")
 	tables := map[string]string{"weir …": commonFlags(t)}

@@ -152,15 +152,25 @@ func follow(t *testing.T, heading string) {
 	}
 }
 
-func TestTheTourOfTheREADMEWorksAsWritten(t *testing.T) { follow(t, "By hand") }
+func TestTheTourOfTheREADMEWorksAsWritten(t *testing.T) {
+	t.Parallel()
+	follow(t, "By hand")
+}
 
 func TestTheSeveralControlPlanesOfTheREADMEWorkAsWritten(t *testing.T) {
+	t.Parallel()
 	follow(t, "Several control planes")
 }
 
-func TestTheAPIExamplesOfTheREADMEWorkAsWritten(t *testing.T) { follow(t, "REST API") }
+func TestTheAPIExamplesOfTheREADMEWorkAsWritten(t *testing.T) {
+	t.Parallel()
+	follow(t, "REST API")
+}
 
-func TestTheMeshFileOfTheREADMEIsFollowedAsWritten(t *testing.T) { follow(t, "The mesh file") }
+func TestTheMeshFileOfTheREADMEIsFollowedAsWritten(t *testing.T) {
+	t.Parallel()
+	follow(t, "The mesh file")
+}
 
 func TestAClaimIsFoundInOrderOnly(t *testing.T) {
 	const printed = "one\ntwo 2\nthree\n"
@@ -180,6 +190,7 @@ func TestAClaimIsFoundInOrderOnly(t *testing.T) {
 }
 
 func TestTheDocumentsOfTheREADMEAreValid(t *testing.T) {
+	t.Parallel()
 	found := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(readDocument(t, "README.md"), -1)
 	if len(found) == 0 {
 		t.Fatal("README.md has no documents for weir apply")
@@ -196,6 +207,7 @@ func TestTheDocumentsOfTheREADMEAreValid(t *testing.T) {
 var tableRow = regexp.MustCompile("(?m)^\\| `([^`]+)` \\| ([^|]*) \\| ([^|]*) \\|")
 
 func TestTheREADMEListsEverySettingWithItsDefault(t *testing.T) {
+	t.Parallel()
 	listed := map[string]string{}
 	for _, m := range tableRow.FindAllStringSubmatch(section(t, readDocument(t, "README.md"), "Settings"), -1) {
 		listed[m[1]] = strings.Trim(m[2], "` ")
@@ -275,6 +287,7 @@ func settingKeys(path string, typ reflect.Type) []string {
 }
 
 func TestTheREADMEListsEveryRouteOfTheAPI(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.API.BaseURL+"/api/v1/openapi.json", nil)
 	if err != nil {
@@ -307,6 +320,7 @@ func TestTheREADMEListsEveryRouteOfTheAPI(t *testing.T) {
 }
 
 func TestTheREADMEListsEveryAnswerOfTheProxy(t *testing.T) {
+	t.Parallel()
 	text := section(t, readDocument(t, "README.md"), "Answers of the proxy")
 	answers := regexp.MustCompile(`&refusal\{(\d+), "([a-z-]+)", "([^"]+)"`).FindAllStringSubmatch(readDocument(t, "proxy/reply.go"), -1)
 	if len(answers) == 0 {
@@ -326,6 +340,7 @@ func TestTheREADMEListsEveryAnswerOfTheProxy(t *testing.T) {
 }
 
 func TestTheArchitectureNamesEveryPackage(t *testing.T) {
+	t.Parallel()
 	text := readDocument(t, "ARCHITECTURE.md")
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {

@@ -17,6 +17,7 @@ import (
 )
 
 func TestAPortInUseIsNamed(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := join(t, m, meshlab.Workload{Host: "one", Service: "one"})
 	token, err := m.API.CreateToken(t.Context(), policy.ServiceName{Namespace: "default", Name: "one"}, time.Hour)
@@ -61,6 +62,7 @@ func TestAPortInUseIsNamed(t *testing.T) {
 }
 
 func TestADataDirectoryInUseIsRefused(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -75,6 +77,7 @@ func TestADataDirectoryInUseIsRefused(t *testing.T) {
 }
 
 func TestAFullDiskRefusesWritesAndReadsGoOn(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "full")
 	dir := filepath.Join(m.Dir, "full")

@@ -97,6 +97,7 @@ func (m *secureMesh) until(t *testing.T, n *meshlab.Node, status int, word strin
 const denial = `{"error":"Access denied by security policy"}` + "\n"
 
 func TestOnlyWhatARuleAllowsReachesTheApp(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	for _, c := range []struct {
 		name string
@@ -306,6 +307,7 @@ func copiedUID(t *testing.T, m *secureMesh) {
 }
 
 func TestAnUpgradedConnectionIsCutWithItsRule(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "chat")
 	serve(t, n, "chat", 8001, func(w http.ResponseWriter, _ *http.Request) {

@@ -76,6 +76,7 @@ func manyUsers(t *testing.T) bool {
 }
 
 func TestWithTheShortCutProgramsWorkAsBefore(t *testing.T) {
+	t.Parallel()
 	m, front, data, app := shortMesh(t)
 	for _, c := range []struct {
 		name string

@@ -7,6 +7,7 @@ import (
 )
 
 func TestAnUnmodifiedAppIsReachedByNameWithMTLS(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	users, err := m.Bare("users")
 	if err != nil {

@@ -39,6 +39,7 @@ func unitFiles(t *testing.T) (dir string, names []string) {
 }
 
 func TestTheUnitsAreGoodAndHardened(t *testing.T) {
+	t.Parallel()
 	dir, names := unitFiles(t)
 	verify := append([]string{"verify", "--man=no"}, names...)
 	cmd := exec.CommandContext(t.Context(), "systemd-analyze", append(verify, "weir-proxy@users.service", "weir-init@users.service")...)
@@ -89,6 +90,7 @@ func execOf(t *testing.T, dir, unit, key, instance string, env map[string]string
 // user and with the capabilities that they name. What systemd itself does (the
 // filter of system calls, mounts) TestTheUnitsRunUnderSystemd tries.
 func TestTheUnitsCommandsWorkAsTheirUsers(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	dir, _ := unitFiles(t)
 	users := newBackend(t, bare(t, m, "users"), "users", 8001)
@@ -188,6 +190,7 @@ func rules(save string) string {
 // TestTheControlPlanesUnitIsReadyWhenItAnswers: as an unprivileged user, it waits
 // for etcd, says so to systemd, and then that it is ready.
 func TestTheControlPlanesUnitIsReadyWhenItAnswers(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 1)
 	m.Etcd[0].Process.Kill()
 	dir, _ := unitFiles(t)

@@ -59,6 +59,7 @@ func newTCPMesh(t *testing.T) *tcpMesh {
 }
 
 func TestWhatIsNotHTTPWorksThroughTheSameInterception(t *testing.T) {
+	t.Parallel()
 	m := newTCPMesh(t)
 	for _, c := range []struct {
 		name string

@@ -132,6 +132,7 @@ func ruleModes(t *testing.T, m *secureMesh) {
 }
 
 func TestTheAppsOwnTLSIsNeverTouched(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	// The check of a port that is declared as nothing is a GET, which a TLS
 	// server fails: it is reached because nobody asks.

@@ -124,6 +124,7 @@ func examples(body string) (all []example) {
 }
 
 func TestTrafficRulesDoWhatTheirDocumentSays(t *testing.T) {
+	t.Parallel()
 	m := newShopMesh(t)
 	sections := strings.Split(readDocument(t, "docs/TRAFFIC.md"), "\n## ")[1:]
 	if len(sections) < 10 {

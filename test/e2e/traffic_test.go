@@ -192,6 +192,7 @@ func (m *trafficMesh) get(t *testing.T, n int, args ...string) []string {
 }
 
 func TestTrafficGoesWhereItsSettingsSay(t *testing.T) {
+	t.Parallel()
 	m := newTrafficMesh(t)
 	for _, c := range []struct {
 		name string

@@ -119,6 +119,7 @@ func check(t *testing.T, sent int, wrong []string) {
 }
 
 func TestAKilledControlPlaneStopsNoTrafficAndLosesNothing(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	ctx := t.Context()
 	e := policy.DefaultEndpoint()
@@ -234,6 +235,7 @@ func runUntilJoined(t *testing.T, m *meshlab.Mesh, n *meshlab.Node, service, tok
 }
 
 func TestAProxyRestartsFromItsStateWithoutTheControlPlane(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	for host, want := range map[string]string{"front": "round_robin", "users1": "frontend", "users2": "frontend"} {
 		await(t, m.Mesh, "the state of "+host+" to be written", func() error { // a second after a change
@@ -278,6 +280,7 @@ func TestAProxyRestartsFromItsStateWithoutTheControlPlane(t *testing.T) {
 }
 
 func TestAKilledProxyCostsItsCallersNothingAndItsEndpointLeaves(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	m.endpoints(t, 2)
 	stop := m.load(t)
@@ -304,6 +307,7 @@ func TestAKilledProxyCostsItsCallersNothingAndItsEndpointLeaves(t *testing.T) {
 }
 
 func TestAPartitionFromTheControlPlaneHeals(t *testing.T) {
+	t.Parallel()
 	m := newPair(t)
 	heal1, err := m.Lab.Partition(m.Host, m.users[0].node.Host)
 	if err != nil {
@@ -336,6 +340,7 @@ func TestAPartitionFromTheControlPlaneHeals(t *testing.T) {
 }
 
 func TestAProxyWaitsForTheControlPlaneAndSaysSo(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "early")
 	token, err := m.API.CreateToken(t.Context(), policy.ServiceName{Namespace: "default", Name: "early"}, time.Hour)
