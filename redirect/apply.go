@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -90,7 +89,7 @@ func (p *Plan) install(ctx context.Context, both [2]installed, ipv6 bool) (Resul
 	if !ipv6 && p.cfg.IPv6 == IPv6On {
 		return Result{}, errors.New("IPv6 was asked for and this kernel has none")
 	}
-	if err := uidExists(p.cfg.ProxyUID); err != nil {
+	if err := p.cfg.ownersExist(); err != nil {
 		return Result{}, err
 	}
 	chosen, other, why, err := choose(p.cfg.Mode, both)
@@ -133,25 +132,6 @@ func (p *Plan) install(ctx context.Context, both [2]installed, ipv6 bool) (Resul
 	}
 	res.Changed = done.changed
 	return res, nil
-}
-
-// uidExists looks whether the user namespace has the uid: the owner match refuses
-// one that it has not, with no better words than "invalid argument".
-func uidExists(uid *uint32) error {
-	m, err := os.Open("/proc/self/uid_map")
-	if uid == nil || err != nil { // no /proc: iptables will tell
-		return nil
-	}
-	defer m.Close()
-	for {
-		var inside, outside, count uint64
-		if _, err := fmt.Fscan(m, &inside, &outside, &count); err != nil {
-			return fmt.Errorf("ProxyUID: this user namespace has no uid %d (/proc/self/uid_map)", *uid)
-		}
-		if uint64(*uid) >= inside && uint64(*uid) < inside+count {
-			return nil
-		}
-	}
 }
 
 // remove goes on after a failure: what can be taken away is.

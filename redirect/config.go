@@ -93,9 +93,7 @@ type Config struct {
 	// not set marks; see the package comment for what it cannot prevent. Not 0.
 	ProxyUID *uint32
 
-	InboundPortsToIgnore  []PortRange    // TCP ports that reach the app directly
-	OutboundPortsToIgnore []PortRange    // TCP ports that are dialled directly
-	OutboundCIDRsToIgnore []netip.Prefix // destinations that are dialled directly; DNS to them is captured all the same
+	Scope // what of all that; everything unless it says otherwise
 
 	DNS  bool // capture port 53
 	IPv6 IPv6Mode
@@ -154,6 +152,9 @@ func (c *Config) check() error {
 	case !slices.Contains([]IPv6Mode{IPv6Auto, IPv6On, IPv6Off}, c.IPv6):
 		return bad("IPv6", "%q, want auto, on or off", c.IPv6)
 	}
+	if err := c.Scope.check(c.DNS); err != nil {
+		return err
+	}
 	return c.checkAddresses()
 }
 
@@ -178,16 +179,6 @@ func (c *Config) checkPorts() error {
 		}
 		used[p.port] = p.field
 	}
-	var err error
-	if c.InboundPortsToIgnore, err = mergePorts(c.InboundPortsToIgnore); err != nil {
-		return bad("InboundPortsToIgnore", "%v", err)
-	}
-	if c.OutboundPortsToIgnore, err = mergePorts(c.OutboundPortsToIgnore); err != nil {
-		return bad("OutboundPortsToIgnore", "%v", err)
-	}
-	if c.DNS && contains(c.OutboundPortsToIgnore, 53) {
-		return bad("OutboundPortsToIgnore", "53 is ignored and captured at once; set DNS off to leave it alone")
-	}
 	return nil
 }
 
@@ -198,23 +189,6 @@ func (c *Config) checkAddresses() error {
 	if v := c.VirtualIPv6; v.IsValid() && (!v.Addr().Is6() || v.Addr().Is4In6() || v.Bits() == 0) {
 		return bad("VirtualIPv6", "%s is not an IPv6 range", v)
 	}
-	cidrs := make([]netip.Prefix, 0, len(c.OutboundCIDRsToIgnore))
-	for _, p := range c.OutboundCIDRsToIgnore {
-		if !p.IsValid() || p.Addr().Is4In6() {
-			return bad("OutboundCIDRsToIgnore", "%s is not a range of IPv4 or IPv6 addresses", p)
-		}
-		if p.Bits() == 0 {
-			return bad("OutboundCIDRsToIgnore", "%s is everything", p)
-		}
-		cidrs = append(cidrs, p.Masked())
-	}
-	slices.SortFunc(cidrs, func(a, b netip.Prefix) int {
-		if n := a.Addr().Compare(b.Addr()); n != 0 {
-			return n
-		}
-		return a.Bits() - b.Bits()
-	})
-	c.OutboundCIDRsToIgnore = slices.Compact(cidrs)
 	if c.VirtualIPv4.IsValid() {
 		c.VirtualIPv4 = c.VirtualIPv4.Masked()
 	}

@@ -40,6 +40,17 @@ var goldenPlans = map[string]Config{
 		c.OutboundPort, c.InboundPort, c.DNSPort, c.AdminPort, c.Mark, c.InboundMark = 1, 2, 3, 0, 4, 5
 	}),
 	"ignoring": with(ignoring),
+	"scope":    with(scoped),
+	"cgroup":   with(func(c *Config) { c.CgroupsToIgnore = []string{"/system.slice/backup.service/"} }),
+}
+
+func scoped(c *Config) {
+	c.InboundPortsToInclude = []PortRange{{8080, 8080}, {9000, 9100}}
+	c.InboundCIDRsToIgnore = prefixes("192.0.2.7/32", "2001:db8::/32")
+	c.OutboundPortsToInclude = []PortRange{{80, 80}, {443, 443}}
+	c.OutboundCIDRsToInclude = prefixes("10.0.0.0/8", "172.16.0.0/12", "fd00::/8")
+	c.UIDsToIgnore, c.GIDsToIgnore = []IDRange{{1000, 1010}, {33, 33}}, []IDRange{{33, 33}}
+	c.InterfacesToIgnore = []string{"wg+", "docker0"}
 }
 
 func ignoring(c *Config) {
@@ -128,6 +139,18 @@ func TestWhatCannotBeIsRefusedByItsField(t *testing.T) {
 		{"OutboundCIDRsToIgnore: invalid Prefix", func(c *Config) { c.OutboundCIDRsToIgnore = make([]netip.Prefix, 1) }},
 		{"OutboundCIDRsToIgnore: ::/0 is everything", func(c *Config) { c.OutboundCIDRsToIgnore = prefixes("::/0") }},
 		{"OutboundCIDRsToIgnore: ::ffff:10.0.0.0/104", func(c *Config) { c.OutboundCIDRsToIgnore = prefixes("::ffff:10.0.0.0/104") }},
+		{"InboundPortsToInclude: 0-5", func(c *Config) { c.InboundPortsToInclude = []PortRange{{0, 5}} }},
+		{"OutboundPortsToInclude: 9-5", func(c *Config) { c.OutboundPortsToInclude = []PortRange{{9, 5}} }},
+		{"OutboundCIDRsToInclude: 0.0.0.0/0 is everything", func(c *Config) { c.OutboundCIDRsToInclude = prefixes("0.0.0.0/0") }},
+		{"InboundCIDRsToIgnore: invalid Prefix", func(c *Config) { c.InboundCIDRsToIgnore = make([]netip.Prefix, 1) }},
+		{"UIDsToIgnore: 9-5", func(c *Config) { c.UIDsToIgnore = []IDRange{{9, 5}} }},
+		{"GIDsToIgnore: 4294967295", func(c *Config) { c.GIDsToIgnore = []IDRange{{noID, noID}} }},
+		{"CgroupsToIgnore: \"/\"", func(c *Config) { c.CgroupsToIgnore = []string{"/"} }},
+		{"CgroupsToIgnore: \"a\\\"b\"", func(c *Config) { c.CgroupsToIgnore = []string{`a"b`} }},
+		{"InterfacesToIgnore: \"lo\"", func(c *Config) { c.InterfacesToIgnore = []string{"lo"} }},
+		{"InterfacesToIgnore: \"l+\"", func(c *Config) { c.InterfacesToIgnore = []string{"l+"} }},
+		{"InterfacesToIgnore: \"eth0 -j\"", func(c *Config) { c.InterfacesToIgnore = []string{"eth0 -j"} }},
+		{"InterfacesToIgnore: \"abcdefghijklmnop\"", func(c *Config) { c.InterfacesToIgnore = []string{"abcdefghijklmnop"} }},
 		{"VirtualIPv4: fd00::/8", func(c *Config) { c.VirtualIPv4 = netip.MustParsePrefix("fd00::/8") }},
 		{"VirtualIPv6: 10.0.0.0/8", func(c *Config) { c.VirtualIPv6 = netip.MustParsePrefix("10.0.0.0/8") }},
 	} {
@@ -147,6 +170,24 @@ func TestParsePortRanges(t *testing.T) {
 		if got, err := ParsePortRanges(bad); err == nil {
 			t.Errorf("%q was read as %v", bad, got)
 		}
+	}
+}
+
+func TestParseIDRangesAndNames(t *testing.T) {
+	ids, err := ParseIDRanges("0, 1000-1010,4294967294")
+	if want := []IDRange{{0, 0}, {1000, 1010}, {noID - 1, noID - 1}}; err != nil || !slices.Equal(ids, want) {
+		t.Errorf("got %v, %v", ids, err)
+	}
+	for _, bad := range []string{",", "-1", "5-4", "root", "4294967295", "1,"} {
+		if got, err := ParseIDRanges(bad); err == nil {
+			t.Errorf("%q was read as %v", bad, got)
+		}
+	}
+	if names, err := ParseNames("docker0, tun+"); err != nil || !slices.Equal(names, []string{"docker0", "tun+"}) {
+		t.Errorf("got %v, %v", names, err)
+	}
+	if got, err := ParseNames("a,,b"); err == nil {
+		t.Errorf("an empty name was read as %v", got)
 	}
 }
 

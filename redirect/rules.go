@@ -3,6 +3,7 @@ package redirect
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -92,6 +93,10 @@ func (w *writer) raw() {
 		w.rule(toServer+" "+pass, "CT --zone 1", "the proxy asks a server")
 		w.rule(toServer+" "+pass, "RETURN", "the proxy asks a server")
 	}
+	for _, outside := range w.cfg.outside(toServer) {
+		w.rule(outside, "CT --zone 1", "to be ignored, its DNS too")
+		w.rule(outside, "RETURN", "to be ignored, its DNS too")
+	}
 	w.rule(toServer, "CT --zone 2", "an app asks, the proxy will answer")
 	w.rule(fmt.Sprintf("-p udp -m udp --sport %d", w.cfg.DNSPort), "CT --zone 2", "the proxy answers an app")
 	w.rule(fromServer, "CT --zone 1", "a server here answers")
@@ -141,10 +146,22 @@ func (w *writer) inbound() {
 	for _, ports := range multiport(own) {
 		w.rule("-p tcp -m multiport --dports "+ports, "RETURN", "ports of the proxy itself")
 	}
+	for _, name := range w.cfg.InterfacesToIgnore {
+		w.rule("-i "+name, "RETURN", "interfaces to ignore")
+	}
+	for _, cidr := range w.ofFamily(w.cfg.InboundCIDRsToIgnore) {
+		w.rule("-s "+cidr.String(), "RETURN", "callers to ignore")
+	}
 	for _, ports := range multiport(w.cfg.InboundPortsToIgnore) {
 		w.rule("-p tcp -m multiport --dports "+ports, "RETURN", "ports to ignore")
 	}
-	w.rule("-p tcp", redirectTo(w.cfg.InboundPort), "all else to the inbound port")
+	why := "all else to the inbound port"
+	if len(w.cfg.InboundPortsToInclude) > 0 {
+		why = "ports to include"
+	}
+	for _, match := range tcpPorts(w.cfg.InboundPortsToInclude) {
+		w.rule(match, redirectTo(w.cfg.InboundPort), why)
+	}
 }
 
 func (w *writer) ownPorts() []PortRange {
@@ -164,6 +181,9 @@ func (w *writer) outbound() {
 	for _, pass := range w.passes() {
 		w.proxyToOthers(pass)
 	}
+	for _, outside := range w.cfg.outside("") {
+		w.rule(outside, "RETURN", "to be ignored, its DNS too")
+	}
 	if w.cfg.DNS {
 		// Before loopback: resolvers are often there (127.0.0.53).
 		for _, proto := range []string{"udp", "tcp"} {
@@ -177,12 +197,21 @@ func (w *writer) outbound() {
 	for _, ports := range multiport(w.cfg.OutboundPortsToIgnore) {
 		w.rule("-p tcp -m multiport --dports "+ports, "RETURN", "ports to ignore")
 	}
-	for _, cidr := range w.cfg.OutboundCIDRsToIgnore {
-		if cidr.Addr().Is6() == w.v6 {
-			w.rule("-d "+cidr.String(), "RETURN", "destinations to ignore")
-		}
+	for _, cidr := range w.ofFamily(w.cfg.OutboundCIDRsToIgnore) {
+		w.rule("-d "+cidr.String(), "RETURN", "destinations to ignore")
 	}
-	w.rule("-p tcp", redirectTo(w.cfg.OutboundPort), "all else to the outbound port")
+	why := "all else to the outbound port"
+	if len(w.cfg.OutboundPortsToInclude)+len(w.cfg.OutboundCIDRsToInclude) > 0 {
+		why = "to include"
+	}
+	for _, match := range w.cfg.included(w.v6) {
+		w.rule(match, redirectTo(w.cfg.OutboundPort), why)
+	}
+}
+
+// ofFamily are the ranges of the family that is written.
+func (w *writer) ofFamily(in []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(in), func(p netip.Prefix) bool { return p.Addr().Is6() != w.v6 })
 }
 
 func (w *writer) proxyToApp() {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -98,8 +100,12 @@ func (p *Plan) Verify(ctx context.Context) (Report, error) {
 	p.verifyRules(&r, both, ipv6)
 	for _, f := range p.families(ipv6) {
 		v := verifier{ctx: ctx, cfg: p.cfg, f: f, report: &r}
-		v.outbound()
-		v.dns()
+		if why := v.outsideScope(); why != "" {
+			r.add(v.name("outbound"), Skipped, "", "%s", why)
+		} else {
+			v.outbound()
+			v.dns()
+		}
 		v.ownService()
 		v.inbound()
 	}
@@ -192,39 +198,64 @@ func (v *verifier) loopback(port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 }
 
-// elsewhere is an address that nobody has (RFC 5737, RFC 3849, RFC 9637) and that
-// the plan does not ignore.
+// elsewhere is an address that nobody has (RFC 5737, RFC 3849, RFC 9637), or one
+// of a destination to include, that the plan redirects.
 func (v *verifier) elsewhere() (netip.Addr, bool) {
-	candidates := []string{"192.0.2.1", "198.51.100.1", "203.0.113.1"}
+	candidates := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("203.0.113.1")}
 	if v.f.v6 {
-		candidates = []string{"2001:db8::1", "3fff::1"}
+		candidates = []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("3fff::1")}
 	}
-	for _, c := range candidates {
-		a := netip.MustParseAddr(c)
-		ignored := false
-		for _, p := range v.cfg.OutboundCIDRsToIgnore {
-			ignored = ignored || p.Contains(a)
+	if only := v.cfg.OutboundCIDRsToInclude; len(only) > 0 {
+		candidates = nil
+		for _, p := range (&writer{v6: v.f.v6}).ofFamily(only) {
+			candidates = append(candidates, lastAddr(p), p.Addr())
 		}
-		if !ignored {
+	}
+	for _, a := range candidates {
+		if !slices.ContainsFunc(v.cfg.OutboundCIDRsToIgnore, func(p netip.Prefix) bool { return p.Contains(a) }) {
 			return a, true
 		}
 	}
 	return netip.Addr{}, false
 }
 
-// freePort is a port that ignored does not hold and that is no port of the proxy.
-func (v *verifier) freePort(ignored []PortRange) (uint16, bool) {
-	taken, _ := mergePorts(append((&writer{cfg: v.cfg}).ownPorts(), append(ignored, PortRange{53, 53})...))
+// freePort is a port of those included that ignored does not hold and that is no
+// port of the proxy. None included are all.
+func (v *verifier) freePort(included, ignored []PortRange) (uint16, bool) {
+	taken, _ := mergePorts(slices.Concat((&writer{cfg: v.cfg}).ownPorts(), ignored, []PortRange{{53, 53}}))
 	for port := uint16(80); port != 79; port++ { // round the end
-		if port != 0 && !contains(taken, port) {
+		if port != 0 && !contains(taken, port) && (len(included) == 0 || contains(included, port)) {
 			return port, true
 		}
 	}
 	return 0, false
 }
 
+// outsideScope says why connections of this process would not be redirected.
+func (v *verifier) outsideScope() string {
+	has := func(rs []IDRange, id int) bool {
+		return slices.ContainsFunc(rs, func(r IDRange) bool { return r.First <= uint32(id) && uint32(id) <= r.Last })
+	}
+	if id := os.Geteuid(); has(v.cfg.UIDsToIgnore, id) {
+		return fmt.Sprintf("this check runs as user %d, who is ignored", id)
+	}
+	if id := os.Getegid(); has(v.cfg.GIDsToIgnore, id) {
+		return fmt.Sprintf("this check runs as group %d, which is ignored", id)
+	}
+	own, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(own)) {
+		path, v2 := strings.CutPrefix(strings.TrimSpace(line), "0::/")
+		for _, ignored := range v.cfg.CgroupsToIgnore {
+			if v2 && (path == ignored || strings.HasPrefix(path, ignored+"/")) {
+				return fmt.Sprintf("this check runs in the cgroup %s, which is ignored", path)
+			}
+		}
+	}
+	return ""
+}
+
 func (v *verifier) outbound() {
-	port, ok := v.freePort(v.cfg.OutboundPortsToIgnore)
+	port, ok := v.freePort(v.cfg.OutboundPortsToInclude, v.cfg.OutboundPortsToIgnore)
 	to, reachable := v.elsewhere()
 	if !ok || !reachable {
 		v.report.add(v.name("outbound"), Skipped, "", "every port or test address is ignored")
@@ -271,7 +302,7 @@ func (v *verifier) ownService() {
 		v.report.add(name, Skipped, "", "no address but loopback's")
 		return
 	}
-	port, _ := v.freePort(nil)
+	port, _ := v.freePort(nil, nil)
 	mark := func(_, _ string, c syscall.RawConn) error {
 		var inner error
 		err := c.Control(func(fd uintptr) { inner = setMark(int(fd), v.cfg.Mark) })

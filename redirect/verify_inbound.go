@@ -22,7 +22,7 @@ const (
 // does not pass PREROUTING's nat.
 func (v *verifier) inbound() {
 	name := v.name("inbound")
-	port, ok := v.freePort(v.cfg.InboundPortsToIgnore)
+	port, ok := v.freePort(v.cfg.InboundPortsToInclude, v.cfg.InboundPortsToIgnore)
 	if !ok {
 		v.report.add(name, Skipped, "", "every port is ignored")
 		return

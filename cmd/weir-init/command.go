@@ -22,8 +22,7 @@ type flags struct {
 	proxyMark, inboundMark            uint32
 	outboundPort, inboundPort         uint16
 	dnsPort, adminPort                uint16
-	inboundIgnore, outboundIgnore     string
-	cidrsIgnore                       string
+	scope                             []*scopeFlag
 	mode, ipv6                        string
 	virtual4, virtual6                string
 	noDNS, dryRun, verify, cleanup    bool
@@ -33,13 +32,11 @@ type flags struct {
 	proxyUIDGiven, inboundMarkDerived bool
 }
 
-// flagOf says which flag sets a field of redirect.Config.
+// flagOf says which flag sets a field of redirect.Config, but for those of its Scope.
 var flagOf = map[string]string{
 	"OutboundPort": "outbound-port", "InboundPort": "inbound-port", "DNSPort": "dns-port", "AdminPort": "admin-port",
 	"Mark": "proxy-mark", "InboundMark": "inbound-mark", "ProxyUID": "proxy-uid",
-	"InboundPortsToIgnore": "inbound-ports-to-ignore", "OutboundPortsToIgnore": "outbound-ports-to-ignore",
-	"OutboundCIDRsToIgnore": "outbound-cidrs-to-ignore", "Mode": "iptables-mode", "IPv6": "ipv6",
-	"VirtualIPv4": "virtual-ipv4", "VirtualIPv6": "virtual-ipv6",
+	"Mode": "iptables-mode", "IPv6": "ipv6", "VirtualIPv4": "virtual-ipv4", "VirtualIPv6": "virtual-ipv6",
 }
 
 func command(stdout io.Writer) *cobra.Command {
@@ -78,9 +75,7 @@ func (f *flags) define(cmd *cobra.Command) {
 	fl.Uint16Var(&f.inboundPort, "inbound-port", d.InboundPort, "port of the proxy for inbound TCP")
 	fl.Uint16Var(&f.dnsPort, "dns-port", d.DNSPort, "port of the proxy for DNS")
 	fl.Uint16Var(&f.adminPort, "admin-port", d.AdminPort, "port of the proxy for its administration, never redirected (0 for none)")
-	fl.StringVar(&f.inboundIgnore, "inbound-ports-to-ignore", "", "TCP ports that reach the app directly, like 22,9000-9100")
-	fl.StringVar(&f.outboundIgnore, "outbound-ports-to-ignore", "", "TCP ports that are dialled directly, like 22,9000-9100")
-	fl.StringVar(&f.cidrsIgnore, "outbound-cidrs-to-ignore", "", "destinations that are dialled directly, like 10.0.0.0/8,2001:db8::1")
+	f.defineScope(fl)
 	fl.StringVar(&f.virtual4, "virtual-ipv4", d.VirtualIPv4.String(), "range of virtual addresses (empty for none)")
 	fl.StringVar(&f.virtual6, "virtual-ipv6", d.VirtualIPv6.String(), "range of virtual addresses (empty for none)")
 	fl.BoolVar(&f.noDNS, "no-dns", false, "leave DNS alone")
@@ -117,12 +112,9 @@ func (f *flags) config() (redirect.Config, error) {
 		}
 	}
 	var e error
-	c.InboundPortsToIgnore, e = redirect.ParsePortRanges(f.inboundIgnore)
-	flagged("inbound-ports-to-ignore", e)
-	c.OutboundPortsToIgnore, e = redirect.ParsePortRanges(f.outboundIgnore)
-	flagged("outbound-ports-to-ignore", e)
-	c.OutboundCIDRsToIgnore, e = redirect.ParsePrefixes(f.cidrsIgnore)
-	flagged("outbound-cidrs-to-ignore", e)
+	for _, part := range f.scope {
+		flagged(part.name, part.set(&c.Scope, part.text))
+	}
 	c.VirtualIPv4, e = onePrefix(f.virtual4)
 	flagged("virtual-ipv4", e)
 	c.VirtualIPv6, e = onePrefix(f.virtual6)
@@ -161,7 +153,7 @@ func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 	}
 	plan, err := redirect.NewPlan(cfg)
 	if wrong, ok := errors.AsType[*redirect.ConfigError](err); ok {
-		return usageError{fmt.Errorf("--%s: %s", flagOf[wrong.Field], wrong.Problem)}
+		return usageError{fmt.Errorf("--%s: %s", f.flagOf(wrong.Field), wrong.Problem)}
 	}
 	if err != nil {
 		return err
