@@ -118,17 +118,17 @@ func (p *Proxy) dialAs(l *loop.Loop, d *destination, e *endpoint, begin *origin,
 	return tc, nil
 }
 
-// dialApp connects to the local app at the address its caller asked for. An app
+// dialApp connects to the local app at the address its caller, peer, asked for. An app
 // that listens on loopback only is reached there, but only at a port that was
 // declared as the app's: other loopback ports are not for callers from outside.
-func (p *Proxy) dialApp(l *loop.Loop, dst netip.AddrPort) (*loop.Conn, error) {
+func (p *Proxy) dialApp(l *loop.Loop, peer, dst netip.AddrPort) (*loop.Conn, error) {
 	limit := l.Now().Add(p.cfg.ConnectLimit)
-	c, err := l.Dial(p.appDialer, dst, limit)
+	c, err := p.cfg.AppSource.dial(l, p.appDialer, callerAt{peer, dst}, dst, limit)
 	if err == nil || !errors.Is(err, unix.ECONNREFUSED) || !p.isAppPort(dst.Port()) || dst.Addr().IsLoopback() {
 		return c, err
 	}
 	for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-		if c, lerr := l.Dial(p.appDialer, netip.AddrPortFrom(loopback, dst.Port()), limit); lerr == nil {
+		if c, lerr := p.cfg.AppSource.dial(l, p.appDialer, callerAt{peer, dst}, netip.AddrPortFrom(loopback, dst.Port()), limit); lerr == nil {
 			return c, nil
 		}
 	}

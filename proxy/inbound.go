@@ -67,7 +67,7 @@ func (i *inbound) listen(then func(*firstBytes, error)) {
 	i.p.listenBoth(&i.lc.Conn, patience{deadline: i.lc.Loop().Now().Add(limit), pause: limit, hold: helloGrace}, dial, then)
 }
 
-func (i *inbound) dialApp() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.dst) }
+func (i *inbound) dialApp() (*loop.Conn, error) { return i.p.dialApp(i.lc.Loop(), i.lc.Peer(), i.dst) }
 
 // dial is dialApp for requests. The app is told what its caller says, in the same
 // version: callers that knew of the app's protocol have seen to it.

@@ -137,7 +137,7 @@ func (r *inboundRequests) checkToken(x hop, g *guard) (jwt.Claims, *refusal) {
 
 // forward sends the request to the app.
 func (r *inboundRequests) forward(x hop) int {
-	status, err := x.send(r.in.p.apps[r.in.lc.Shard()].get(r.in.dst), r.in, time.Time{})
+	status, err := x.send(r.in.p.apps[r.in.lc.Shard()].get(appKey{r.in.dst, r.in.p.cfg.AppSource.perCaller(r.in.lc.Peer())}), r.in, time.Time{})
 	if err == nil {
 		return r.relay(x, status)
 	}

@@ -95,19 +95,24 @@ func (p *Proxy) keptBy(shard int) (all []*kept) {
 	return all
 }
 
-// appPools keeps idle connections to the local app, by address. It is one
-// loop's.
+// appPools keeps idle connections to the local app, by address and, where the app
+// is told of them, by caller. It is one loop's.
 type appPools struct {
-	kept map[netip.AddrPort]*kept
+	kept map[appKey]*kept
 }
 
-func (a *appPools) get(dst netip.AddrPort) *kept {
+type appKey struct {
+	dst    netip.AddrPort
+	caller netip.AddrPort // see AppSource.perCaller
+}
+
+func (a *appPools) get(dst appKey) *kept {
 	k := a.kept[dst]
 	if k == nil {
 		fresh := newKept()
 		k = &fresh
 		if a.kept == nil {
-			a.kept = map[netip.AddrPort]*kept{}
+			a.kept = map[appKey]*kept{}
 		}
 		a.kept[dst] = k
 	}

@@ -151,7 +151,7 @@ func newPathIn(t testing.TB) *path {
 		t.Fatal(err)
 	}
 	i := &inbound{p: o.p, lc: o.conn.lc, dst: netip.MustParseAddrPort("127.0.0.1:8080"), caller: policy.Caller{Name: users, Verified: true}}
-	o.on(func() { o.p.apps[0].get(i.dst).h1.Put(o.l.Now(), h1.NewUpstream(o.up)) })
+	o.on(func() { o.p.apps[0].get(appKey{dst: i.dst}).h1.Put(o.l.Now(), h1.NewUpstream(o.up)) })
 	o.serve = i.Handle
 	return o
 }

@@ -61,6 +61,7 @@ type Config struct {
 	ClusterDomain          string
 
 	ToMesh, ToApp Control // prepare sockets to others and to the app; nil does nothing
+	AppSource     AppSource
 	OriginalDst   func(syscall.Conn) (netip.AddrPort, error)
 	// NotRedirected tells the error of OriginalDst for a connection that came to
 	// the proxy itself from its other errors; nil takes every error for it.
@@ -141,7 +142,7 @@ func New(cfg Config) (*Proxy, error) {
 		h2:        h2.NewServer(h2.Config{Refusal: refuseUnread}),
 	}
 	p.meshDialer, p.appDialer = p.toMesh.onLoop(), p.toApp.onLoop()
-	if err := p.toMesh.check(); err != nil {
+	if err := errors.Join(p.toMesh.check(), cfg.AppSource.check()); err != nil {
 		return nil, err
 	}
 	if p.names, err = p.newNames(); err != nil {

@@ -165,7 +165,7 @@ type transaction struct {
 }
 
 func (t *transaction) route(f familyPlan) (note string, err error) {
-	undo, changed, note, err := setRoutes(f, f.v6)
+	undo, changed, note, err := setRoutes(f)
 	if err != nil {
 		return "", err
 	}

@@ -95,6 +95,10 @@ type Config struct {
 
 	Scope // what of all that; everything unless it says otherwise
 
+	// PreserveSource brings the app's answers back to a proxy that connects to it
+	// from its callers' addresses, which are not of this machine. It needs marks.
+	PreserveSource bool
+
 	DNS  bool // capture port 53
 	IPv6 IPv6Mode
 	Mode Mode
@@ -147,6 +151,8 @@ func (c *Config) check() error {
 		return bad("InboundMark", "%#x, want neither 0 nor Mark", c.InboundMark)
 	case c.ProxyUID != nil && *c.ProxyUID == 0:
 		return bad("ProxyUID", "0 would exempt what runs as root; a proxy that is root has marks")
+	case c.PreserveSource && c.ProxyUID != nil:
+		return bad("PreserveSource", "answers are told by the mark, which a proxy told by its uid does not set")
 	case !slices.Contains([]Mode{ModeAuto, ModeNFT, ModeLegacy}, c.Mode):
 		return bad("Mode", "%q, want auto, nft or legacy", c.Mode)
 	case !slices.Contains([]IPv6Mode{IPv6Auto, IPv6On, IPv6Off}, c.IPv6):

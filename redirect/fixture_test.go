@@ -192,6 +192,7 @@ func (f *fixture) saved() string {
 		fmt.Fprintf(&b, "%s\n%s", tool, emptyTable.ReplaceAllString(out, ""))
 	}
 	for _, family := range []string{"-4", "-6"} {
+		b.WriteString(f.command(f.app, "ip", family, "rule", "show"))
 		for line := range strings.Lines(f.command(f.app, "ip", family, "route", "show", "table", "all")) {
 			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") { // the kernel adds these when it likes
 				b.WriteString(line)

@@ -18,6 +18,7 @@ type familyPlan struct {
 	v6      bool
 	tables  []table
 	virtual netip.Prefix // range that wants a route; not valid for none
+	answers uint32       // mark of what is routed to lo, whatever its destination; 0 for none
 }
 
 // table is our part of one iptables table: chains of ours, their rules, and the
@@ -42,6 +43,9 @@ func NewPlan(cfg Config) (*Plan, error) {
 	for i, v6 := range []bool{false, true} {
 		w := newWriter(cfg, v6)
 		p.family[i] = familyPlan{v6: v6, virtual: w.virtual, tables: w.write()}
+		if cfg.PreserveSource {
+			p.family[i].answers = cfg.InboundMark
+		}
 	}
 	return p, nil
 }
@@ -65,6 +69,9 @@ func (p *Plan) Print(w io.Writer) error {
 		if f.virtual.IsValid() {
 			fmt.Fprintf(&b, "# %s\n", f.routeCommand())
 		}
+		for _, c := range f.answerCommands() {
+			fmt.Fprintf(&b, "# %s\n", c)
+		}
 	}
 	_, err := w.Write(b.Bytes())
 	return err
@@ -76,6 +83,21 @@ func (f familyPlan) command() string {
 		return "ip6tables"
 	}
 	return "iptables"
+}
+
+// answerCommands are the rule and the route of answers as a person would add them.
+func (f familyPlan) answerCommands() []string {
+	if f.answers == 0 {
+		return nil
+	}
+	ip, all := "ip", "0.0.0.0/0"
+	if f.v6 {
+		ip, all = "ip -6", "::/0"
+	}
+	return []string{
+		fmt.Sprintf("%s route add local %s dev lo table %d proto %d", ip, all, answersTable, routeProtocol),
+		fmt.Sprintf("%s rule add priority %d fwmark %#x lookup %d protocol %d", ip, answersPriority, f.answers, answersTable, routeProtocol),
+	}
 }
 
 // routeCommand is the route as a person would add it.

@@ -41,6 +41,7 @@ var goldenPlans = map[string]Config{
 	}),
 	"ignoring": with(ignoring),
 	"scope":    with(scoped),
+	"source":   with(func(c *Config) { c.PreserveSource = true }),
 	"cgroup":   with(func(c *Config) { c.CgroupsToIgnore = []string{"/system.slice/backup.service/"} }),
 }
 
@@ -131,6 +132,7 @@ func TestWhatCannotBeIsRefusedByItsField(t *testing.T) {
 		{"InboundMark: 0x0", func(c *Config) { c.InboundMark = 0 }},
 		{"InboundMark: 0x77656972", func(c *Config) { c.InboundMark = c.Mark }},
 		{"ProxyUID: 0", func(c *Config) { c.ProxyUID = uid(0) }},
+		{"PreserveSource: ", func(c *Config) { c.PreserveSource, c.ProxyUID = true, uid(1337) }},
 		{"Mode: \"ebpf\"", func(c *Config) { c.Mode = "ebpf" }},
 		{"IPv6: \"\"", func(c *Config) { c.IPv6 = "" }},
 		{"InboundPortsToIgnore: 0-5", func(c *Config) { c.InboundPortsToIgnore = []PortRange{{0, 5}} }},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -61,12 +62,8 @@ func anyAddress() (netip.Addr, error) {
 
 // ourRoutes lists the routes that carry our mark.
 func ourRoutes(v6 bool) ([]netlink.Route, error) {
-	family := netlink.FAMILY_V4
-	if v6 {
-		family = netlink.FAMILY_V6
-	}
 	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Protocol: routeProtocol}
-	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	routes, err := netlink.RouteListFiltered(family(v6), filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, explain("list routes", err)
 	}
@@ -74,41 +71,59 @@ func ourRoutes(v6 bool) ([]netlink.Route, error) {
 }
 
 func sameRoute(a, b *netlink.Route) bool {
-	return a.Dst.String() == b.Dst.String() && a.Type == b.Type && a.Table == b.Table && (a.Scope == b.Scope || a.Table == unix.RT_TABLE_LOCAL)
+	return a.Dst.String() == b.Dst.String() && a.Type == b.Type && a.Table == b.Table && (a.Scope == b.Scope || a.Type == unix.RTN_LOCAL)
 }
 
-// setRoutes makes the routes that carry our mark be those of the plan, none
-// when the range is not valid. It returns how to put back what was before, and
-// whether anything changed.
-func setRoutes(f familyPlan, v6 bool) (undo func() error, changed bool, note string, err error) {
-	have, err := ourRoutes(v6)
+// wanted are the routes of the plan.
+func (f familyPlan) wanted() ([]*netlink.Route, error) {
+	if !f.virtual.IsValid() && f.answers == 0 {
+		return nil, nil
+	}
+	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return nil, false, "", err
+		return nil, explain("find lo", err)
 	}
 	var want []*netlink.Route
 	if f.virtual.IsValid() {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return nil, false, "", explain("find lo", err)
-		}
 		r, err := f.route(lo.Attrs().Index)
 		if err != nil {
-			return nil, false, "", err
+			return nil, err
 		}
 		want = append(want, r)
 	}
+	if f.answers != 0 {
+		want = append(want, f.answersRoute(lo.Attrs().Index))
+	}
+	return want, nil
+}
+
+// setRoutes makes the routes, and the routing rules, that carry our mark be those
+// of the plan. It returns how to put back what was before, and whether anything
+// changed.
+func setRoutes(f familyPlan) (undo func() error, changed bool, note string, err error) {
+	have, err := ourRoutes(f.v6)
+	if err != nil {
+		return nil, false, "", err
+	}
+	want, err := f.wanted()
+	if err != nil {
+		return nil, false, "", err
+	}
 	var c routeChange
+	addRules := c.rules(f)
 	for i := range have {
-		if len(want) == 0 || !sameRoute(&have[i], want[0]) {
+		at := slices.IndexFunc(want, func(w *netlink.Route) bool { return sameRoute(&have[i], w) })
+		if at < 0 {
 			c.drop(&have[i])
 		} else {
-			want = nil // it is there
+			want = slices.Delete(want, at, at+1) // it is there
 		}
 	}
 	for _, r := range want {
 		c.add(r)
 	}
-	if c.err != nil && v6 && addressesOff() {
+	addRules()
+	if c.err != nil && f.v6 && addressesOff() {
 		return c.undo, c.changed, "IPv6 is switched off in this namespace (disable_ipv6): rules are in place, the virtual range has no route", nil
 	}
 	if c.err != nil {
@@ -131,28 +146,28 @@ type routeChange struct {
 }
 
 func (c *routeChange) add(r *netlink.Route) {
-	c.step("add", r, netlink.RouteAdd, netlink.RouteDel)
+	c.step("add route "+r.Dst.String(), func() error { return netlink.RouteAdd(r) }, func() error { return netlink.RouteDel(r) })
 }
 
 func (c *routeChange) drop(r *netlink.Route) {
-	c.step("delete", r, netlink.RouteDel, netlink.RouteAdd)
+	c.step("delete route "+r.Dst.String(), func() error { return netlink.RouteDel(r) }, func() error { return netlink.RouteAdd(r) })
 }
 
-func (c *routeChange) step(verb string, r *netlink.Route, do, back func(*netlink.Route) error) {
+func (c *routeChange) step(what string, do, back func() error) {
 	if c.err != nil {
 		return
 	}
-	err := do(r)
+	err := do()
 	if errors.Is(err, unix.EEXIST) {
-		c.err = fmt.Errorf("%s route %s: another route for this range is there, of someone else: choose another virtual range", verb, r.Dst)
+		c.err = fmt.Errorf("%s: another one like it is there, of someone else: choose another virtual range, or other marks", what)
 		return
 	}
 	if err != nil {
-		c.err = explain(fmt.Sprintf("%s route %s", verb, r.Dst), err)
+		c.err = explain(what, err)
 		return
 	}
 	c.changed = true
-	c.back = append(c.back, func() error { return explain("put back route "+r.Dst.String(), back(r)) })
+	c.back = append(c.back, func() error { return explain("put back after "+what, back()) })
 }
 
 func (c *routeChange) undo() error {

@@ -110,6 +110,14 @@ func (w *writer) mangle() {
 	if w.virtual.IsValid() {
 		w.rule(fmt.Sprintf("! -i lo -d %s", w.virtual), "DROP", "virtual addresses are of this machine only")
 	}
+	if w.cfg.PreserveSource {
+		// The mark of a packet that leaves decides its route; the connection
+		// remembers it for the packets of the app, which has no mark.
+		mark := w.cfg.InboundMark
+		w.chain("WEIR_ANSWERS", "OUTPUT", "-p tcp", "answers to callers whose address the proxy took")
+		w.rule(markIs(mark), fmt.Sprintf("CONNMARK --set-xmark %#x/0xffffffff", mark), "the proxy connects to the app")
+		w.rule(fmt.Sprintf("-m connmark --mark %#x", mark), fmt.Sprintf("MARK --set-xmark %#x/0xffffffff", mark), "the app answers, to the proxy and not to the wire")
+	}
 	if w.cfg.ProxyUID == nil {
 		return
 	}

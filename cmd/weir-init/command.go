@@ -26,6 +26,7 @@ type flags struct {
 	mode, ipv6                        string
 	virtual4, virtual6                string
 	noDNS, dryRun, verify, cleanup    bool
+	preserveSource                    bool
 	output                            string
 	shortcut, cgroup                  string
 	timeout                           time.Duration
@@ -36,7 +37,7 @@ type flags struct {
 var flagOf = map[string]string{
 	"OutboundPort": "outbound-port", "InboundPort": "inbound-port", "DNSPort": "dns-port", "AdminPort": "admin-port",
 	"Mark": "proxy-mark", "InboundMark": "inbound-mark", "ProxyUID": "proxy-uid",
-	"Mode": "iptables-mode", "IPv6": "ipv6", "VirtualIPv4": "virtual-ipv4", "VirtualIPv6": "virtual-ipv6",
+	"PreserveSource": "preserve-source", "Mode": "iptables-mode", "IPv6": "ipv6", "VirtualIPv4": "virtual-ipv4", "VirtualIPv6": "virtual-ipv6",
 }
 
 func command(stdout io.Writer) *cobra.Command {
@@ -78,6 +79,7 @@ func (f *flags) define(cmd *cobra.Command) {
 	f.defineScope(fl)
 	fl.StringVar(&f.virtual4, "virtual-ipv4", d.VirtualIPv4.String(), "range of virtual addresses (empty for none)")
 	fl.StringVar(&f.virtual6, "virtual-ipv6", d.VirtualIPv6.String(), "range of virtual addresses (empty for none)")
+	fl.BoolVar(&f.preserveSource, "preserve-source", false, "bring the app's answers back to a proxy that runs with --app-source client")
 	fl.BoolVar(&f.noDNS, "no-dns", false, "leave DNS alone")
 	fl.StringVar(&f.ipv6, "ipv6", string(d.IPv6), "redirect IPv6: auto, on or off")
 	fl.StringVar(&f.mode, "iptables-mode", string(d.Mode), "back end of iptables: auto, nft or legacy")
@@ -104,7 +106,7 @@ func (f *flags) config() (redirect.Config, error) {
 	if f.proxyUIDGiven {
 		c.ProxyUID = &f.proxyUID
 	}
-	c.DNS, c.IPv6, c.Mode = !f.noDNS, redirect.IPv6Mode(f.ipv6), redirect.Mode(f.mode)
+	c.PreserveSource, c.DNS, c.IPv6, c.Mode = f.preserveSource, !f.noDNS, redirect.IPv6Mode(f.ipv6), redirect.Mode(f.mode)
 	var err error
 	flagged := func(flag string, e error) {
 		if err == nil && e != nil {

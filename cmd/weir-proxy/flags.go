@@ -35,7 +35,7 @@ type flags struct {
 	outboundPort, inboundPort, dnsPort uint16
 	adminAddr                          string
 	resolvConf, clusterDomain          string
-	mark, inboundMark                  string
+	mark, inboundMark, appSource       string
 
 	maxConns                 int
 	drainDelay, drainTimeout time.Duration
@@ -78,6 +78,7 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.resolvConf, "resolv-conf", f.resolvConf, "where the resolvers for other names are read from")
 	s.StringVar(&f.clusterDomain, "cluster-domain", f.clusterDomain, "what full names of services end in")
 	s.StringVar(&f.mark, "mark", f.mark, `mark on the proxy's own connections, as given to weir-init; "none" where the proxy is told by its uid`)
+	s.StringVar(&f.appSource, "app-source", "own", "whose address the app sees as its caller's: own, client (weir-init --preserve-source), proxy-protocol, or one like 127.0.0.6")
 	s.StringVar(&f.inboundMark, "inbound-mark", f.inboundMark, "mark on connections to the app, as given to weir-init")
 	s.IntVar(&f.maxConns, "max-connections", f.maxConns, "connections at once in each direction; more wait")
 	s.DurationVar(&f.drainDelay, "drain-delay", f.drainDelay, "time between leaving the mesh and refusing connections")
@@ -206,6 +207,13 @@ func (f *flags) setMarks(cfg *proxy.Config) error {
 			}
 			*m.to = uint32(v)
 		}
+	}
+	var err error
+	if cfg.AppSource, err = proxy.ParseAppSource(f.appSource); err != nil {
+		return fmt.Errorf("--app-source %w", err)
+	}
+	if cfg.AppSource.Client && r.ProxyUID != nil {
+		return fmt.Errorf("--app-source client: the app's answers are brought back by the mark, which --mark none does without")
 	}
 	cfg.ToMesh, cfg.ToApp = redirect.UpstreamControl(r), redirect.InboundControl(r)
 	return nil

@@ -102,7 +102,15 @@ func interopCases(t *testing.T, m *h2Mesh, service string) {
 		"unimplemented_method", "unimplemented_service",
 	} {
 		wg.Go(func() {
-			out, err := m.front.Output(t.Context(), "timeout", "30", m.client, "-server_host", service, "-server_port", "10000", "-use_tls=false", "-test_case", name)
+			ask := func() (string, error) {
+				return m.front.Output(t.Context(), "timeout", "30", m.client, "-server_host", service, "-server_port", "10000", "-use_tls=false", "-test_case", name)
+			}
+			out, err := ask()
+			// Its client cancels, ends its stream all the same and wants to have read
+			// no answer: whichever comes first, which on a busy machine is the answer.
+			for n := 0; n < 3 && err != nil && name == "cancel_after_begin" && strings.Contains(err.Error()+out, "got error code 0, want 1"); n++ {
+				out, err = ask()
+			}
 			if err != nil {
 				t.Errorf("%s: %v\n%s", name, err, out)
 			}

@@ -239,9 +239,13 @@ func TestTheControlPlanesUnitIsReadyWhenItAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	heard("READY=1")
-	if out, err := n.Output(ctx, m.Program("weir"), "get", "status", "--token-file", filepath.Join(state, "admin.token")); err != nil || !strings.Contains(out, n.Join(8081)) {
-		t.Errorf("weir get status: %v\n%s", err, out)
-	}
+	await(t, m, "it is among the control planes", func() error {
+		out, err := n.Output(ctx, m.Program("weir"), "get", "status", "--token-file", filepath.Join(state, "admin.token"))
+		if err != nil || !strings.Contains(out, n.Join(8081)) {
+			return fmt.Errorf("weir get status: %v\n%s", err, out)
+		}
+		return nil
+	})
 	if err := control.Stop(20 * time.Second); err != nil {
 		t.Errorf("SIGTERM: %v", err)
 	}
