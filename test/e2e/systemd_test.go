@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -242,7 +243,7 @@ func TestTheControlPlanesUnitIsReadyWhenItAnswers(t *testing.T) {
 	await(t, m, "it is among the control planes", func() error {
 		out, err := n.Output(ctx, m.Program("weir"), "get", "status", "--token-file", filepath.Join(state, "admin.token"))
 		if err != nil || !strings.Contains(out, n.Join(8081)) {
-			return fmt.Errorf("weir get status: %v\n%s", err, out)
+			return errors.Join(err, fmt.Errorf("weir get status: %s", out))
 		}
 		return nil
 	})
