@@ -7,6 +7,7 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 BUILD_FLAGS := -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
 FUZZTIME    ?= 5s
 SOAK        ?= 3m
+SILENCE     ?= 1h
 # What to test: make race PACKAGES=./proxy/...
 PACKAGES    ?= ./...
 
@@ -47,6 +48,10 @@ e2e: test-deps build ## the black-box tests only
 .PHONY: soak
 soak: test-deps build ## a cluster in random trouble for SOAK (3m), with a ledger of what was answered
 	WEIR_BIN=$(CURDIR)/$(BIN) WEIR_SOAK=$(SOAK) $(GO) test -tags soak -count=1 -v -timeout 24h -run Soak ./test/e2e
+
+.PHONY: silent-hour
+silent-hour: build ## connections that say nothing for SILENCE (1h), through one proxy and through two
+	WEIR_BIN=$(CURDIR)/$(BIN) WEIR_SILENCE=$(SILENCE) $(GO) test -count=1 -v -timeout 24h -run TestSilentConnections ./test/e2e
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (5s)

@@ -174,6 +174,9 @@ func clientFirst(protocol string) bool {
 	return false
 }
 
+// opaque tells whether what is said with a declared protocol is not looked at.
+func opaque(protocol string) bool { return protocol == "tls" || !clientFirst(protocol) }
+
 // carriage is how a connection is carried.
 type carriage uint8
 

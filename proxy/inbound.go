@@ -96,7 +96,7 @@ func (i *inbound) serveMesh(first *firstBytes) {
 	}
 	i.caller.Verified = true
 	first.client, first.peeked = tc, nil
-	if i.declared && !clientFirst(i.protocol) {
+	if i.declared && opaque(i.protocol) {
 		i.p.metrics.Detected(declaredWord)
 		i.serveOpaque(first)
 		return

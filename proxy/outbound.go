@@ -66,7 +66,7 @@ func (p *Proxy) askAt(lc *listen.Conn) (name policy.ServiceName, known bool) {
 // it speaks HTTP and by connection otherwise.
 func (p *Proxy) serveService(lc *listen.Conn, d *destination) {
 	protocol := d.protocolFor(lc.OriginalDst().Port())
-	if !clientFirst(protocol) {
+	if opaque(protocol) && !(protocol == "tls" && isExternal(d.svc)) { // to which TLS may be begun: see connect
 		p.metrics.Detected(declaredWord)
 		p.relayOutbound(&lc.Conn, nil, lc, d)
 		return
