@@ -65,7 +65,7 @@ type Error struct {
 	Side    Side
 	Step    Step
 	Timeout bool // a time limit of Config or the deadline of RoundTrip passed
-	Sent    bool // some byte of the request may have reached the upstream
+	Sent    bool // some byte of the request may have reached the upstream; false where its kernel is known to have taken none
 	Got     bool // some byte of a response had come from the upstream
 	Reused  bool // the upstream connection had carried an exchange before
 	Status  int  // what to answer if nothing has been answered: 400, 408, 414, 431, 500, 501, 502, 504, 505

@@ -127,9 +127,9 @@ func (r *rival) run() {
 
 func (r *rival) ask() error {
 	up := r.up
-	up.ok, up.sent = false, true
+	up.ok, up.before = false, up.written()
 	_ = up.conn.SetDeadline(r.deadline) // fails on a closed connection only, as what follows will
-	if _, err := up.conn.Write(r.text); err != nil {
+	if _, err := up.write(r.text); err != nil {
 		return err
 	}
 	if err := up.fill(); err != nil {

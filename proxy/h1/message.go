@@ -3,6 +3,8 @@ package h1
 import (
 	"bytes"
 	"iter"
+	"strings"
+	"time"
 	"unsafe"
 )
 
@@ -76,8 +78,9 @@ type message struct {
 	switching bool // Connection: upgrade
 	trailers  bool // TE: trailers
 	hosts     int
-	upgrade   int      // index of the Upgrade field, -1 if there is none
-	named     []string // other fields that Connection names; views, made when complete
+	upgrade   int           // index of the Upgrade field, -1 if there is none
+	life      time.Duration // how long an idle connection may be used, by Keep-Alive; 0 if that does not say
+	named     []string      // other fields that Connection names; views, made when complete
 }
 
 // maxNamed bounds the fields that Connection may name: each costs a comparison per field.
@@ -87,7 +90,7 @@ const maxNamed = 16
 func (m *message) reset() {
 	m.b, m.fields, m.named = nil, m.fields[:0], m.named[:0]
 	m.line, m.seen, m.hosts = 0, 0, 0
-	m.cl, m.upgrade = -1, -1
+	m.cl, m.upgrade, m.life = -1, -1, 0
 	m.chunked, m.close, m.keepAlive, m.switching, m.trailers = false, false, false, false, false
 }
 
@@ -200,6 +203,8 @@ func (m *message) note(f field, b []byte, index int) error {
 		m.chunked = true
 	case idConnection:
 		return m.noteConnection(view(v))
+	case idKeepAlive:
+		m.life = lifeOf(view(v))
 	case idTE:
 		for e, rest := nextElement(view(v)); ; e, rest = nextElement(rest) {
 			m.trailers = m.trailers || equalFold(e, "trailers")
@@ -214,6 +219,31 @@ func (m *message) note(f field, b []byte, index int) error {
 		m.upgrade = index
 	}
 	return nil
+}
+
+// lifeOf reads "timeout=N" of Keep-Alive, after how many idle seconds the sender closes
+// (RFC 2068 section 19.7.1.1), and gives the time until the last of them: a request
+// that is sent then may find the connection closed. 0 is for a value that does not say.
+func lifeOf(list string) time.Duration {
+	for list != "" {
+		var e string
+		e, list = nextElement(list)
+		name, value, _ := strings.Cut(e, "=")
+		if !equalFold(name, "timeout") {
+			continue
+		}
+		n, ok := parseLength(strings.Trim(value, `"`))
+		switch {
+		case !ok:
+			return 0
+		case n == 0:
+			return 1
+		case n == 1:
+			return time.Second / 2 // all of it would be the last
+		}
+		return time.Duration(min(n, 1<<30)-1) * time.Second
+	}
+	return 0
 }
 
 func (m *message) noteConnection(list string) error {
@@ -299,11 +329,12 @@ func (m *message) All() iter.Seq2[string, string] {
 func (m *message) Chunked() bool { return m.chunked }
 
 // parseLength reads digits only: no sign, no list, nothing above 2^60.
-func parseLength(v []byte) (n int64, ok bool) {
+func parseLength[T string | []byte](v T) (n int64, ok bool) {
 	if len(v) == 0 {
 		return 0, false
 	}
-	for _, c := range v {
+	for i := range len(v) {
+		c := v[i]
 		if c < '0' || c > '9' {
 			return 0, false
 		}

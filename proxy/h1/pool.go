@@ -34,18 +34,28 @@ func NewPool(cfg PoolConfig) *Pool {
 	return p
 }
 
-// Get takes the connection that was used last, or returns nil. Whether the
+// Get takes the connection that was used last, or returns nil. One that the upstream
+// said it would close within a second (Keep-Alive: timeout) is closed instead. Whether the
 // upstream closed it meanwhile is found out by RoundTrip, which then fails
 // before anything is sent.
 func (p *Pool) Get(now time.Time) *Upstream {
-	n := len(p.idle)
-	if n == 0 || now.Sub(p.idle[n-1].idleSince) >= p.maxAge {
-		return nil // the rest is older still; CloseIdle sees to it
+	for n := len(p.idle); n > 0; n-- {
+		up := p.idle[n-1]
+		idle := now.Sub(up.idleSince)
+		if idle >= p.maxAge {
+			return nil // the rest is older still; CloseIdle sees to it
+		}
+		p.idle[n-1], p.idle = nil, p.idle[:n-1]
+		if !up.outlived(idle) {
+			return up
+		}
+		_ = up.Close()
 	}
-	up := p.idle[n-1]
-	p.idle[n-1], p.idle = nil, p.idle[:n-1]
-	return up
+	return nil
 }
+
+// outlived reports whether the upstream is about to close what was idle for so long.
+func (u *Upstream) outlived(idle time.Duration) bool { return u.life > 0 && idle >= u.life }
 
 // Put gives up back. It closes up when that is not reusable, or the pool is full
 // or closed.
@@ -74,7 +84,7 @@ func (p *Pool) Len() int {
 func (p *Pool) CloseIdle(now time.Time) int {
 	kept := p.idle[:0]
 	for _, up := range p.idle {
-		if now.Sub(up.idleSince) < p.maxAge && up.IdleAlive() {
+		if idle := now.Sub(up.idleSince); idle < p.maxAge && !up.outlived(idle) && up.IdleAlive() {
 			kept = append(kept, up)
 		} else {
 			_ = up.Close()

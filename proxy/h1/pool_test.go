@@ -1,6 +1,8 @@
 package h1
 
 import (
+	"bufio"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -102,4 +104,47 @@ func TestABadConnectionIsNotKept(t *testing.T) {
 			t.Error("alive")
 		}
 	})
+}
+
+// A server that says how long it keeps an idle connection is believed: what is in its
+// last second is not used.
+func TestThePoolBelievesKeepAlive(t *testing.T) {
+	for _, c := range []struct {
+		says   string
+		usable time.Duration // 0: as long as others
+	}{
+		{"timeout=5", 4 * time.Second}, {"timeout=5, max=100", 4 * time.Second}, {"max=100, Timeout=5", 4 * time.Second},
+		{`timeout="2"`, time.Second}, {"timeout=1", 500 * time.Millisecond}, {"timeout=0", 1},
+		{"timeout=999999999999", 0}, {"timeout=", 0}, {"timeout=-1", 0}, {"timeout=99999999999999999999", 0}, {"max=3", 0}, {"", 0},
+	} {
+		addr := rawUpstream(t, func(conn net.Conn, r *bufio.Reader) {
+			for {
+				if _, err := readHeadText(r); err != nil {
+					return
+				}
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: "+c.says+"\r\n\r\n")
+			}
+		})
+		p := startProxy(t, addr, nil)
+		client := dialRaw(t, p.addr())
+		client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp, _ := client.answer("GET"); resp.Header.Get("Keep-Alive") != "" {
+			t.Error("Keep-Alive, which is about one connection, was passed on")
+		}
+		on(p.l, func() {
+			t0, most := p.pool.idle[0].idleSince, 30*time.Second
+			if c.usable > 0 {
+				most = c.usable
+			}
+			if up := p.pool.Get(t0.Add(most - 1)); up == nil {
+				t.Errorf("%q: not given after %v", c.says, most-1)
+			} else {
+				p.pool.Put(t0, up)
+			}
+			if up := p.pool.Get(t0.Add(most)); up != nil {
+				t.Errorf("%q: given after %v", c.says, most)
+				_ = up.Close()
+			}
+		})
+	}
 }

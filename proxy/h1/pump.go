@@ -30,7 +30,6 @@ type pump struct {
 	quit    bool // set by stop
 	lasting bool // the response began: the deadline does not count any more
 	ending  bool // the last write has begun, so an answer is not early
-	sent    bool // something may have reached the upstream
 	failed  *Error
 }
 
@@ -39,7 +38,6 @@ var errStopped = errors.New("stopped")
 // reset forgets the round trip before.
 func (p *pump) reset() {
 	p.err, p.broken = nil, false
-	p.sent = false
 }
 
 // start takes over x.out. whole says that it holds the body too.
@@ -50,7 +48,6 @@ func (p *pump) start(x *Exchange, up *Upstream, deadline time.Time, whole bool) 
 	p.quit = false
 	p.lasting = false
 	p.ending = whole
-	p.sent = up.sent
 	p.failed = nil
 	p.task = x.s.conn.Socket().Loop().Spawn(p.run)
 }
@@ -173,7 +170,7 @@ func (p *pump) write(step Step, data []byte) *Error {
 	if len(data) == 0 {
 		return nil
 	}
-	return p.hand(step, func() error { _, err := p.up.conn.Write(data); return err })
+	return p.hand(step, func() error { _, err := p.up.write(data); return err })
 }
 
 // hand has something given to the upstream, which may take its time for it.
@@ -187,7 +184,6 @@ func (p *pump) hand(step Step, give func() error) *Error {
 	if p.quit && !p.ending {
 		return &Error{Side: SideUpstream, Step: step, Err: errStopped}
 	}
-	p.sent = true
 	err := give()
 	if err == nil {
 		return nil

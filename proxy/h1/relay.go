@@ -185,7 +185,7 @@ func (x *Exchange) settle(up *Upstream) {
 // settle finds out whether another exchange may follow one whose response was
 // read; broken says that the request did not go out whole.
 func (u *Upstream) settle(c *body, r *Response, broken bool) {
-	u.used = true
+	u.used, u.life = true, r.life
 	u.r, u.w = c.raw, c.end
 	u.ok = c.done && u.r == u.w && c.kind != untilClose && !broken &&
 		!r.close && (r.minor == 1 || r.keepAlive) &&

@@ -56,7 +56,7 @@ func (x *Exchange) mayAsk() *Error {
 // ask sends the request. What does not fit the socket goes on in the pump, while
 // the answer is awaited.
 func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
-	up.ok, up.sent = false, false
+	up.ok, up.before = false, up.written()
 	x.pump.reset()
 	x.resp.reset()
 	x.body.sent = x.body.from
@@ -73,7 +73,6 @@ func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
 	}
 	x.out = x.appendBody(x.out)
 	n, err := x.tell(up, deadline)
-	up.sent = n > 0
 	if err != nil {
 		return x.lastWords(up, err)
 	}
@@ -91,10 +90,10 @@ func (x *Exchange) ask(up *Upstream, now, deadline time.Time) *Error {
 // record cannot be left half written.
 func (x *Exchange) tell(up *Upstream, deadline time.Time) (int, error) {
 	if up.bare != nil {
-		return up.bare.TryWrite(x.out)
+		return up.gave(up.bare.TryWrite(x.out))
 	}
 	_ = up.conn.SetWriteDeadline(deadline) // fails on a closed connection only, as the write will
-	return up.conn.Write(x.out)
+	return up.write(x.out)
 }
 
 // appendBody frames the data at hand, and the end of the body if it is there.
@@ -236,13 +235,15 @@ func (x *Exchange) upstreamError(step Step, err error) *Error {
 
 // fail ends a round trip: up is of no use any more.
 func (x *Exchange) fail(up *Upstream, e *Error) *Error {
-	e.Sent = up.sent || x.pump.sent
 	x.pump.stop()
+	broke := e.Err
 	if p := x.pump.err; p != nil && e.Side == SideUpstream && !x.got {
-		p.Sent = e.Sent // what broke first explains the rest
-		e = p
+		e = p // what broke first explains the rest
 	}
-	e.Got, e.Reused = x.got, up.used
+	e.Sent, e.Got, e.Reused = up.written() != up.before, x.got, up.used
+	if e.Sent && !e.Got && e.Side == SideUpstream && !e.Timeout {
+		e.Sent = !up.untaken(broke)
+	}
 	if e.Status == 0 {
 		e.Status = statusFor(e.Side, e.Timeout)
 	}

@@ -206,7 +206,11 @@ func (p *pump) splice() *Error {
 // pour hands a pipeful to the upstream.
 func (p *pump) pour(pipe *loop.Pipe) *Error {
 	for pipe.Held() > 0 {
-		if e := p.hand(WriteBody, func() error { _, err := pipe.Pour(p.up.bare); return err }); e != nil {
+		give := func() error {
+			_, err := p.up.gave(pipe.Pour(p.up.bare))
+			return err
+		}
+		if e := p.hand(WriteBody, give); e != nil {
 			return e
 		}
 	}

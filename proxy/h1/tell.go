@@ -56,13 +56,12 @@ type telling struct {
 
 func (t *telling) run(request []byte) (status int, err error) {
 	up := t.up
-	up.ok, up.sent = false, false
+	up.ok, up.before = false, up.written()
 	heard := up.look(up.stock.loop.Now().Sub(up.idleSince))
 	if heard != quiet && (heard != spoke || up.used) {
 		return 0, t.fault(WriteHead, ErrStale)
 	}
-	up.sent = true
-	if _, err := up.conn.Write(request); err != nil {
+	if _, err := up.write(request); err != nil {
 		return 0, t.fault(WriteHead, err)
 	}
 	if err := t.readHead(); err != nil {
@@ -82,7 +81,7 @@ func (t *telling) fault(step Step, err error) *Error {
 	err = truncatedIfEOF(err)
 	timeout := isTimeout(err)
 	return &Error{
-		Side: SideUpstream, Step: step, Timeout: timeout, Sent: t.up.sent, Got: step > WriteBody, Reused: t.up.used,
+		Side: SideUpstream, Step: step, Timeout: timeout, Sent: t.up.written() != t.up.before, Got: step > WriteBody, Reused: t.up.used,
 		Status: statusFor(SideUpstream, timeout), Err: err,
 	}
 }

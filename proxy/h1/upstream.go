@@ -12,16 +12,22 @@ import (
 // loop at a time may use it.
 type Upstream struct {
 	wire
-	used      bool      // has carried an exchange
-	ok        bool      // fit for another
-	sent      bool      // something of the request at hand went out
-	idleSince time.Time // set by Pool
+	used      bool          // has carried an exchange
+	ok        bool          // fit for another
+	idleSince time.Time     // set by Pool
+	life      time.Duration // how long it may be idle, 0 if the upstream did not say
+
+	tls    counter // what is over the socket, nil for nothing
+	wrote  uint64  // bytes given to a bare socket, ever
+	before uint64  // written before the request at hand
+	cut    bool    // a write heard of a reset
 }
 
 // NewUpstream wraps c, which has been dialled and, for TLS, has shaken hands.
 func NewUpstream(c loop.Stream) *Upstream {
 	u := &Upstream{ok: true, idleSince: c.Socket().Loop().Now()}
 	u.init(c, largeBuffer, stockOf(c.Socket().Loop()))
+	u.tls, _ = c.(counter)
 	return u
 }
 

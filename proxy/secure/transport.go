@@ -24,6 +24,8 @@ type transport struct {
 	records cutter
 
 	out      *buffer // to be sent; nil when empty
+	wrote    uint64  // bytes that the socket took, ever
+	unheard  bool    // a write failed that nobody waited for
 	flushing bool    // a task is sending what out was
 	notified bool    // close_notify was the last that may be sent
 }
@@ -130,7 +132,8 @@ func (t *transport) flush() error {
 	for t.out != nil {
 		b := t.out
 		t.out = nil
-		_, err := t.sock.Write(b.data)
+		n, err := t.sock.Write(b.data)
+		t.wrote += uint64(n)
 		b.free()
 		if err != nil {
 			t.dropOutput()
@@ -147,6 +150,8 @@ func (t *transport) offer() {
 		return
 	}
 	n, err := t.sock.TryWrite(t.out.data)
+	t.wrote += uint64(n)
+	t.unheard = t.unheard || err != nil
 	if t.out.data = t.out.data[n:]; err != nil || len(t.out.data) == 0 {
 		t.dropOutput()
 	}

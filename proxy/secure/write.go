@@ -23,6 +23,15 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// Written is how many bytes the socket was given, the handshake's too; 0 where a
+// write has failed that nobody waited for.
+func (c *Conn) Written() uint64 {
+	if c.below.unheard {
+		return 0
+	}
+	return c.below.wrote
+}
+
 func (c *Conn) writeChunk(chunk []byte) error {
 	if c.below.notified {
 		return errEnded
