@@ -38,8 +38,21 @@ func (p *Proxy) newAdmin(o *ports) (*admin, error) {
 	if p.cfg.Profiles {
 		addProfiles(mux)
 	}
-	a := &admin{ln: ln, srv: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}}
+	a := &admin{ln: ln, srv: &http.Server{Handler: onlyReads(mux), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}}
 	return a, nil
+}
+
+// onlyReads is in front of all routes: the app beside the proxy reaches this
+// port, and is to have nothing done by it.
+func onlyReads(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			writeJSON(w, http.StatusMethodNotAllowed, map[string]any{"error": "this port only answers questions; changes go to the control plane"})
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (a *admin) run(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"runtime/trace"
 	"strings"
 	"testing"
@@ -218,5 +219,29 @@ func TestHealthAndReadyBeforeTheControlPlaneIsHeard(t *testing.T) {
 	}
 	if status, body := ask("/metrics"); status != http.StatusOK || !strings.Contains(body, "# HELP") {
 		t.Errorf("metrics: %d %.80s", status, body)
+	}
+}
+
+// TestNoRouteOfTheAdminPortIsAWrite holds for routes to come, too.
+func TestNoRouteOfTheAdminPortIsAWrite(t *testing.T) {
+	mux := http.NewServeMux()
+	done := 0
+	mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) { done++ })
+	mux.HandleFunc("POST /drain", func(http.ResponseWriter, *http.Request) { done++ })
+	h := onlyReads(mux)
+	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PURGE", "get"} {
+		for _, path := range []string{"/", "/drain", "/metrics"} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" || done != 0 {
+				t.Errorf("%s %s: %d, Allow %q, %d done", method, path, w.Code, w.Header().Get("Allow"), done)
+			}
+		}
+	}
+	for _, method := range []string{"GET", "HEAD"} {
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, httptest.NewRequest(method, "/metrics", nil)); w.Code != http.StatusOK {
+			t.Errorf("%s: %d", method, w.Code)
+		}
 	}
 }

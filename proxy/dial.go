@@ -50,7 +50,7 @@ func (d *dialer) check() error {
 		err = d.control("udp4", "", raw)
 	}
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w: the proxy needs CAP_NET_ADMIN or CAP_NET_RAW; grant one, or run it with --mark none under the uid given to weir-init --proxy-uid", err)
+		return fmt.Errorf("%w: the proxy needs CAP_NET_RAW (before Linux 5.17 CAP_NET_ADMIN) and nothing else. Give it with `AmbientCapabilities=CAP_NET_RAW` in a systemd unit, `setpriv --inh-caps +net_raw --ambient-caps +net_raw`, `setcap cap_net_raw+ep` on the program's file, or `capabilities: add: [NET_RAW]` of a container; or do without: --mark none, under the uid given to weir-init --proxy-uid", err)
 	}
 	return err
 }

@@ -153,7 +153,7 @@ func onDescriptor(c syscall.RawConn, set func(fd int) error) error {
 
 func setMark(fd int, mark uint32) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
-		return fmt.Errorf("redirect: set the socket mark: %w (the proxy needs CAP_NET_ADMIN, or uid mode)", err)
+		return fmt.Errorf("redirect: set the socket mark: %w (CAP_NET_RAW or CAP_NET_ADMIN sets marks)", err)
 	}
 	return nil
 }

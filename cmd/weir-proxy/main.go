@@ -59,6 +59,9 @@ it ends.`,
 				return &usageError{err}
 			}
 			defer closers()
+			if err := f.confine(cfg.Log); err != nil {
+				return err
+			}
 			// One more than there are loops, so that what else there is to do need
 			// not wait for a loop to be idle.
 			cfg.Loops = runtime.GOMAXPROCS(0)

@@ -89,6 +89,9 @@ func bindError(network string, a netip.AddrPort, err error) error {
 	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("dns: %s %v is in use by another program: %w", network, a, err)
 	}
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("dns: bind %s %v: %w: ports below net.ipv4.ip_unprivileged_port_start (1024) need CAP_NET_BIND_SERVICE; grant it, or take a higher port", network, a, err)
+	}
 	return fmt.Errorf("dns: bind %s %v: %w", network, a, err)
 }
 

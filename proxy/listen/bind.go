@@ -106,6 +106,8 @@ func listenOn(addr string, keepAlive net.KeepAliveConfig) (*net.TCPListener, err
 		return nil, fmt.Errorf("listen: %s is in use by another program: %w", addr, err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return nil, fmt.Errorf("listen: this machine does not have the address of %s: %w", addr, err)
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("listen: %s: %w: ports below net.ipv4.ip_unprivileged_port_start (1024) need CAP_NET_BIND_SERVICE; grant it, or take a higher port", addr, err)
 	case err != nil:
 		return nil, fmt.Errorf("listen: %s: %w", addr, err)
 	}

@@ -246,6 +246,7 @@ func TestTheUnitsRunUnderSystemd(t *testing.T) {
 		return err
 	}
 	m.await("the endpoint", endpoint)
+	m.confinesTheProxy()
 
 	m.run("systemctl", "kill", "--signal=KILL", "weir-control")
 	m.await("systemd to start it again", func() error {
@@ -271,5 +272,25 @@ func TestTheUnitsRunUnderSystemd(t *testing.T) {
 		if got := m.run("systemctl", "show", unit, "-p", "ActiveState,Result", "--value"); got != "success\ninactive" {
 			t.Errorf("%s ended as %q", unit, got)
 		}
+	}
+}
+
+// confinesTheProxy wants the unit's rights in force: one capability, the filter
+// of system calls, and no program but the proxy to start.
+func (m *machine) confinesTheProxy() {
+	m.t.Helper()
+	status := m.run("sh", "-c", `cat /proc/$(systemctl show weir-proxy@users -p MainPID --value)/status`)
+	for _, want := range []string{"CapEff:\t0000000000002000", "CapBnd:\t0000000000002000", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+		if !strings.Contains(status, want) {
+			m.t.Errorf("the proxy's status has no %q:\n%s", want, status)
+		}
+	}
+	m.run("sh", "-c", `set -e
+		sed 's|^ExecStart=.*|ExecStart=/usr/bin/true|; s/^Type=.*/Type=oneshot/; s/^Restart=.*/Restart=no/' \
+			/etc/systemd/system/weir-proxy@.service >/run/systemd/system/other@.service
+		systemctl daemon-reload`)
+	_, err := m.try("systemctl", "start", "other@users")
+	if status := m.run("systemctl", "show", "other@users", "-p", "ExecMainStatus", "--value"); err == nil || status != "203" {
+		m.t.Errorf("another program under the proxy's unit: %v, status %s, want 203 (it cannot be executed)", err, status)
 	}
 }

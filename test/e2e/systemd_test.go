@@ -49,8 +49,13 @@ func TestTheUnitsAreGoodAndHardened(t *testing.T) {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 	for _, name := range names {
-		// Out of 100, less is better; a unit without any hardening has 96.
-		cmd := exec.CommandContext(t.Context(), "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=30", name)
+		// Out of 100, less is better; a unit without any hardening has 96. weir-init
+		// is root, for iptables. The figures are in docs/PRIVILEGES.md.
+		most := "16"
+		if strings.HasPrefix(name, "weir-init") {
+			most = "28"
+		}
+		cmd := exec.CommandContext(t.Context(), "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold="+most, name)
 		cmd.Dir = dir
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("systemd-analyze security %s: %v\n%s", name, err, out)
