@@ -94,6 +94,23 @@ generate: ## make the protobuf code anew (needs protoc, protoc-gen-go, protoc-ge
 lint: ## vet and golangci-lint
 	@.ci/lint
 
+.PHONY: licenses
+licenses: ## the licences of what is linked against deploy/release/licenses.allow
+	$(GO) -C deploy/release vet ./...
+	$(GO) -C deploy/release run . -root ../.. -allow licenses.allow
+
+.PHONY: vulncheck
+vulncheck: ## govulncheck; fails, too, where its database cannot be reached
+	@.ci/vulncheck
+
+.PHONY: release
+release: ## static programs for linux/amd64 and arm64 with SBOM and SHA256SUMS, into dist/
+	@.ci/release dist
+
+.PHONY: release-check
+release-check: ## build the release of this commit twice and compare the bytes
+	@.ci/release-check
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(BIN)

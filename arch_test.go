@@ -63,6 +63,8 @@ var mayImport = map[string][]string{
 	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
 	"cmd/weir-init":  {"redirect", "redirect/shortcut"},
 
+	"deploy/release": {},
+
 	"bench":         {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
 	"bench/control": {"controlplane/api", "policy", "proxy/feed", "test/meshlab"},
 
