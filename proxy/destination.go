@@ -29,6 +29,7 @@ type destination struct {
 	svc         *policy.Service
 	missing     []string // hosts outside the mesh of which no address is known
 	router      *policy.Router
+	byPath      bool // a rule looks at the path
 	picks       map[pickKey]*pick
 	ports       map[uint16]bool   // on which an endpoint listens, healthy or not
 	limits      []*limit          // of all its requests, as far as they are counted here
@@ -139,7 +140,7 @@ func (p *Proxy) compile(svc *policy.Service, old *destination, now time.Time) (*
 		return nil, nil, err
 	}
 	d := &destination{
-		svc: svc, router: router, affinity: newAffinity(svc.Traffic.Affinity),
+		svc: svc, router: router, byPath: router.LooksAtPath(), affinity: newAffinity(svc.Traffic.Affinity),
 		metrics: p.metrics.Service(telemetry.Outbound, svc.Name.Name, svc.Name.Namespace),
 		label:   svc.Name.Name + "." + svc.Name.Namespace,
 		hashKey: newHashKey(&svc.Traffic),

@@ -18,7 +18,9 @@ type exchange interface {
 	Now() time.Time // at which the request's head was complete
 	Method() string
 	Target() string // "/a?b" or "*"
-	Host() string   // may be empty
+	// Retarget has another target stand for the one that came.
+	Retarget(target string)
+	Host() string // may be empty
 	Get(name string) (value string, ok bool)
 	// Nth is Get after n fields of the same name.
 	Nth(name string, n int) (value string, ok bool)
@@ -127,6 +129,7 @@ type h1Hop struct {
 
 func (g *h1Hop) Method() string                 { return g.Req.Method }
 func (g *h1Hop) Target() string                 { return g.Req.Target }
+func (g *h1Hop) Retarget(target string)         { g.Req.Target = target }
 func (g *h1Hop) Host() string                   { return g.Req.Host }
 func (g *h1Hop) Get(name string) (string, bool) { return g.Req.Get(name) }
 func (g *h1Hop) KeepBody()                      {} // it is kept in any case

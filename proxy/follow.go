@@ -124,6 +124,7 @@ type guard struct {
 	*policy.Guard
 	tokens *jwt.Verifier // without a secret it takes no token
 	limits inboundLimits
+	byPath bool // a rule looks at the path
 }
 
 func newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
@@ -134,6 +135,7 @@ func newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
 	}
 	var err error
 	g.limits, err = newInboundLimits(&in, before, now)
+	g.byPath = in.LooksAtPath() || g.limits.router != nil && g.limits.router.LooksAtPath()
 	return g, err
 }
 

@@ -26,6 +26,7 @@ type inboundRequests struct {
 	ids  ids
 	text []byte
 
+	paths  policy.PathReader
 	check  limitCheck
 	x      exchange // for limits by a header or a claim
 	claims map[string]any
@@ -90,8 +91,14 @@ func (r *inboundRequests) authorize(x hop) int {
 		return 0
 	}
 	g := r.in.p.guard.Load()
-	v := g.Authorize(r.in.caller, r.method(x))
+	if g.byPath && !readPath(&r.paths, x) {
+		return r.reply(x, badPath)
+	}
+	v, one := r.verdict(x, g)
 	r.rule = v.Rule
+	if !one {
+		return r.reply(x, ambiguousPath)
+	}
 	if !v.Allow {
 		r.in.deny(string(v.Reason))
 		return r.reply(x, denied(reason(v.Reason)))
@@ -110,8 +117,8 @@ func (r *inboundRequests) authorize(x hop) int {
 
 // method is the method that rules go by. The control plane may check health, by GET;
 // gRPC's health check does the same and is a POST, as all gRPC calls are.
-func (r *inboundRequests) method(x exchange) string {
-	if r.in.caller.Name == policy.ControlPlane && x.Method() == "POST" && x.Target() == grpcHealth {
+func (r *inboundRequests) method(x exchange, target string) string {
+	if r.in.caller.Name == policy.ControlPlane && x.Method() == "POST" && target == grpcHealth {
 		if _, is := grpcCode(x); is {
 			return "GET"
 		}

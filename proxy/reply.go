@@ -33,6 +33,8 @@ var (
 	rateLimited      = &refusal{429, "rate-limited", "Rate limit exceeded for ", true}
 	timedOutUpstream = &refusal{504, "timeout", "Upstream timed out", false}
 	badRequest       = &refusal{400, "bad-request", "Malformed request", false}
+	badPath          = &refusal{400, "bad-path", "Malformed path", false}
+	ambiguousPath    = &refusal{400, "ambiguous-path", "The path can be read in several ways, and not all fall under the same rule", false}
 	slowRequest      = &refusal{408, "slow-request", "The request took too long to arrive", false}
 	targetTooLong    = &refusal{414, "bad-request", "The request line is too long", false}
 	headTooLarge     = &refusal{431, "bad-request", "The request head is too large", false}

@@ -42,6 +42,7 @@ type outbound struct {
 	sel     selection
 	ids     ids
 	request policy.Request
+	paths   policy.PathReader
 	text    []byte // header values made for this request
 	hand    handling
 	check   limitCheck
@@ -122,8 +123,8 @@ func (o *outbound) refresh() {
 
 // pass carries one request and returns the status that the app got, 0 for none.
 func (o *outbound) pass(x hop) int {
-	if !o.findRoute(x) {
-		return o.reply(x, noEndpoints)
+	if refused := o.findRoute(x); refused != nil {
+		return o.reply(x, refused)
 	}
 	if status, done := o.answerByRule(x); done {
 		return status
@@ -142,18 +143,26 @@ func (o *outbound) pass(x hop) int {
 }
 
 // findRoute applies the service's traffic rules.
-func (o *outbound) findRoute(x hop) bool {
+func (o *outbound) findRoute(x hop) *refusal {
+	byPath := o.dest.byPath
+	if byPath && !readPath(&o.paths, x) {
+		return badPath
+	}
 	o.request.Method, o.request.Path, o.request.Host = x.Method(), x.Target(), x.Host()
-	o.route = o.dest.router.Route(&o.request, rand.Uint64())
+	roll := rand.Uint64()
+	o.route = o.dest.router.Route(&o.request, roll)
+	if byPath && !o.sameRoute(roll) {
+		return ambiguousPath
+	}
 	if o.route.Service == o.dest.svc.Name {
-		return true
+		return nil
 	}
 	o.service = o.p.destination(o.l, o.route.Service)
 	if o.service == nil {
 		o.service = o.dest
-		return false
+		return noEndpoints
 	}
-	return true
+	return nil
 }
 
 // forward tries endpoints until one answers, the tries are used up or there is

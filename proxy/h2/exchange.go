@@ -164,6 +164,14 @@ func (x *Exchange) SetTarget(target string) {
 	x.target = target
 }
 
+// Retarget has another target stand for the one that came: Target gives it, and the
+// upstream sees it unless SetTarget says otherwise.
+func (x *Exchange) Retarget(target string) {
+	if x.SetTarget(target); x.target == target {
+		x.req.path = target
+	}
+}
+
 // SetResponse replaces a field of the head (and trailer section) that the client
 // gets from Relay, Reply or ReplyGRPC; see Set. The strings are used until then.
 func (x *Exchange) SetResponse(name, value string) { x.toClient.change(name, value, editSet) }
