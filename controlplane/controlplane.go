@@ -91,7 +91,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
-	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: st, Log: cfg.Log.Named("ca")})
+	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: st, Tokens: st, Log: cfg.Log.Named("ca")})
 	if err != nil {
 		return err
 	}

@@ -134,8 +134,16 @@ func (a authority) IssueWithKey(name policy.ServiceName) (keyPEM, chainPEM []byt
 	return keyPEM, chainPEM, err
 }
 
-func (a authority) NewToken(name policy.ServiceName, ttl time.Duration) (string, time.Time, error) {
-	return a.p.ca.NewToken(name, ttl)
+func (a authority) CreateToken(ctx context.Context, name policy.ServiceName, ttl time.Duration, uses int) (policy.JoinToken, string, error) {
+	return a.p.ca.CreateToken(ctx, name, ttl, uses)
+}
+
+func (a authority) Tokens(ctx context.Context) ([]policy.JoinToken, error) {
+	return a.p.store.Tokens(ctx)
+}
+
+func (a authority) RevokeToken(ctx context.Context, id string) error {
+	return a.p.store.RevokeToken(ctx, id)
 }
 
 // attach takes a proxy and its endpoints in, under a lease.

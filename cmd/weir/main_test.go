@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -52,6 +53,6 @@ func TestScripts(t *testing.T) {
 
 type authority struct{ apitest.Authority }
 
-func (authority) NewToken(name policy.ServiceName, ttl time.Duration) (string, time.Time, error) {
-	return "weir1." + name.String(), time.Unix(0, 0).Add(ttl), nil
+func (authority) CreateToken(_ context.Context, name policy.ServiceName, ttl time.Duration, uses int) (policy.JoinToken, string, error) {
+	return policy.JoinToken{ID: "t1", Service: name, Expires: time.Unix(0, 0).Add(ttl), Uses: uses}, "weir1." + name.String(), nil
 }

@@ -96,9 +96,13 @@ type Authority interface {
 	IssueForCSR(name policy.ServiceName, csr []byte) (chainPEM []byte, err error)
 	// IssueWithKey makes a key (PKCS #8) and a certificate for it.
 	IssueWithKey(name policy.ServiceName) (keyPEM, chainPEM []byte, err error)
-	// NewToken makes a join token that holds for ttl; 0 is the authority's
-	// default.
-	NewToken(name policy.ServiceName, ttl time.Duration) (token string, expires time.Time, err error)
+	// CreateToken makes a join token, text, that holds for ttl (0 is the authority's
+	// default) and for so many proxies (0 is any number).
+	CreateToken(ctx context.Context, name policy.ServiceName, ttl time.Duration, uses int) (t policy.JoinToken, text string, err error)
+	// Tokens lists the join tokens that have not expired, the oldest first.
+	Tokens(ctx context.Context) ([]policy.JoinToken, error)
+	// RevokeToken has a join token refused from now on.
+	RevokeToken(ctx context.Context, id string) error
 }
 
 // Proxies knows the proxies that are connected.

@@ -211,6 +211,7 @@ type tokenBody struct {
 	ServiceName string   `json:"service_name"`
 	Namespace   string   `json:"namespace"`
 	TTL         *float64 `json:"ttl,omitempty" required:"false" nullable:"true" doc:"seconds; left out, 24 hours"`
+	Uses        *int     `json:"uses,omitempty" required:"false" nullable:"true" doc:"proxies that may join with it; left out, any number"`
 }
 
 // trafficRuleView is a rule as it is listed: with null for what does not match

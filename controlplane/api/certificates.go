@@ -3,9 +3,7 @@ package api
 import (
 	"context"
 	"encoding/pem"
-	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -52,34 +50,4 @@ func (s *Server) issueCertificate(_ context.Context, in *issueInput) (*output[Ce
 	}
 	out.PrivateKey, out.Certificate = string(key), string(chain)
 	return &output[Certificate]{out}, nil
-}
-
-// Bounds of a join token's time to live.
-const (
-	minTokenTTL = time.Second
-	maxTokenTTL = 365 * 24 * time.Hour
-)
-
-type tokenInput struct {
-	Body tokenBody
-}
-
-func (s *Server) createToken(_ context.Context, in *tokenInput) (*output[Token], error) {
-	b := &in.Body
-	problems := checkName(b.Namespace, b.ServiceName, "service_name")
-	var ttl time.Duration
-	if b.TTL != nil {
-		if low, high := minTokenTTL.Seconds(), maxTokenTTL.Seconds(); !(*b.TTL >= low && *b.TTL <= high) {
-			problems = append(problems, policy.Problem{Path: "ttl", Message: fmt.Sprintf("%v s is not in %v..%v s", *b.TTL, low, int64(high))})
-		}
-		ttl = time.Duration(*b.TTL * float64(time.Second))
-	}
-	if err := badRequest("body", problems); err != nil {
-		return nil, err
-	}
-	token, expires, err := s.Authority.NewToken(policy.ServiceName{Namespace: b.Namespace, Name: b.ServiceName}, ttl)
-	if err != nil {
-		return nil, s.answerFor("make the token", err)
-	}
-	return &output[Token]{Token{Token: token, Expires: float64(expires.UnixNano()) / 1e9}}, nil
 }

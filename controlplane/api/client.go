@@ -123,10 +123,27 @@ func (c *Client) Issue(ctx context.Context, name policy.ServiceName, csrPEM []by
 // CreateToken gives a join token for a service's proxies that holds for ttl; 0
 // is the control plane's default.
 func (c *Client) CreateToken(ctx context.Context, name policy.ServiceName, ttl time.Duration) (Token, error) {
+	return c.CreateTokenFor(ctx, name, ttl, 0)
+}
+
+// CreateTokenFor is CreateToken for so many proxies; 0 is any number.
+func (c *Client) CreateTokenFor(ctx context.Context, name policy.ServiceName, ttl time.Duration, uses int) (Token, error) {
 	var out Token
-	body := tokenBody{ServiceName: name.Name, Namespace: name.Namespace, TTL: given(ttl.Seconds())}
+	body := tokenBody{ServiceName: name.Name, Namespace: name.Namespace, TTL: given(ttl.Seconds()), Uses: given(uses)}
 	_, err := c.call(ctx, http.MethodPost, "/tokens", body, &out)
 	return out, err
+}
+
+// Tokens lists the join tokens that have not expired, the oldest first.
+func (c *Client) Tokens(ctx context.Context) ([]TokenState, error) {
+	return get[[]TokenState](ctx, c, "/tokens")
+}
+
+// RevokeToken has a join token refused from now on; an Error with status 404 if
+// there is none.
+func (c *Client) RevokeToken(ctx context.Context, id string) error {
+	_, err := c.call(ctx, http.MethodDelete, "/tokens/"+url.PathEscape(id), nil, nil)
+	return err
 }
 
 // Metrics gives the counts of the control plane and its proxies.

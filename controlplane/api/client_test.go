@@ -122,7 +122,7 @@ func TestTheClientReadsFiguresSettingsAndSecrets(t *testing.T) {
 	}
 	tok, err := c.CreateToken(ctx, web, time.Hour)
 	check(t, err)
-	if tok != (api.Token{Token: "weir1.default/web", Expires: 1700003600}) {
+	if tok != (api.Token{Token: "weir1.default/web", Expires: 1700003600, ID: "t1"}) {
 		t.Errorf("token: %+v", tok)
 	}
 }
@@ -139,6 +139,16 @@ func TestTheClientSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	wantError(c.Register(ctx, policy.Endpoint{ID: "x", ServiceName: "web", Namespace: "default", IP: "10.0.0.1", Port: 70000}), 400, "body.port: 70000 is not in 1..65535")
 	wantError(c.DeleteSecurityRule(ctx, "r9"), 404, "security rule r9: not found")
 	stranger := *c
+	if list, err := c.Tokens(ctx); err != nil || len(list) != 3 || list[1].State != "used-up" {
+		t.Errorf("tokens: %+v %v", list, err)
+	}
+	if tok, err := c.CreateTokenFor(ctx, web, time.Hour, 7); err != nil || tok.Uses != 7 {
+		t.Errorf("token for seven: %+v %v", tok, err)
+	}
+	if err := c.RevokeToken(ctx, "t1"); err != nil {
+		t.Error(err)
+	}
+	wantError(c.RevokeToken(ctx, "t9"), 404, "join token t9: not found")
 	stranger.Token = "guess"
 	_, err := stranger.Status(ctx)
 	wantError(err, 401, "the admin token is wrong (--token-file or WEIR_TOKEN_FILE names the file with the admin token)")

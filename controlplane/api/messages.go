@@ -80,12 +80,6 @@ type Certificate struct {
 	CACertificate string `json:"ca_certificate"`
 }
 
-// Token is what POST /tokens answers.
-type Token struct {
-	Token   string  `json:"token"`
-	Expires float64 `json:"expires" doc:"Unix seconds"`
-}
-
 // Metrics is what GET /metrics answers.
 type Metrics struct {
 	Registry     RegistryMetrics     `json:"registry"`

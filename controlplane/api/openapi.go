@@ -60,7 +60,7 @@ func answers(method, path string) map[string]*huma.Response {
 		out["304"] = &huma.Response{Description: "The client has this version."}
 		out["404"] = refusal("There is none with this id.")
 	}
-	if method == http.MethodPut || method == http.MethodDelete || path == "/config" && method == http.MethodPost {
+	if method == http.MethodPut || method == http.MethodDelete && path != "/tokens/{token_id}" || path == "/config" && method == http.MethodPost {
 		out["412"] = refusal("The condition of If-Match or If-None-Match does not hold; nothing is stored.")
 	}
 	if path == "/security-rules" || path == "/traffic-rules/{namespace}/{service}" {

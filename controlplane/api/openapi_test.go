@@ -44,6 +44,7 @@ func TestTheDocumentDescribesEveryRoute(t *testing.T) {
 	if want := `DELETE /config
 DELETE /security-rules/{rule_id}
 DELETE /services/{namespace}/{service}/{endpoint_id}
+DELETE /tokens/{token_id}
 DELETE /traffic-rules/{namespace}/{service}/{rule_id}
 GET /certificates/ca
 GET /circuits/{namespace}/{service}
@@ -60,6 +61,7 @@ GET /services/{namespace}/{service}
 GET /services/{namespace}/{service}/{endpoint_id}
 GET /services/{namespace}/{service}/{endpoint_id}/health
 GET /status
+GET /tokens
 GET /traffic-rules/{namespace}/{service}
 GET /traffic-rules/{namespace}/{service}/{rule_id}
 POST /apply

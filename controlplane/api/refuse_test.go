@@ -79,6 +79,7 @@ func TestABadBodyIsRefusedWithItsPlaceAndNothingIsStored(t *testing.T) {
 		{"csr of nothing", issue, `{"service_name":"web","namespace":"default","csr":"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"}`, `body.csr: the signing request cannot be read`},
 		{"token without a name", tok, `{"service_name":"","namespace":"default"}`, `body.service_name: service is empty`},
 		{"token for ever", tok, `{"service_name":"web","namespace":"default","ttl":1e12}`, `body.ttl: 1e+12 s is not in 1..31536000 s`},
+		{"token for nobody", tok, `{"service_name":"web","namespace":"default","uses":0}`, `body.uses: 0 is not in 1..10000; left out, it is any number`},
 		{"token for no time", tok, `{"service_name":"web","namespace":"default","ttl":0}`, `body.ttl: 0 s is not in 1..31536000 s`},
 		{"unknown setting", cfg, `{"securty":{}}`, `body.securty: unknown setting; did you mean "security"?`},
 		{"setting's type", cfg, `{"global_timeout":"long"}`, `body.global_timeout: "long" is not a number`},

@@ -64,6 +64,8 @@ func (s *Server) register(api huma.API) {
 	add(api, "GET /certificates/ca", "get-ca-certificate", "Get the root's certificate; needs no token", s.rootCertificate)
 	add(api, "POST /certificates/issue", "issue-certificate", "Issue a certificate for a service", s.issueCertificate)
 	add(api, "POST /tokens", "create-token", "Make a join token for a service's proxies", s.createToken)
+	add(api, "GET /tokens", "list-tokens", "List the join tokens that have not expired", s.listTokens)
+	add(api, "DELETE /tokens/{token_id}", "revoke-token", "Have a join token refused from now on", s.revokeToken)
 
 	add(api, "POST /config", "update-config", "Merge a patch into the settings", s.updateConfig)
 	add(api, "GET /config", "get-config", "Get the effective settings, without secrets", s.getConfig)

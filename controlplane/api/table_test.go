@@ -145,8 +145,13 @@ func TestCertificatesAndTokens(t *testing.T) {
 		{"GET", "/certificates/ca", "", "ROOT"},
 		{"POST", "/certificates/issue", `{"service_name":"web","namespace":"default"}`, `{"private_key":"KEY","certificate":"CHAIN default/web","ca_certificate":"ROOT\n"}`},
 		{"POST", "/certificates/issue", `{"service_name":"web","namespace":"default","csr":` + strconv.Quote(signingRequest(t)) + `}`, `{"certificate":"CHAIN default/web for ECDSA","ca_certificate":"ROOT\n"}`},
-		{"POST", "/tokens", `{"service_name":"web","namespace":"default"}`, `{"token":"weir1.default/web","expires":1700086400}`},
-		{"POST", "/tokens", `{"service_name":"web","namespace":"default","ttl":60}`, `{"token":"weir1.default/web","expires":1700000060}`},
+		{"POST", "/tokens", `{"service_name":"web","namespace":"default"}`, `{"token":"weir1.default/web","expires":1700086400,"id":"t1"}`},
+		{"POST", "/tokens", `{"service_name":"web","namespace":"default","ttl":60}`, `{"token":"weir1.default/web","expires":1700000060,"id":"t1"}`},
+		{"POST", "/tokens", `{"service_name":"web","namespace":"default","uses":3}`, `{"token":"weir1.default/web","expires":1700086400,"id":"t1","uses":3}`},
+		{"GET", "/tokens", "", `[{"id":"t1","namespace":"default","service_name":"web","state":"valid","created":1700000000,"expires":1700086400},` +
+			`{"id":"t2","namespace":"default","service_name":"web","state":"used-up","created":1700000000,"expires":1700086400,"uses":3,"used":3},` +
+			`{"id":"t3","namespace":"default","service_name":"web","state":"revoked","created":1700000000,"expires":1700086400,"uses":2,"revoked":1700000060}]`},
+		{"DELETE", "/tokens/t1", "", `{"status":"token revoked"}`},
 	})
 	got := send(t, serve(t, newMesh()), "GET", "/api/v1/certificates/ca", "")
 	if ct := got.header.Get("Content-Type"); ct != "application/x-pem-file" {

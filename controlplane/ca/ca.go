@@ -64,6 +64,11 @@ type Config struct {
 	Hosts []string
 	// Keep keeps the roots with their keys, and the secret of the tokens.
 	Keep Keeper
+	// Tokens keeps records of join tokens; without it none can be made.
+	Tokens Tokens
+	// Account tells whether the service-account token of a Kubernetes pod entitles
+	// to a service's identity; its refusals wrap ErrKubernetes. nil takes none.
+	Account func(ctx context.Context, token string, want policy.ServiceName) error
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	// Log takes refusals and rotations; nil drops them. No token, key or

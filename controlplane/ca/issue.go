@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -20,6 +21,8 @@ import (
 
 // maxCSR bounds what is parsed; a request with an 8192-bit RSA key has 3 kB.
 const maxCSR = 16 << 10
+
+var errAnother = errors.New("asks for the identity")
 
 // IssueForCSR signs the key of a certificate signing request, DER or PEM, for a
 // service and gives the certificate, PEM. Nothing of the request is taken but
@@ -90,7 +93,7 @@ func (a *Authority) keyOf(name policy.ServiceName, csr []byte) (crypto.PublicKey
 	own := name.SPIFFE(a.domain.Name())
 	for _, uri := range req.URIs {
 		if uri.String() != own {
-			return nil, fmt.Errorf("%w: asks for the identity %s; it is for %s", ErrCSR, uri, own)
+			return nil, fmt.Errorf("%w: %w %s; it is for %s", ErrCSR, errAnother, uri, own)
 		}
 	}
 	return req.PublicKey, nil

@@ -24,10 +24,11 @@ type JoinServer struct {
 // JoinServer gives the service that hands out this authority's certificates.
 func (a *Authority) JoinServer() *JoinServer { return &JoinServer{ca: a} }
 
-// Join turns a join token and a request into a certificate. Codes:
-// Unauthenticated for the token, InvalidArgument for the request.
+// Join turns a join token, or the token of a Kubernetes service account, and a
+// request into a certificate. Codes: Unauthenticated for the token,
+// InvalidArgument for the request.
 func (j *JoinServer) Join(ctx context.Context, req *wire.JoinRequest) (*wire.JoinResponse, error) {
-	name, err := j.ca.CheckToken(req.GetToken())
+	name, err := j.ca.admit(ctx, req)
 	if err != nil {
 		return nil, j.refuse(ctx, "join", name, err)
 	}
@@ -77,7 +78,9 @@ var reasons = []struct {
 	word string
 }{
 	{ErrTokenMalformed, "token-malformed"}, {ErrTokenSignature, "token-signature"}, {ErrTokenExpired, "token-expired"},
-	{ErrTokenDomain, "token-domain"}, {ErrPeer, "certificate"}, {ErrCSR, "request"}, {ErrName, "name"},
+	{ErrTokenDomain, "token-domain"}, {ErrTokenUsedUp, "token-used-up"}, {ErrTokenRevoked, "token-revoked"},
+	{ErrTokenUnknown, "token-unknown"}, {ErrTokenService, "token-service"}, {ErrKubernetes, "kubernetes"},
+	{ErrPeer, "certificate"}, {ErrCSR, "request"}, {ErrName, "name"},
 }
 
 func (a *Authority) count(err error) {
@@ -93,6 +96,7 @@ func (a *Authority) count(err error) {
 
 // Refused counts the certificates that were asked for and refused since New,
 // by reason: token-malformed, token-signature, token-expired, token-domain,
+// token-used-up, token-revoked, token-unknown, token-service, kubernetes,
 // certificate, request and name.
 func (a *Authority) Refused() map[string]uint64 {
 	a.mu.Lock()

@@ -151,7 +151,7 @@ func TestWhoCannotJoinOrRenew(t *testing.T) {
 	check("no token", join(anonymous, "", csr), codes.Unauthenticated, "malformed")
 	check("forged token", join(anonymous, token[:len(token)-4]+"AAAA", csr), codes.Unauthenticated, "not signed by this mesh")
 	check("no request", join(anonymous, token, nil), codes.InvalidArgument, "certificate signing request")
-	check("another's request", join(anonymous, token, other), codes.InvalidArgument, "shop/sa/admin")
+	check("another's request", join(anonymous, token, other), codes.Unauthenticated, "shop/sa/admin")
 	check("renew without certificate", renew(anonymous, csr), codes.Unauthenticated, "no certificate")
 	check("renew for another", renew(member, other), codes.InvalidArgument, "shop/sa/admin")
 	check("renew the control plane", renew(control, csr), codes.PermissionDenied, "control plane")
@@ -170,7 +170,7 @@ func TestWhoCannotJoinOrRenew(t *testing.T) {
 	if logged.Len() != 11 {
 		t.Errorf("%d refusals are logged", logged.Len())
 	}
-	want := map[string]uint64{"token-malformed": 1, "token-signature": 1, "token-expired": 1, "request": 3, "certificate": 3, "name": 1}
+	want := map[string]uint64{"token-malformed": 1, "token-signature": 1, "token-expired": 1, "token-service": 1, "request": 2, "certificate": 3, "name": 1}
 	if got := a.Refused(); !maps.Equal(got, want) {
 		t.Errorf("counted are %v, want %v", got, want)
 	}

@@ -30,6 +30,7 @@ type claims struct {
 	Namespace string `json:"ns"`
 	Expires   int64  `json:"exp"` // Unix seconds
 	Nonce     string `json:"nonce"`
+	ID        string `json:"id,omitempty"` // of its record; absent in tokens of versions that kept none
 	Domain    string `json:"td"`
 	CA        string `json:"ca"` // hex SHA-256 of the root's SPKI
 }
@@ -42,12 +43,8 @@ func newSecret() ([]byte, error) {
 	return secret, err
 }
 
-// NewToken makes a token with which proxies of a service can join until it
-// expires; ttl 0 is DefaultTokenTTL. It may be used more than once, by every
-// replica. It names the root that signs now: when that changes, about once a
-// year, tokens made before are of no use any more. Errors wrap ErrName, or say
-// what is wrong with ttl.
-func (a *Authority) NewToken(name policy.ServiceName, ttl time.Duration) (token string, expires time.Time, err error) {
+// signToken makes the text of a token. id names its record.
+func (a *Authority) signToken(name policy.ServiceName, ttl time.Duration, id string) (token string, expires time.Time, err error) {
 	if err := checkName(name); err != nil {
 		return "", time.Time{}, err
 	}
@@ -64,7 +61,7 @@ func (a *Authority) NewToken(name policy.ServiceName, ttl time.Duration) (token 
 	expires = a.cfg.Now().Add(ttl).Truncate(time.Second)
 	body, err := json.Marshal(claims{
 		Service: name.Name, Namespace: name.Namespace, Expires: expires.Unix(),
-		Nonce: rand.Text(), Domain: a.domain.Name(), CA: signer.fingerprint(),
+		Nonce: rand.Text(), ID: id, Domain: a.domain.Name(), CA: signer.fingerprint(),
 	})
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("token for %s: %w", name, err)
@@ -73,11 +70,19 @@ func (a *Authority) NewToken(name policy.ServiceName, ttl time.Duration) (token 
 	return text + "." + tokenEncoding.EncodeToString(a.mac(text)), expires, nil
 }
 
-// CheckToken tells for which service a token is. The errors are
-// ErrTokenMalformed, ErrTokenSignature, ErrTokenExpired and ErrTokenDomain, and
-// never show the token.
+// CheckToken tells for which service a token is, by the token alone: whether it
+// is used up or revoked is in its record. The errors are ErrTokenMalformed,
+// ErrTokenSignature, ErrTokenExpired and ErrTokenDomain, and never show the token.
 func (a *Authority) CheckToken(token string) (policy.ServiceName, error) {
-	none := policy.ServiceName{}
+	c, err := a.readToken(token)
+	if err != nil {
+		return policy.ServiceName{}, err
+	}
+	return policy.ServiceName{Namespace: c.Namespace, Name: c.Service}, nil
+}
+
+func (a *Authority) readToken(token string) (c claims, err error) {
+	none := claims{}
 	// The decoder passes over line breaks, so they are refused here.
 	if len(token) > maxToken || strings.ContainsAny(token, "\r\n") {
 		return none, ErrTokenMalformed
@@ -95,7 +100,6 @@ func (a *Authority) CheckToken(token string) (policy.ServiceName, error) {
 	if !hmac.Equal(mac, a.mac(parts[0]+"."+parts[1])) {
 		return none, ErrTokenSignature
 	}
-	var c claims
 	if err := json.Unmarshal(body, &c); err != nil {
 		return none, ErrTokenMalformed
 	}
@@ -109,7 +113,7 @@ func (a *Authority) CheckToken(token string) (policy.ServiceName, error) {
 	if err := checkName(name); err != nil {
 		return none, err
 	}
-	return name, nil
+	return c, nil
 }
 
 func (a *Authority) mac(text string) []byte {

@@ -21,6 +21,8 @@ import (
 //	history/forgotten                                   the newest revision that was removed
 //	virtual-last                                        the last index given out
 //	secrets/<key>                                       raw bytes
+//	tokens/<id>                                         tokenRecord, for as long as the join token holds
+//	token-uses/<id>/<by>                                nothing: by has used the token
 //	checked/<namespace>/<service>/<endpoint>            why its status is what it is, as the one who checks says
 //	head                                                put by each write; its revision is that of the last one
 //	members/<lease>                                     Member, while the control plane lives
@@ -42,11 +44,14 @@ func (k keys) forgotten() string        { return string(k) + "history/forgotten"
 
 func (k keys) security(id string) string { return string(k) + "mesh/security/" + id }
 func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + id }
+func (k keys) token(id string) string    { return string(k) + "tokens/" + id }
 func (k keys) secret(key string) string  { return string(k) + "secrets/" + key }
 func (k keys) head() string              { return string(k) + "head" }
 func (k keys) leader() string            { return string(k) + "leader" }
 func (k keys) task(name string) string   { return string(k) + "tasks/" + name }
 func (k keys) members() string           { return string(k) + "members/" }
+
+func (k keys) tokenUse(id, by string) string { return string(k) + "token-uses/" + id + "/" + by }
 
 func (k keys) checks() string { return string(k) + "checked/" }
 

@@ -2168,11 +2168,15 @@ func (x *Lookup) GetService() *Name {
 }
 
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"` // DER
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Token string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Csr   []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"` // DER
+	// In the place of token: that of a Kubernetes service account, and the service
+	// whose identity is asked for.
+	KubernetesToken string `protobuf:"bytes,60,opt,name=kubernetes_token,json=kubernetesToken,proto3" json:"kubernetes_token,omitempty"`
+	Service         *Name  `protobuf:"bytes,61,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *JoinRequest) Reset() {
@@ -2215,6 +2219,20 @@ func (x *JoinRequest) GetToken() string {
 func (x *JoinRequest) GetCsr() []byte {
 	if x != nil {
 		return x.Csr
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetKubernetesToken() string {
+	if x != nil {
+		return x.KubernetesToken
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetService() *Name {
+	if x != nil {
+		return x.Service
 	}
 	return nil
 }
@@ -2268,6 +2286,7 @@ type JoinResponse struct {
 	Certificate   []byte                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"` // PEM, leaf first
 	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`           // PEM, the roots to trust
 	TrustDomain   string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Clock         int64                  `protobuf:"varint,60,opt,name=clock,proto3" json:"clock,omitempty"` // the control plane's, Unix milliseconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2321,6 +2340,13 @@ func (x *JoinResponse) GetTrustDomain() string {
 		return x.TrustDomain
 	}
 	return ""
+}
+
+func (x *JoinResponse) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
 }
 
 type AttachRequest struct {
@@ -2397,6 +2423,7 @@ type Report struct {
 	ResidentBytes      uint64                 `protobuf:"varint,1,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	CertificateExpires int64                  `protobuf:"varint,2,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"` // Unix seconds; 0 before it has one
 	Control            string                 `protobuf:"bytes,3,opt,name=control,proto3" json:"control,omitempty"`                                                  // the control plane's address, as the proxy was told it
+	Clock              int64                  `protobuf:"varint,60,opt,name=clock,proto3" json:"clock,omitempty"`                                                    // the proxy's when it sent this, Unix milliseconds
 	Circuits           []*Circuit             `protobuf:"bytes,20,rep,name=circuits,proto3" json:"circuits,omitempty"`                                               // those with something to tell, a bounded number
 	CircuitsLeftOut    uint32                 `protobuf:"varint,21,opt,name=circuits_left_out,json=circuitsLeftOut,proto3" json:"circuits_left_out,omitempty"`       // how many more there are
 	unknownFields      protoimpl.UnknownFields
@@ -2452,6 +2479,13 @@ func (x *Report) GetControl() string {
 		return x.Control
 	}
 	return ""
+}
+
+func (x *Report) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
 }
 
 func (x *Report) GetCircuits() []*Circuit {
@@ -2935,6 +2969,7 @@ type AttachResponse struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// All of the proxy's, in each message that has any.
 	Shares        []*Share `protobuf:"bytes,20,rep,name=shares,proto3" json:"shares,omitempty"`
+	Clock         int64    `protobuf:"varint,60,opt,name=clock,proto3" json:"clock,omitempty"` // with ttl: the control plane's, Unix milliseconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2981,6 +3016,13 @@ func (x *AttachResponse) GetShares() []*Share {
 		return x.Shares
 	}
 	return nil
+}
+
+func (x *AttachResponse) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
 }
 
 // Share is what one proxy may take of a limit of the whole mesh.
@@ -3340,25 +3382,29 @@ const file_weir_proto_rawDesc = "" +
 	"\tmtls_mode\x18\x06 \x01(\tR\bmtlsMode\x12\x1c\n" +
 	"\taddresses\x18\a \x03(\fR\taddresses\"1\n" +
 	"\x06Lookup\x12'\n" +
-	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\"5\n" +
+	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\"\x89\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
-	"\x03csr\x18\x02 \x01(\fR\x03csr\" \n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12)\n" +
+	"\x10kubernetes_token\x18< \x01(\tR\x0fkubernetesToken\x12'\n" +
+	"\aservice\x18= \x01(\v2\r.weir.v1.NameR\aservice\" \n" +
 	"\fRenewRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"k\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\x81\x01\n" +
 	"\fJoinResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12!\n" +
-	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\"\xa4\x01\n" +
+	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x14\n" +
+	"\x05clock\x18< \x01(\x03R\x05clock\"\xa4\x01\n" +
 	"\rAttachRequest\x12$\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.weir.v1.HelloR\x05hello\x12*\n" +
 	"\afigures\x18\x02 \x01(\v2\x10.weir.v1.FiguresR\afigures\x12\x18\n" +
 	"\aleaving\x18\x03 \x01(\bR\aleaving\x12'\n" +
-	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\xd4\x01\n" +
+	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\xea\x01\n" +
 	"\x06Report\x12%\n" +
 	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12/\n" +
 	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x18\n" +
-	"\acontrol\x18\x03 \x01(\tR\acontrol\x12,\n" +
+	"\acontrol\x18\x03 \x01(\tR\acontrol\x12\x14\n" +
+	"\x05clock\x18< \x01(\x03R\x05clock\x12,\n" +
 	"\bcircuits\x18\x14 \x03(\v2\x10.weir.v1.CircuitR\bcircuits\x12*\n" +
 	"\x11circuits_left_out\x18\x15 \x01(\rR\x0fcircuitsLeftOut\"\xc8\x01\n" +
 	"\aCircuit\x12'\n" +
@@ -3396,10 +3442,11 @@ const file_weir_proto_rawDesc = "" +
 	"\tKeyDemand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x06R\x03key\x12\x12\n" +
 	"\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x12\n" +
-	"\x04used\x18\x03 \x01(\x01R\x04used\"e\n" +
+	"\x04used\x18\x03 \x01(\x01R\x04used\"{\n" +
 	"\x0eAttachResponse\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12&\n" +
-	"\x06shares\x18\x14 \x03(\v2\x0e.weir.v1.ShareR\x06shares\"s\n" +
+	"\x06shares\x18\x14 \x03(\v2\x0e.weir.v1.ShareR\x06shares\x12\x14\n" +
+	"\x05clock\x18< \x01(\x03R\x05clock\"s\n" +
 	"\x05Share\x12'\n" +
 	"\x05limit\x18\x01 \x01(\v2\x11.weir.v1.LimitRefR\x05limit\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x01R\brequests\x12%\n" +
@@ -3525,31 +3572,32 @@ var file_weir_proto_depIdxs = []int32{
 	0,  // 47: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
 	0,  // 48: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
 	0,  // 49: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	31, // 50: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	32, // 51: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	29, // 52: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	30, // 53: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 54: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 55: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	34, // 56: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 57: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	33, // 58: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	35, // 59: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	44, // 60: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	37, // 61: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	33, // 62: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	38, // 63: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	25, // 64: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	26, // 65: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	28, // 66: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	27, // 67: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	27, // 68: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	36, // 69: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	67, // [67:70] is the sub-list for method output_type
-	64, // [64:67] is the sub-list for method input_type
-	64, // [64:64] is the sub-list for extension type_name
-	64, // [64:64] is the sub-list for extension extendee
-	0,  // [0:64] is the sub-list for field type_name
+	0,  // 50: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
+	31, // 51: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	32, // 52: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	29, // 53: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	30, // 54: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 55: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 56: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	34, // 57: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 58: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	33, // 59: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	35, // 60: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	44, // 61: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	37, // 62: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	33, // 63: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	38, // 64: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	25, // 65: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	26, // 66: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	28, // 67: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	27, // 68: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	27, // 69: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	36, // 70: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	68, // [68:71] is the sub-list for method output_type
+	65, // [65:68] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
