@@ -13,8 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-mesh/weir/proxy/detect"
+	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/secure"
+	"github.com/weir-mesh/weir/proxy/telemetry"
 )
 
 // Control prepares a socket before it connects, as net.Dialer's Control does:
@@ -110,10 +112,15 @@ func (p *Proxy) dialAs(l *loop.Loop, d *destination, e *endpoint, begin *origin,
 	}
 	if err := tc.Handshake(limit); err != nil {
 		_ = tc.Close()
-		if !e.mtls { // mostly a wrong ca or server_name, which nobody would find in a 502
+		if e.mtls {
+			p.metrics.HandshakeFailed(telemetry.Client, identity.FailureReason(err))
+		} else { // mostly a wrong ca or server_name, which nobody would find in a 502
 			p.log.Info("TLS to a host outside the mesh failed", zap.Stringer("service", d.svc.Name), zap.String("host", e.host), zap.Error(err))
 		}
 		return nil, &handshakeError{err}
+	}
+	if e.mtls {
+		p.metrics.HandshakeDone(telemetry.Client, tc.ConnectionState().DidResume)
 	}
 	return tc, nil
 }

@@ -10,7 +10,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/proxy/detect"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/relay"
@@ -32,11 +34,17 @@ func (p *Proxy) serveInbound(lc *listen.Conn) {
 	in.listen(func(first *firstBytes, err error) {
 		switch {
 		case err != nil:
+			if errors.Is(err, errSilent) {
+				p.metrics.HandshakeFailed(telemetry.Server, "silent")
+			}
 			p.log.Debug("inbound connection", zap.Stringer("peer", lc.Peer()), zap.Error(err))
 			_ = lc.Reset()
 		case first.found.Hello != nil && first.found.Hello.Mesh:
 			in.serveMesh(first)
 		default:
+			if first.found.Kind == detect.TLS && first.found.Outcome == detect.Incomplete {
+				p.metrics.HandshakeFailed(telemetry.Server, "half-hello")
+			}
 			in.servePlain(&lc.Conn, first)
 		}
 	})
@@ -83,17 +91,23 @@ func (i *inbound) dial(translate.Version, time.Time) (loop.Stream, error) {
 func (i *inbound) serveMesh(first *firstBytes) {
 	tc := secure.Server(&i.lc.Conn, first.peeked, i.p.server())
 	err := tc.Handshake(i.lc.Loop().Now().Add(i.p.cfg.HandshakeTime))
+	resumed := false
 	if err == nil {
-		i.caller.Name, err = i.p.id.Peer(tc.ConnectionState())
+		cs := tc.ConnectionState()
+		resumed = cs.DidResume
+		i.caller.Name, err = i.p.id.Peer(cs)
 	}
 	if err != nil {
 		first.dropUpstream()
 		i.p.conns.handshakeFailed.Opened()
 		i.p.conns.handshakeFailed.Closed("handshake", 0, 0)
-		i.p.log.Info("mTLS handshake failed", zap.Stringer("peer", i.lc.Peer()), zap.Error(err))
+		reason := identity.FailureReason(err)
+		i.p.metrics.HandshakeFailed(telemetry.Server, reason)
+		i.p.log.Info("mTLS handshake failed", zap.Stringer("peer", i.lc.Peer()), zap.String("reason", reason), zap.Error(err))
 		_ = tc.Close()
 		return
 	}
+	i.p.metrics.HandshakeDone(telemetry.Server, resumed)
 	i.caller.Verified = true
 	first.client, first.peeked = tc, nil
 	if i.declared && opaque(i.protocol) {

@@ -186,7 +186,7 @@ func (i *Identity) verifyServer(cs tls.ConnectionState, expect policy.ServiceNam
 		return fmt.Errorf("peer at %s: %w", expect, err)
 	}
 	if p.name != expect {
-		return fmt.Errorf("peer is %s, not %s", p.name, expect)
+		return &refusal{"other-service", fmt.Errorf("peer is %s, not %s", p.name, expect)}
 	}
 	return nil
 }
@@ -195,7 +195,7 @@ func (i *Identity) verifyServer(cs tls.ConnectionState, expect policy.ServiceNam
 // handshake pass in which one side named no protocol at all.
 func checkProtocol(cs tls.ConnectionState, alpn []string) error {
 	if !slices.Contains(alpn, cs.NegotiatedProtocol) {
-		return fmt.Errorf("peer chose protocol %q, not one of %q", cs.NegotiatedProtocol, alpn)
+		return &refusal{"protocol", fmt.Errorf("peer chose protocol %q, not one of %q", cs.NegotiatedProtocol, alpn)}
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ func (t *trust) verify(certs []*x509.Certificate, use x509.ExtKeyUsage, now time
 		Roots: t.pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{use},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("certificate of %s: %w", name, err)
+		return nil, &refusal{whyInvalid(err, !now.Before(certs[0].NotBefore)), fmt.Errorf("certificate of %s: %w", name, err)}
 	}
 	return t.seen.put(key, newKnown(chains[0], name)), nil
 }
@@ -85,17 +85,17 @@ func (t *trust) verify(certs []*x509.Certificate, use x509.ExtKeyUsage, now time
 func (t *trust) name(leaf *x509.Certificate) (policy.ServiceName, error) {
 	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
-		return policy.ServiceName{}, fmt.Errorf("not a workload's certificate: %w", err)
+		return policy.ServiceName{}, &refusal{"not-a-workload", fmt.Errorf("not a workload's certificate: %w", err)}
 	}
 	if leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
-		return policy.ServiceName{}, fmt.Errorf("certificate of %s may sign others: not a workload's", id)
+		return policy.ServiceName{}, &refusal{"not-a-workload", fmt.Errorf("certificate of %s may sign others: not a workload's", id)}
 	}
 	if !id.MemberOf(t.domain) {
-		return policy.ServiceName{}, fmt.Errorf("%s is not of our trust domain %s", id, t.domain)
+		return policy.ServiceName{}, &refusal{"trust-domain", fmt.Errorf("%s is not of our trust domain %s", id, t.domain)}
 	}
 	name, err := policy.ParseSPIFFEPath(id.Path())
 	if err != nil {
-		return policy.ServiceName{}, fmt.Errorf("%s: %w", id, err)
+		return policy.ServiceName{}, &refusal{"not-a-workload", fmt.Errorf("%s: %w", id, err)}
 	}
 	return name, nil
 }
