@@ -116,6 +116,10 @@ func (p *plane) viewProxy(k *publish.ProxyStatus) api.ProxyStatus {
 			s.State = api.Refusing
 		}
 	}
+	if k.ClockSkew != nil {
+		skew := k.ClockSkew.Round(time.Millisecond).Seconds()
+		s.ClockSkew = &skew
+	}
 	s.SetFigures(k.Figures)
 	return s
 }

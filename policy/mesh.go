@@ -35,6 +35,7 @@ type Report struct {
 	ResidentBytes      uint64    // of memory; 0 where it is not known
 	CertificateExpires time.Time // zero before it has one
 	Control            string    // the control plane's address, as the proxy was told it
+	Clock              time.Time // the proxy's when it made this; zero where it is not known
 	Circuits           []CircuitState
 	CircuitsLeftOut    int // how many more have something to tell
 }

@@ -23,7 +23,7 @@ func (p *Proxy) follow() error {
 	cfg := &p.cfg
 	id, err := identity.New(identity.Config{
 		Control: cfg.Control, TokenFile: cfg.TokenFile, Service: cfg.Service, CacheDir: cfg.StateDir,
-		Dial: p.toMesh.DialContext, Now: time.Now, Log: p.log.Named("identity"),
+		Dial: p.toMesh.DialContext, Now: time.Now, OnClock: p.clockTold, Log: p.log.Named("identity"),
 	})
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (p *Proxy) follow() error {
 		Addresses: p.addresses(), Endpoints: own, Figures: p.figures, Report: p.report,
 		Demands: p.demands, FiguresEvery: func() time.Duration { return p.mesh.Load().MetricsInterval },
 		StateFile: state, Now: time.Now, Log: p.log.Named("feed"),
-		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService, OnShares: p.takeShares},
+		Hooks: feed.Hooks{OnMesh: p.setMesh, OnInbound: p.setInbound, OnService: p.setService, OnShares: p.takeShares, OnClock: p.clockTold},
 	})
 	return err
 }
@@ -196,7 +196,7 @@ func (p *Proxy) lookupName(ctx context.Context, namespace, name string) (v4, v6 
 
 func (p *Proxy) report() policy.Report {
 	circuits, more := p.circuits(time.Now())
-	return policy.Report{ResidentBytes: residentBytes(), CertificateExpires: p.id.Expiry(), Circuits: circuits, CircuitsLeftOut: more}
+	return policy.Report{ResidentBytes: residentBytes(), CertificateExpires: p.id.Expiry(), Clock: time.Now(), Circuits: circuits, CircuitsLeftOut: more}
 }
 
 // residentBytes is the process's memory as ps shows it; 0 where /proc does not

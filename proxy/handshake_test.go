@@ -100,7 +100,7 @@ func spiffe(name policy.ServiceName) *url.URL {
 }
 
 // identity gives a proxy's identity, as one that kept its certificate starts.
-func (r *root) identity(name policy.ServiceName) *identity.Identity {
+func (r *root) identity(t testing.TB, name policy.ServiceName) *identity.Identity {
 	r.t.Helper()
 	cert := r.leaf(name)
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
@@ -111,13 +111,13 @@ func (r *root) identity(name policy.ServiceName) *identity.Identity {
 	for _, b := range []pem.Block{{Type: "PRIVATE KEY", Bytes: key}, {Type: "CERTIFICATE", Bytes: cert.Certificate[0]}, {Type: "WEIR TRUSTED ROOT", Bytes: r.cert.Raw}} {
 		_ = pem.Encode(&kept, &b)
 	}
-	dir := r.t.TempDir()
+	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "identity.pem"), kept.Bytes(), 0o600); err != nil {
 		r.t.Fatal(err)
 	}
 	id, err := identity.New(identity.Config{Control: []string{"127.0.0.1:1"}, TokenFile: filepath.Join(dir, "none"), Service: name, CacheDir: dir})
 	if err == nil {
-		err = id.Start(r.t.Context())
+		err = id.Start(t.Context())
 	}
 	if err != nil {
 		r.t.Fatal(err)
@@ -130,7 +130,7 @@ func (r *root) identity(name policy.ServiceName) *identity.Identity {
 func called(t *testing.T, r *root, change func(*Proxy)) *between {
 	t.Helper()
 	b := newBetweenOf(t, func(p *Proxy) {
-		p.id = r.identity(front)
+		p.id = r.identity(t, front)
 		p.cfg.HandshakeTime = 20 * time.Second
 		if change != nil {
 			change(p)
@@ -269,7 +269,6 @@ func TestHandshakesThatFailAreRefusedAndCounted(t *testing.T) {
 // one that speaks plain HTTP: none is kept, each is counted, the app is not asked.
 func TestClientsThatDoNotFinishTheirHelloAreEnded(t *testing.T) {
 	r := newRoot(t)
-	b := called(t, r, func(p *Proxy) { p.cfg.HandshakeTime = 200 * time.Millisecond })
 	hello := record(t)
 	for _, c := range []struct {
 		name   string
@@ -284,6 +283,7 @@ func TestClientsThatDoNotFinishTheirHelloAreEnded(t *testing.T) {
 		{"plain HTTP", []byte("GET / HTTP/1.1\r\nHost: front\r\n\r\n"), false, `weir_denied_total{direction="inbound",namespace="default",reason="mtls-required",service="front"}`},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			b := called(t, r, func(p *Proxy) { p.cfg.HandshakeTime = 200 * time.Millisecond })
 			conn, err := net.Dial("tcp", b.at)
 			if err != nil {
 				t.Fatal(err)
@@ -330,7 +330,7 @@ func record(t *testing.T) []byte {
 func TestServersThatAreNotWhoWasDialled(t *testing.T) {
 	r := newRoot(t)
 	p := sidecar(t)
-	p.id, p.cfg.ConnectLimit = r.identity(front), 20*time.Second
+	p.id, p.cfg.ConnectLimit = r.identity(t, front), 20*time.Second
 	if err := p.makeLoops(); err != nil {
 		t.Fatal(err)
 	}
@@ -421,7 +421,7 @@ func TestServersThatAreNotWhoWasDialled(t *testing.T) {
 func TestAResumedSessionIsAskedAboutAgain(t *testing.T) {
 	r := newRoot(t)
 	b := called(t, r, nil)
-	caller := r.identity(shop)
+	caller := r.identity(t, shop)
 	cfg := caller.ClientTLS(front)
 	for n, kind := range []string{"full", "resumed", "resumed"} {
 		state, answer, err := get(b.at, cfg)

@@ -115,6 +115,7 @@ type Proxy struct {
 	live    liveConns
 
 	stirred chan struct{} // of one place: a circuit has changed
+	skewed  atomic.Bool   // our clock is not the control plane's, and that was said
 
 	mu        sync.Mutex // guards what follows and orders changes of dests
 	endpoints map[endpointKey]*endpoint

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -266,10 +267,22 @@ func getProxies(g *getting) error {
 				}
 			}
 			rows = append(rows, []string{p.ID, p.Namespace, p.ServiceName, p.Version, strings.Join(p.Addresses, ","), cmp.Or(p.Control, p.ConnectedTo), when(p.ConnectedAt),
-				p.State, strconv.Itoa(p.Subscribed), taken(&p), mebibytes(p.MemoryBytes), when(p.CertificateExpires), strings.Join(refused, "; ")})
+				p.State, strconv.Itoa(p.Subscribed), taken(&p), mebibytes(p.MemoryBytes), when(p.CertificateExpires), clockText(p.ClockSkew), strings.Join(refused, "; ")})
 		}
-		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONTROL-PLANE CONNECTED STATE RESOURCES TAKEN MEMORY CERTIFICATE-ENDS REFUSED", rows)
+		return table(w, "ID NAMESPACE SERVICE VERSION ADDRESSES CONTROL-PLANE CONNECTED STATE RESOURCES TAKEN MEMORY CERTIFICATE-ENDS CLOCK REFUSED", rows)
 	})
+}
+
+// clockText tells how far a proxy's clock is ahead (+) of the control plane's, or
+// behind; less than a second is right.
+func clockText(skew *float64) string {
+	switch {
+	case skew == nil:
+		return ""
+	case math.Abs(*skew) < 1:
+		return "ok"
+	}
+	return fmt.Sprintf("%+ds", int64(*skew))
 }
 
 // taken is the oldest of the revisions up to which a proxy has taken what it

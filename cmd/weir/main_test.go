@@ -30,7 +30,7 @@ func TestScripts(t *testing.T) {
 			m.Connect(policy.Figures{RequestsRouted: 12}, api.ProxyStatus{
 				ID: "p1", Namespace: "default", ServiceName: "web", Version: "v1", Addresses: []string{"10.0.0.1"}, ConnectedAt: 60, Subscribed: 3,
 				Resources: []api.ResourceState{{Type: "Service", Version: "7", Refused: "bad rule"}, {Type: "Mesh", Version: "9"}},
-				State:     api.Refusing, ConnectedTo: "10.0.0.9:8081", MemoryBytes: 9 << 20, CertificateExpires: 4_000_000_000,
+				State:     api.Refusing, ConnectedTo: "10.0.0.9:8081", MemoryBytes: 9 << 20, CertificateExpires: 4_000_000_000, ClockSkew: new(300.4),
 			})
 			var checks []api.HealthResult
 			for i := range 12 {

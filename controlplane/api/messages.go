@@ -43,6 +43,8 @@ type ProxyStatus struct {
 	MemoryBytes        uint64  `json:"memory_bytes" doc:"resident; 0 where it is not known"`
 	CertificateExpires float64 `json:"certificate_expires" doc:"Unix seconds; 0 where it is not known"`
 
+	ClockSkew *float64 `json:"clock_skew,omitempty" required:"false" doc:"seconds that the proxy's clock is ahead of the control plane's; negative is behind; absent where it is not known"`
+
 	InboundRequests      uint64  `json:"inbound_requests"`
 	OutboundRequests     uint64  `json:"outbound_requests"`
 	RequestErrors        uint64  `json:"request_errors"`

@@ -48,8 +48,9 @@ const (
 	DefaultLeafTTL = 24 * time.Hour
 	MaxLeafTTL     = 30 * 24 * time.Hour
 	RootTTL        = 365 * 24 * time.Hour
-	// backdate allows for clocks that are behind.
-	backdate = 2 * time.Minute
+	// backdate allows for clocks that are behind: a proxy whose clock is five
+	// minutes late is to take what was signed just now, and its peers' too.
+	backdate = 10 * time.Minute
 )
 
 // Config says whose authority it is.

@@ -51,7 +51,7 @@ func (j *JoinServer) issue(ctx context.Context, step string, name policy.Service
 	if err != nil {
 		return nil, j.refuse(ctx, step, name, err)
 	}
-	return &wire.JoinResponse{Certificate: cert, Bundle: j.ca.Bundle(), TrustDomain: j.ca.TrustDomain()}, nil
+	return &wire.JoinResponse{Certificate: cert, Bundle: j.ca.Bundle(), TrustDomain: j.ca.TrustDomain(), Clock: j.ca.cfg.Now().UnixMilli()}, nil
 }
 
 // refuse logs a refusal, with its reason and never what was shown, and makes

@@ -47,6 +47,7 @@ type attachment struct {
 	mu       sync.Mutex // guards what follows; Server.mu is never taken under it
 	figures  policy.Figures
 	report   policy.Report
+	skew     *time.Duration
 	lastSeen time.Time
 }
 
@@ -196,7 +197,7 @@ func (s *Server) renew(ctx context.Context, a *attachment, req *wire.AttachReque
 		}
 		a.failing, a.renewed = false, now
 	}
-	return stream.Send(&wire.AttachResponse{Ttl: durationpb.New(ttl), Shares: wire.FromShares(s.cfg.Shares(a.key.name()))})
+	return stream.Send(&wire.AttachResponse{Ttl: durationpb.New(ttl), Clock: s.cfg.Now().UnixMilli(), Shares: wire.FromShares(s.cfg.Shares(a.key.name()))})
 }
 
 // readHello checks a proxy's first message. The error is a gRPC status that
@@ -248,6 +249,10 @@ func (a *attachment) seen(req *wire.AttachRequest, now time.Time) {
 	if r := req.GetReport(); r != nil {
 		a.report = r.Policy()
 		a.report.Control = clip(a.report.Control)
+		if at := a.report.Clock; !at.IsZero() {
+			skew := at.Sub(now.Round(0)) // by the wall; what the message took is in it, too
+			a.skew = &skew
+		}
 	}
 }
 
@@ -261,6 +266,6 @@ func (a *attachment) describe(p *ProxyStatus) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.Attached, p.Version, p.Addresses, p.Figures = true, a.hello.Version, a.hello.Addresses, a.figures
-	p.Report = a.report
+	p.Report, p.ClockSkew = a.report, a.skew
 	p.opened(a.openedAt, a.lastSeen)
 }

@@ -27,7 +27,8 @@ type ProxyStatus struct {
 	LastSeen   time.Time
 	Figures    policy.Figures
 	Report     policy.Report
-	Subscribed int // resources, all types together
+	ClockSkew  *time.Duration // how far its clock is ahead of ours; nil where it does not tell
+	Subscribed int            // resources, all types together
 	// Types has one entry for each type the proxy follows, in the order Mesh,
 	// Inbound, Service, Lookup.
 	Types []TypeStatus

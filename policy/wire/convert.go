@@ -257,6 +257,9 @@ func FromReport(r policy.Report) *Report {
 	if !r.CertificateExpires.IsZero() {
 		out.CertificateExpires = r.CertificateExpires.Unix()
 	}
+	if !r.Clock.IsZero() {
+		out.Clock = r.Clock.UnixMilli()
+	}
 	return out
 }
 
@@ -265,6 +268,9 @@ func (r *Report) Policy() policy.Report {
 	out := policy.Report{ResidentBytes: r.GetResidentBytes(), Control: r.GetControl(), Circuits: circuitsOf(r.GetCircuits()), CircuitsLeftOut: int(r.GetCircuitsLeftOut())}
 	if s := r.GetCertificateExpires(); s != 0 {
 		out.CertificateExpires = time.Unix(s, 0)
+	}
+	if ms := r.GetClock(); ms != 0 {
+		out.Clock = time.UnixMilli(ms)
 	}
 	return out
 }

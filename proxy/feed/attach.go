@@ -141,6 +141,9 @@ func (f *Feed) receiveTTL(stream attachStream, answers chan<- time.Duration) err
 		if resp.GetTtl() == nil {
 			continue
 		}
+		if ms := resp.GetClock(); ms != 0 && f.cfg.Hooks.OnClock != nil {
+			f.cfg.Hooks.OnClock(time.UnixMilli(ms))
+		}
 		select {
 		case answers <- resp.GetTtl().AsDuration():
 		default:

@@ -62,6 +62,9 @@ type Hooks struct {
 	// OnShares hears the shares that the demands led to. It is called apart from the
 	// others, and nil lets them be.
 	OnShares func([]policy.Share)
+	// OnClock hears what the control plane's clock shows with each of its answers.
+	// It may be nil, and is called apart from the others.
+	OnClock func(control time.Time)
 }
 
 // Feed follows the control plane. All methods are safe for concurrent use.

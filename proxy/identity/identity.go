@@ -31,8 +31,11 @@ type Config struct {
 	// Dial opens connections to the control plane; nil is a plain net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Now  func() time.Time // nil is time.Now
-	Rand func() float64   // in [0,1), spreads renewals and retries; nil is math/rand/v2
-	Log  *zap.Logger      // nil logs nothing
+	// OnClock hears what the control plane's clock shows when it answers; nil is
+	// nobody.
+	OnClock func(control time.Time)
+	Rand    func() float64 // in [0,1), spreads renewals and retries; nil is math/rand/v2
+	Log     *zap.Logger    // nil logs nothing
 }
 
 // Identity is this workload's certificate and what it trusts. The methods are

@@ -207,6 +207,9 @@ func (i *Identity) take(resp *wire.JoinResponse, key crypto.Signer, domain spiff
 	if resp.GetTrustDomain() != domain.Name() {
 		return lasting{fmt.Errorf("the control plane is of the trust domain %q, not %q", resp.GetTrustDomain(), domain.Name())}
 	}
+	if ms := resp.GetClock(); ms != 0 && i.cfg.OnClock != nil {
+		i.cfg.OnClock(time.UnixMilli(ms))
+	}
 	h, err := newHeld(resp.GetCertificate(), resp.GetBundle(), key, domain)
 	if err == nil {
 		err = h.isFor(i.cfg.Service, i.cfg.Now())

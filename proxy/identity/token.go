@@ -31,6 +31,9 @@ type token struct {
 const (
 	tokenPrefix = "weir1"
 	maxToken    = 4096 // bytes
+	// clockSlack is how long after its end by our clock a token is tried all the
+	// same: the clock may be ahead.
+	clockSlack = 10 * time.Minute
 )
 
 // parseToken reads "weir1.<base64url JSON>.<base64url signature>". No error
@@ -84,7 +87,7 @@ func (i *Identity) readToken() (token, error) {
 		return token{}, fmt.Errorf("%s: %w; %s", i.cfg.TokenFile, err, advice)
 	case t.service != i.cfg.Service:
 		return token{}, fmt.Errorf("%s: the join token is of %s, but this proxy is to be %s; %s", i.cfg.TokenFile, t.service, i.cfg.Service, advice)
-	case !i.cfg.Now().Before(t.expires):
+	case i.cfg.Now().After(t.expires.Add(clockSlack)): // else the control plane decides, by its clock
 		return token{}, fmt.Errorf("%s: the join token expired at %s; %s", i.cfg.TokenFile, t.expires.UTC().Format(time.RFC3339), advice)
 	}
 	return t, nil
