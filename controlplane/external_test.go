@@ -46,7 +46,7 @@ func TestAHostOutsideLeadsToItsService(t *testing.T) {
 	if got := s.v.targets(); len(got) != 0 {
 		t.Errorf("what is outside is asked for its health: %+v", got)
 	}
-	if got := s.v.addressesLocked(pay); len(got) != 0 {
+	if got := s.v.sourcesLocked(&policy.SecurityRule{SourceNamespace: pay.Namespace, SourceService: pay.Name}); len(got) != 0 {
 		t.Errorf("it is at %v", got)
 	}
 	s.outside(other, "api.example.com") // the first by name has it, everywhere

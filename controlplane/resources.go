@@ -56,7 +56,7 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 	for i := range v.state.Security {
 		r := &v.state.Security[i]
 		if r.MTLSMode == policy.Disabled && r.AppliesTo(name) {
-			out.Traffic.PlaintextFrom = append(out.Traffic.PlaintextFrom, r.Source())
+			out.Traffic.PlaintextFrom = append(out.Traffic.PlaintextFrom, r.From()...)
 		}
 	}
 	return out, true
@@ -91,19 +91,19 @@ func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	s := &v.state.Settings
-	in := policy.Inbound{Service: name, MTLS: s.MTLSMode, DefaultAllow: s.DefaultPolicy == "allow"}
+	modes := s.ModesFor(name)
+	in := policy.Inbound{Service: name, MTLS: modes.MTLS, PortModes: modes.PortModes, DefaultAllow: s.AllowsByDefault(name.Namespace)}
 	needsSecret := false
 	for i := range v.state.Security {
-		r := &v.state.Security[i]
-		if !r.AppliesTo(name) {
-			continue
+		if r := &v.state.Security[i]; r.AppliesTo(name) {
+			needsSecret = needsSecret || r.RequiredJWT || len(r.Claims) > 0
+			in.Rules = append(in.Rules, policy.InboundRule{SecurityRule: *r})
 		}
-		rule := policy.InboundRule{SecurityRule: *r}
-		if r.MTLSMode == policy.Disabled || (r.MTLSMode == "" && s.MTLSMode == policy.Disabled) {
-			rule.Addresses = v.addressesLocked(r.Source())
+	}
+	for i := range in.Rules {
+		if r := &in.Rules[i]; in.NeedsAddresses(&r.SecurityRule) {
+			r.Addresses = v.sourcesLocked(&r.SecurityRule)
 		}
-		needsSecret = needsSecret || r.RequiredJWT
-		in.Rules = append(in.Rules, rule)
 	}
 	if v.inboundLimitsLocked(&in) || needsSecret {
 		in.JWTSecret = s.Security.JWTSecret

@@ -27,7 +27,7 @@ type view struct {
 	byIP     map[netip.Addr][]user                   // who has endpoints there; mostly one, for which a map would be ten times as large
 	besides  map[netip.Addr]int                      // addresses with a proxy beside them now
 	meshed   map[netip.Addr]bool
-	disabled bool // some rule disables mTLS for its callers
+	disabled bool // somewhere mTLS is disabled, or callers without it are denied by name
 	// unlooked are the services that changed, or whose proxies did, since
 	// unmarked looked at them.
 	unlooked map[policy.ServiceName]struct{}
@@ -93,9 +93,20 @@ func (v *view) foresee(differences []policy.Difference) (*view, publish.Change) 
 	return next, next.apply(change)
 }
 
+// disablesMTLS tells whether callers are told by their addresses anywhere, so that
+// what is enforced may change with every endpoint and proxy.
 func disablesMTLS(st *store.State) bool {
-	return st.Settings.MTLSMode == policy.Disabled ||
-		slices.ContainsFunc(st.Security, func(r policy.SecurityRule) bool { return r.MTLSMode == policy.Disabled })
+	plaintext := st.Settings.AnyMode(policy.Permissive, policy.Disabled)
+	denies := false
+	for i := range st.Security {
+		r := &st.Security[i]
+		if r.MTLSMode == policy.Disabled {
+			return true
+		}
+		plaintext = plaintext || r.MTLSMode == policy.Permissive
+		denies = denies || r.Does() != policy.Allow
+	}
+	return st.Settings.AnyMode(policy.Disabled) || denies && plaintext
 }
 
 // indexLocked takes a service's addresses over, and notes the lookups that this
@@ -259,19 +270,33 @@ func (v *view) settleLocked(a netip.Addr) {
 	}
 }
 
-// addressesLocked are where a service is known to be: its endpoints and the
-// addresses its proxies are beside, in order.
-func (v *view) addressesLocked(name policy.ServiceName) []netip.Addr {
+// sourcesLocked are where the sources of a rule are known to be: their endpoints
+// and the addresses their proxies are beside, in order.
+func (v *view) sourcesLocked(r *policy.SecurityRule) []netip.Addr {
 	set := map[netip.Addr]struct{}{}
-	if s := v.state.Services.Get(name); s != nil {
+	services := func(yield func(*store.Service)) {
+		for _, s := range v.state.Services.All() {
+			if r.IsFrom(s.Name) {
+				yield(s)
+			}
+		}
+	}
+	if from := r.From(); len(from) == 1 && !strings.Contains(from[0].String(), policy.Any) {
+		services = func(yield func(*store.Service)) { // mostly so
+			if s := v.state.Services.Get(from[0]); s != nil {
+				yield(s)
+			}
+		}
+	}
+	services(func(s *store.Service) {
 		for i := range s.Endpoints {
 			if a := s.Endpoints[i].Addr().Addr(); a.IsValid() {
 				set[a] = struct{}{}
 			}
 		}
-	}
+	})
 	for p := range v.state.Proxies.All() {
-		if p.Service == name {
+		if r.IsFrom(p.Service) {
 			for _, a := range p.Addresses {
 				set[a] = struct{}{}
 			}

@@ -238,7 +238,7 @@ func TestDisabledTellsCallersByAddress(t *testing.T) {
 		t.Errorf("addresses %v", in.Rules[0].Addresses)
 	}
 	svc, _ := s.v.Service(users)
-	if !svc.Traffic.SendsPlaintext(shop) || svc.Traffic.SendsPlaintext(users) {
+	if !svc.Traffic.SendsPlaintext(shop, 80) || svc.Traffic.SendsPlaintext(users, 80) {
 		t.Errorf("plaintext from %v", svc.Traffic.PlaintextFrom)
 	}
 	if c := s.service(shop, 2, "10.0.0.9:80"); !c.AllInbounds {

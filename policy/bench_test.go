@@ -162,7 +162,18 @@ type guarded struct {
 	caller func(n int) Caller
 	method string
 	want   func(n int) string
+	path   string // of the call
 }
+
+func (c *guarded) call(n int) *Call {
+	call := &Call{Caller: c.caller(n), Method: c.method, Path: c.path, Port: 80}
+	if c.path == lastPath {
+		call.Path = fmt.Sprintf("/api/v%d/users?page=2", n-1)
+	}
+	return call
+}
+
+const lastPath = "last" // stands for the path of the last rule
 
 func numbered(i int) ServiceName {
 	return ServiceName{fmt.Sprint("team-", i/10), fmt.Sprint("service-", i)}
@@ -171,31 +182,31 @@ func numbered(i int) ServiceName {
 var guardedCases = []guarded{
 	{
 		"callers", func(i int) InboundRule { return allow(fmt.Sprint("r", i), numbered(i)) },
-		func(n int) Caller { return verified(numbered(n - 1)) }, "GET", last,
+		func(n int) Caller { return verified(numbered(n - 1)) }, "GET", last, "",
 	},
 	{
 		"unknown caller", func(i int) InboundRule { return allow(fmt.Sprint("r", i), numbered(i)) },
-		func(n int) Caller { return verified(numbered(n)) }, "GET", none,
+		func(n int) Caller { return verified(numbered(n)) }, "GET", none, "",
 	},
 	{
 		"connections", func(i int) InboundRule { return allow(fmt.Sprint("r", i), numbered(i)) },
-		func(n int) Caller { return verified(numbered(n - 1)) }, "", last,
+		func(n int) Caller { return verified(numbered(n - 1)) }, "", last, "",
 	},
 	{
 		"namespaces", func(i int) InboundRule {
 			return allow(fmt.Sprint("r", i), ServiceName{fmt.Sprint("team-", i), Any})
 		},
-		func(n int) Caller { return verified(ServiceName{fmt.Sprint("team-", n-1), "shop"}) }, "GET", last,
+		func(n int) Caller { return verified(ServiceName{fmt.Sprint("team-", n-1), "shop"}) }, "GET", last, "",
 	},
 	{
 		"names", func(i int) InboundRule {
 			return allow(fmt.Sprint("r", i), ServiceName{Any, fmt.Sprint("service-", i)})
 		},
-		func(n int) Caller { return verified(ServiceName{"default", fmt.Sprint("service-", n-1)}) }, "GET", last,
+		func(n int) Caller { return verified(ServiceName{"default", fmt.Sprint("service-", n-1)}) }, "GET", last, "",
 	},
 	{
 		"methods", func(i int) InboundRule { return allow(fmt.Sprint("r", i), shop, methods(fmt.Sprint("M", i))) },
-		func(int) Caller { return verified(shop) }, "M0", func(int) string { return "r0" },
+		func(int) Caller { return verified(shop) }, "M0", func(int) string { return "r0" }, "",
 	},
 	{
 		"addresses", func(i int) InboundRule {
@@ -203,7 +214,28 @@ var guardedCases = []guarded{
 			r.Addresses = []netip.Addr{numberedAddr(i)}
 			return r
 		},
-		func(n int) Caller { return Caller{Addr: numberedAddr(n - 1)} }, "GET", last,
+		func(n int) Caller { return Caller{Addr: numberedAddr(n - 1)} }, "GET", last, "",
+	},
+	{
+		"paths", func(i int) InboundRule {
+			return allow(fmt.Sprint("r", i), shop, func(r *SecurityRule) { r.Paths = []string{fmt.Sprintf("/api/v%d/*", i)} })
+		},
+		func(int) Caller { return verified(shop) }, "GET", last, lastPath,
+	},
+	{
+		"prefixes of names", func(i int) InboundRule {
+			return allow(fmt.Sprint("r", i), ServiceName{fmt.Sprint("team-", i), "web-*"})
+		},
+		func(n int) Caller { return verified(ServiceName{fmt.Sprint("team-", n-1), "web-7"}) }, "GET", last, "",
+	},
+	{
+		"after denials", func(i int) InboundRule {
+			if i == 0 {
+				return allow("r0", shop)
+			}
+			return allow(fmt.Sprint("r", i), ServiceName{Any, Any}, denies, func(r *SecurityRule) { r.Paths = []string{fmt.Sprintf("/admin/%d", i)} })
+		},
+		func(int) Caller { return verified(shop) }, "GET", func(int) string { return "r0" }, "/api/users",
 	},
 }
 
@@ -214,15 +246,19 @@ func (c *guarded) guard(n int) *Guard {
 	for i := range in.Rules {
 		in.Rules[i] = c.rule(i)
 	}
-	return NewGuard(in)
+	g, err := NewGuard(in)
+	if err != nil {
+		panic(err)
+	}
+	return g
 }
 
 func TestAuthorizingAllocatesNothingHoweverManyRules(t *testing.T) {
 	for _, c := range guardedCases {
 		for _, n := range sizes {
-			guard, caller := c.guard(n), c.caller(n)
+			guard, call := c.guard(n), c.call(n)
 			var got Verdict
-			if a := testing.AllocsPerRun(20, func() { got = guard.Authorize(caller, c.method) }); a != 0 {
+			if a := testing.AllocsPerRun(20, func() { got = guard.Authorize(call) }); a != 0 {
 				t.Errorf("%s, %d rules: %v allocations", c.name, n, a)
 			}
 			if want := c.want(n); got.Rule != want || got.Allow != (want != "") {
@@ -235,11 +271,11 @@ func TestAuthorizingAllocatesNothingHoweverManyRules(t *testing.T) {
 func BenchmarkAuthorize(b *testing.B) {
 	for _, c := range guardedCases {
 		for _, n := range sizes {
-			guard, caller := c.guard(n), c.caller(n)
+			guard, call := c.guard(n), c.call(n)
 			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					guard.Authorize(caller, c.method)
+					guard.Authorize(call)
 				}
 			})
 		}
@@ -252,7 +288,9 @@ func BenchmarkNewGuard(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				NewGuard(in)
+				if _, err := NewGuard(in); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}

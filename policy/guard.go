@@ -1,150 +1,175 @@
 package policy
 
-import "net/netip"
+import (
+	"fmt"
+	"slices"
+)
 
 // Guard holds an Inbound made ready for decisions. It is immutable.
 type Guard struct {
-	in Inbound
+	in    Inbound
+	rest  place
+	ports map[uint16]*place // those with rules or a mode of their own
 
-	// The rules, by how a caller is told: its price is a look-up in each kind
-	// that the rules use, however many rules there are.
-	callers    map[ServiceName]*ruleList
-	namespaces map[string]*ruleList // every service of a namespace
-	names      map[string]*ruleList // a service of that name in every namespace
-	anyone     ruleList
-	addresses  map[netip.Addr]*ruleList // where mTLS is disabled
-	plaintext  ruleList                 // those for anyone that take plaintext
-
-	lenient bool // a rule with Any in its source takes plaintext
+	audits bool
 }
 
-type guardRule struct {
-	id      string
-	at      int // place in the order of consideration
-	methods []string
-	any     bool // every method, or at least all four of the default
-	star    bool
-	jwt     bool
+// place is what holds for calls to a port.
+type place struct {
 	mode    MTLSMode
+	general *table // of the rules for every port,
+	own     *table // and for this one; nil where there are none
 }
 
-// NewGuard compiles what a proxy enforces.
-func NewGuard(in Inbound) *Guard {
-	g := &Guard{
-		in: in, callers: map[ServiceName]*ruleList{}, namespaces: map[string]*ruleList{},
-		names: map[string]*ruleList{}, addresses: map[netip.Addr]*ruleList{},
+// NewGuard compiles what a proxy enforces. The error names the rule.
+func NewGuard(in Inbound) (*Guard, error) {
+	g := &Guard{in: in, ports: map[uint16]*place{}}
+	every, own := in.byPort()
+	general := map[MTLSMode]*table{}
+	at := func(mode MTLSMode) (t *table, err error) {
+		if general[mode] == nil {
+			general[mode], err = g.compile(mode, every)
+		}
+		return general[mode], err
+	}
+	var err error
+	if g.rest.general, err = at(in.MTLS); err != nil {
+		return nil, err
+	}
+	g.rest.mode = in.MTLS
+	for port, rules := range own {
+		p := &place{mode: in.Mode(port)}
+		if p.general, err = at(p.mode); err != nil {
+			return nil, err
+		}
+		if len(rules) > 0 {
+			if p.own, err = g.compile(p.mode, rules); err != nil {
+				return nil, err
+			}
+		}
+		g.ports[port] = p
+	}
+	return g, nil
+}
+
+// byPort lists the places of the rules: those for every port, and by port those
+// that name it. A port with a mode of its own is in it even without rules.
+func (in *Inbound) byPort() (every []int, own map[uint16][]int) {
+	own = map[uint16][]int{}
+	for port := range in.PortModes {
+		own[port] = nil
 	}
 	for i := range in.Rules {
 		r := &in.Rules[i]
 		if !r.AppliesTo(in.Service) {
 			continue
 		}
-		c := newGuardRule(&r.SecurityRule, in.MTLS)
-		c.at = i
-		if c.mode == Disabled {
-			for _, a := range r.Addresses {
-				listOf(g.addresses, a).add(c)
-			}
+		if len(r.Ports) == 0 {
+			every = append(every, i)
 		}
-		g.bySource(r.Source(), c)
-	}
-	return g
-}
-
-// bySource files a rule under its source. Those with Any in it are considered
-// after those that name the caller, or its address.
-func (g *Guard) bySource(source ServiceName, c *guardRule) {
-	if source.Namespace != Any && source.Name != Any {
-		listOf(g.callers, source).add(c)
-		return
-	}
-	later := *c
-	later.at += len(g.in.Rules)
-	g.lenient = g.lenient || c.mode != Strict
-	switch {
-	case source.Name != Any:
-		listOf(g.names, source.Name).add(&later)
-	case source.Namespace != Any:
-		listOf(g.namespaces, source.Namespace).add(&later)
-	default:
-		g.anyone.add(&later)
-		if c.mode != Strict {
-			g.plaintext.add(&later)
+		for _, port := range slices.Compact(slices.Sorted(slices.Values(r.Ports))) {
+			own[uint16(port)] = append(own[uint16(port)], i)
 		}
 	}
+	return every, own
 }
 
-func newGuardRule(r *SecurityRule, mesh MTLSMode) *guardRule {
-	c := &guardRule{id: r.ID, methods: r.AllowedMethods, jwt: r.RequiredJWT, mode: r.MTLSMode}
-	if c.mode == "" {
-		c.mode = mesh
-	}
-	for _, m := range r.AllowedMethods {
-		c.star = c.star || m == Any
-	}
-	c.any = true
-	for _, m := range DefaultMethods() {
-		c.any = c.any && c.allows(m)
-	}
-	return c
-}
-
-// allows tells whether a method may be used; "" is a connection that carries
-// no methods we can see, which only a rule may allow that restricts none.
-func (r *guardRule) allows(method string) bool {
-	if r.star {
-		return true
-	}
-	if method == "" {
-		return r.any
-	}
-	for _, m := range r.methods {
-		if m == method {
-			return true
+// compile makes a table of some of the rules.
+func (g *Guard) compile(mode MTLSMode, rules []int) (*table, error) {
+	t := newTable()
+	for _, i := range rules {
+		r := &g.in.Rules[i]
+		g.audits = g.audits || r.Does() == Audit
+		if err := t.add(r, i, len(g.in.Rules), mode); err != nil {
+			return nil, fmt.Errorf("security rule %q: %w", r.ID, err)
 		}
 	}
-	return false
+	t.build()
+	return t, nil
 }
 
 // Settings gives the Inbound the guard was made of.
 func (g *Guard) Settings() *Inbound { return &g.in }
 
-// Authorize decides about one request, or with method "" about a connection
-// whose bytes are not HTTP. A rule that allows wins over one that does not;
-// one without a token wins over one that needs it. No rule means deny.
-func (g *Guard) Authorize(c Caller, method string) Verdict {
-	if c.Verified && c.Name == ControlPlane && (method == "GET" || method == "") {
+func (g *Guard) at(port uint16) *place {
+	if len(g.ports) > 0 {
+		if p := g.ports[port]; p != nil {
+			return p
+		}
+	}
+	return &g.rest
+}
+
+// Authorize decides about one call. What a rule denies no other allows. A rule
+// that allows wins over one that does not; one without a token wins over one that
+// needs it. No rule means deny, unless the default is to allow.
+func (g *Guard) Authorize(c *Call) Verdict {
+	if c.checksHealth() {
 		return Verdict{Allow: true, Reason: ByControl}
 	}
-	var best ruling
-	if c.Verified {
-		best = g.callers[c.Name].rule(method)
-		if len(g.namespaces) > 0 {
-			best = best.or(g.namespaces[c.Name.Namespace].rule(method))
-		}
-		if len(g.names) > 0 {
-			best = best.or(g.names[c.Name.Name].rule(method))
-		}
-		if g.anyone.last != nil {
-			best = best.or(g.anyone.rule(method))
-		}
-	} else {
-		best = g.addresses[c.Addr].rule(method).or(g.plaintext.rule(method))
+	p, path := g.at(c.Port), c.path()
+	if r := p.denial(c, path); r != nil {
+		return r.denial(c)
 	}
-	if best.by != nil {
-		return best.verdict()
+	if best := p.rule(c, path); best.by != nil {
+		return best.verdict(c, path)
 	}
-	if !c.Verified && g.in.MTLS == Strict {
+	switch {
+	case !c.Verified && p.mode == Strict:
 		return Verdict{Reason: MTLSRequired}
-	}
-	if g.in.DefaultAllow {
+	case g.in.DefaultAllow:
 		return Verdict{Allow: true, Reason: ByDefault}
 	}
 	return Verdict{Reason: NoRule}
 }
 
-// TakesPlaintext tells whether any plaintext connection can be allowed, so that
-// a listener may refuse the rest before it reads.
-func (g *Guard) TakesPlaintext() bool {
-	return g.in.MTLS != Strict || len(g.addresses) > 0 || g.lenient
+// checksHealth tells whether the control plane looks whether the app is well: no
+// rule is about that.
+func (c *Call) checksHealth() bool {
+	return c.Verified && c.Name == ControlPlane && (c.Method == "GET" || c.opaque())
+}
+
+// Audits tells whether some rule audits.
+func (g *Guard) Audits() bool { return g.audits }
+
+// Audit calls note with the id of each rule of that kind that is about a call. It
+// goes through all of them.
+func (g *Guard) Audit(c *Call, note func(rule string)) {
+	if p := g.at(c.Port); !c.checksHealth() {
+		p.general.audit(c, note)
+		if p.own != nil {
+			p.own.audit(c, note)
+		}
+	}
+}
+
+func (t *table) audit(c *Call, note func(rule string)) {
+	for i := range t.audits {
+		if r := &t.audits[i]; r.isFrom(&c.Caller) && r.hits(c, c.path()) {
+			note(r.id)
+		}
+	}
+}
+
+func (p *place) denial(c *Call, path string) *guardRule {
+	first := p.general.denial(c, path, nil)
+	if p.own != nil {
+		first = p.own.denial(c, path, first)
+	}
+	return first
+}
+
+func (p *place) rule(c *Call, path string) ruling {
+	best := p.general.rule(c, path)
+	if p.own != nil {
+		best = best.or(p.own.rule(c, path))
+	}
+	return best
+}
+
+// TakesPlaintext tells whether any plaintext connection to a port can be allowed,
+// so that a listener may refuse the rest before it reads.
+func (g *Guard) TakesPlaintext(port uint16) bool {
+	p := g.at(port)
+	return p.mode != Strict || p.general.lenient || p.own != nil && p.own.lenient
 }

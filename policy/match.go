@@ -239,7 +239,7 @@ type pattern struct {
 }
 
 // newPattern reads the pattern of a header or parameter: exact, prefix:, suffix:,
-// regex: or present:, and not: before any of them.
+// regex:, present: or absent:, and not: before any of them.
 func newPattern(s string) (pattern, error) {
 	s, not := strings.CutPrefix(s, "not:")
 	p := pattern{kind: matchExact, text: s}
@@ -252,6 +252,8 @@ func newPattern(s string) (pattern, error) {
 		p, err = newRegex(rest)
 	} else if s == "present:" {
 		p = pattern{kind: matchAny}
+	} else if s == "absent:" {
+		p, not = pattern{kind: matchAny}, !not
 	}
 	p.not = not
 	return p, err

@@ -23,7 +23,7 @@ var shortcuts = []struct{ short, path string }{
 
 // Merge lays a JSON object over the settings: what it does not name stays.
 // In "services" each service named replaces that service's settings, and null
-// removes them. The error is Problems, each with its path; the settings given
+// removes them; "namespaces" likewise. The error is Problems, each with its path; the settings given
 // are not changed.
 func (s Settings) Merge(patch []byte) (Settings, error) {
 	tree, err := readPatch(patch)
@@ -48,8 +48,11 @@ func (s Settings) Merge(patch []byte) (Settings, error) {
 	if err := json.Unmarshal(plain, &out); err != nil {
 		return s, fmt.Errorf("settings: %w", err)
 	}
-	for _, name := range removed {
+	for _, name := range removed["services"] {
 		delete(out.Services, name)
+	}
+	for _, name := range removed["namespaces"] {
+		delete(out.Namespaces, name)
 	}
 	if p := out.Validate(); len(p) > 0 {
 		return s, p
@@ -151,14 +154,17 @@ func resolve(tree map[string]any, path string, create bool) (map[string]any, str
 	return tree, parts[len(parts)-1]
 }
 
-// takeNulls removes services set to null from the patch and names them.
-func takeNulls(tree map[string]any) []string {
-	services, _ := tree["services"].(map[string]any)
-	var removed []string
-	for name, v := range services {
-		if v == nil {
-			removed = append(removed, name)
-			delete(services, name)
+// takeNulls removes services and namespaces set to null from the patch and names
+// them.
+func takeNulls(tree map[string]any) map[string][]string {
+	removed := map[string][]string{}
+	for _, group := range []string{"services", "namespaces"} {
+		members, _ := tree[group].(map[string]any)
+		for name, v := range members {
+			if v == nil {
+				removed[group] = append(removed[group], name)
+				delete(members, name)
+			}
 		}
 	}
 	return removed

@@ -26,7 +26,8 @@ func (in *Inbound) LooksAtPath() bool {
 // looksAtPath errs to the safe side: a condition that is not one of those below is
 // taken to be about the path.
 func (r SecurityRule) looksAtPath() bool {
-	r.ID, r.MTLSMode, r.RequiredJWT, r.AllowedMethods = "", "", false, nil
+	r.ID, r.Action, r.MTLSMode, r.RequiredJWT, r.AllowedMethods = "", "", "", false, nil
+	r.Sources, r.Ports, r.Headers, r.Claims = nil, nil, nil, nil
 	r.SourceNamespace, r.SourceService, r.DestinationNamespace, r.DestinationService = "", "", "", ""
 	return !reflect.ValueOf(r).IsZero()
 }

@@ -10,7 +10,7 @@ import (
 func TestWhatRulesLookAtPaths(t *testing.T) {
 	other := map[string]bool{
 		"ID": true, "SourceNamespace": true, "SourceService": true, "DestinationNamespace": true, "DestinationService": true,
-		"AllowedMethods": true, "RequiredJWT": true, "MTLSMode": true,
+		"AllowedMethods": true, "RequiredJWT": true, "MTLSMode": true, "Action": true, "Sources": true, "Ports": true, "Headers": true, "Claims": true,
 	}
 	fields := reflect.TypeFor[SecurityRule]()
 	for i := range fields.NumField() {

@@ -1,16 +1,31 @@
 package policy
 
-// A ruling is what rules say about a call; the zero value is nothing.
+// A ruling is what rules that allow say about a call; the zero value is nothing.
 type ruling struct {
 	by    *guardRule
 	allow bool
 }
 
-func (r ruling) verdict() Verdict {
+func (r ruling) verdict(c *Call, path string) Verdict {
 	if !r.allow {
-		return Verdict{Reason: MethodDenied, Rule: r.by.id}
+		return Verdict{Reason: r.by.misses(c, path), Rule: r.by.id}
 	}
-	return Verdict{Allow: true, Reason: ByRule, Rule: r.by.id, RequireJWT: r.by.jwt}
+	if r.by.jwt {
+		if _, refused := c.token(); refused != "" {
+			return Verdict{Reason: refused, Rule: r.by.id}
+		}
+	}
+	return Verdict{Allow: true, Reason: ByRule, Rule: r.by.id}
+}
+
+// denial is the verdict of a rule that denies.
+func (r *guardRule) denial(c *Call) Verdict {
+	if len(r.claims) > 0 && !c.opaque() {
+		if _, refused := c.token(); refused != "" { // a token may help
+			return Verdict{Reason: refused, Rule: r.id}
+		}
+	}
+	return Verdict{Reason: Denied, Rule: r.id}
 }
 
 // or gives the ruling that stands of two: one that allows, without a token if
@@ -34,26 +49,25 @@ func (r ruling) beats(s ruling) bool {
 	return r.by.at < s.by.at
 }
 
-// ruleList is the rules about one source, in order. It keeps of them what can
-// decide: its price does not grow with their number.
+// ruleList is the rules about one source, in order.
 type ruleList struct {
+	plain  plainList
+	last   *guardRule // with conditions: what none of them allows it denies
+	asks   ruleSet    // those that allow with conditions, those without a token first
+	denies ruleSet
+}
+
+// plainList is the rules that look at nothing but the method. It keeps of them what
+// can decide: its price does not grow with their number.
+type plainList struct {
 	last   *guardRule            // denies what none allows
 	star   *guardRule            // decides where every method is allowed
 	opaque *guardRule            // decides about connections without methods
 	named  map[string]*guardRule // decides about a method; made for the second rule
 }
 
-func listOf[K comparable](lists map[K]*ruleList, key K) *ruleList {
-	l := lists[key]
-	if l == nil {
-		l = &ruleList{}
-		lists[key] = l
-	}
-	return l
-}
-
 // add takes the next rule.
-func (l *ruleList) add(r *guardRule) {
+func (l *plainList) add(r *guardRule) {
 	if l.last != nil && l.named == nil {
 		l.named = map[string]*guardRule{}
 		l.name(l.last)
@@ -70,7 +84,7 @@ func (l *ruleList) add(r *guardRule) {
 	l.last = r
 }
 
-func (l *ruleList) name(r *guardRule) {
+func (l *plainList) name(r *guardRule) {
 	for _, m := range r.methods {
 		l.named[m] = preferred(l.named[m], r)
 	}
@@ -85,10 +99,10 @@ func preferred(first, second *guardRule) *guardRule {
 	return first
 }
 
-// rule decides about a method. A nil list has no rules.
-func (l *ruleList) rule(method string) ruling {
+// rule decides about a method.
+func (l *plainList) rule(method string) ruling {
 	switch {
-	case l == nil || l.last == nil:
+	case l.last == nil:
 		return ruling{}
 	case l.named == nil:
 		return ruling{l.last, l.last.allows(method)}
@@ -101,3 +115,12 @@ func (l *ruleList) rule(method string) ruling {
 }
 
 func allowed(r *guardRule) ruling { return ruling{r, r != nil} }
+
+// rule decides about a call, as far as rules allow.
+func (l *ruleList) rule(c *Call, path string) ruling {
+	best := l.plain.rule(c.Method)
+	if l.last == nil {
+		return best
+	}
+	return best.or(ruling{by: l.last}).or(allowed(l.asks.first(c, path)))
+}

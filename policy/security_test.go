@@ -26,6 +26,17 @@ func methods(m ...string) func(*SecurityRule) { return func(r *SecurityRule) { r
 func mode(m MTLSMode) func(*SecurityRule)     { return func(r *SecurityRule) { r.MTLSMode = m } }
 func token(r *SecurityRule)                   { r.RequiredJWT = true }
 
+func denies(r *SecurityRule) { r.Action = Deny }
+
+func guardOf(t testing.TB, in Inbound) *Guard {
+	t.Helper()
+	g, err := NewGuard(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
 func verified(n ServiceName) Caller { return Caller{Name: n, Verified: true} }
 
 func plain(addr string) Caller { return Caller{Addr: netip.MustParseAddr(addr)} }
@@ -42,35 +53,35 @@ func TestAuthorize(t *testing.T) {
 		want   Verdict
 	}{
 		{"no rule", Inbound{MTLS: Strict}, verified(shop), "GET", Verdict{Reason: NoRule}},
-		{"a rule", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop)}}, verified(shop), "GET", Verdict{true, ByRule, "r", false}},
+		{"a rule", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop)}}, verified(shop), "GET", Verdict{true, ByRule, "r"}},
 		{"a rule for another", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", orders)}}, verified(shop), "GET", Verdict{Reason: NoRule}},
-		{"method not allowed", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "PUT", Verdict{false, MethodDenied, "r", false}},
-		{"every method", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods(Any))}}, verified(shop), "BREW", Verdict{true, ByRule, "r", false}},
-		{"a second rule allows", Inbound{MTLS: Strict, Rules: []InboundRule{allow("a", shop, methods("GET")), allow("b", anyone, methods("PUT"))}}, verified(shop), "PUT", Verdict{true, ByRule, "b", false}},
-		{"whole namespace", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", ServiceName{"default", Any})}}, verified(shop), "GET", Verdict{true, ByRule, "r", false}},
+		{"method not allowed", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "PUT", Verdict{false, MethodDenied, "r"}},
+		{"every method", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods(Any))}}, verified(shop), "BREW", Verdict{true, ByRule, "r"}},
+		{"a second rule allows", Inbound{MTLS: Strict, Rules: []InboundRule{allow("a", shop, methods("GET")), allow("b", anyone, methods("PUT"))}}, verified(shop), "PUT", Verdict{true, ByRule, "b"}},
+		{"whole namespace", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", ServiceName{"default", Any})}}, verified(shop), "GET", Verdict{true, ByRule, "r"}},
 		{"other namespace", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", ServiceName{"prod", Any})}}, verified(shop), "GET", Verdict{Reason: NoRule}},
-		{"token", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, token)}}, verified(shop), "GET", Verdict{true, ByRule, "r", true}},
-		{"a rule without token wins", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, token), allow("s", shop)}}, verified(shop), "GET", Verdict{true, ByRule, "s", false}},
-		{"whatever the order", Inbound{MTLS: Strict, Rules: []InboundRule{allow("s", shop), allow("r", shop, token)}}, verified(shop), "GET", Verdict{true, ByRule, "s", false}},
-		{"connection", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop)}}, verified(shop), "", Verdict{true, ByRule, "r", false}},
-		{"connection, rule restricts methods", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "", Verdict{false, MethodDenied, "r", false}},
-		{"default allow", Inbound{MTLS: Strict, DefaultAllow: true}, verified(shop), "GET", Verdict{true, ByDefault, "", false}},
-		{"default allow does not lift a method", Inbound{MTLS: Strict, DefaultAllow: true, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "PUT", Verdict{false, MethodDenied, "r", false}},
+		{"token", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, token)}}, verified(shop), "GET", Verdict{false, TokenMissing, "r"}},
+		{"a rule without token wins", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, token), allow("s", shop)}}, verified(shop), "GET", Verdict{true, ByRule, "s"}},
+		{"whatever the order", Inbound{MTLS: Strict, Rules: []InboundRule{allow("s", shop), allow("r", shop, token)}}, verified(shop), "GET", Verdict{true, ByRule, "s"}},
+		{"connection", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop)}}, verified(shop), "", Verdict{true, ByRule, "r"}},
+		{"connection, rule restricts methods", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "", Verdict{false, MethodDenied, "r"}},
+		{"default allow", Inbound{MTLS: Strict, DefaultAllow: true}, verified(shop), "GET", Verdict{true, ByDefault, ""}},
+		{"default allow does not lift a method", Inbound{MTLS: Strict, DefaultAllow: true, Rules: []InboundRule{allow("r", shop, methods("GET"))}}, verified(shop), "PUT", Verdict{false, MethodDenied, "r"}},
 		{"strict, plaintext", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", anyone)}}, plain("10.0.0.9"), "GET", Verdict{Reason: MTLSRequired}},
 		{"strict beats default allow", Inbound{MTLS: Strict, DefaultAllow: true}, plain("10.0.0.9"), "GET", Verdict{Reason: MTLSRequired}},
-		{"permissive, plaintext, rule for anyone", Inbound{MTLS: Permissive, Rules: []InboundRule{allow("r", anyone)}}, plain("10.0.0.9"), "GET", Verdict{true, ByRule, "r", false}},
+		{"permissive, plaintext, rule for anyone", Inbound{MTLS: Permissive, Rules: []InboundRule{allow("r", anyone)}}, plain("10.0.0.9"), "GET", Verdict{true, ByRule, "r"}},
 		{"permissive, plaintext, rule for a name", Inbound{MTLS: Permissive, Rules: []InboundRule{allow("r", shop)}}, plain("10.0.0.9"), "GET", Verdict{Reason: NoRule}},
 		{"permissive mesh, strict rule", Inbound{MTLS: Permissive, Rules: []InboundRule{allow("r", anyone, mode(Strict))}}, plain("10.0.0.9"), "GET", Verdict{Reason: NoRule}},
-		{"strict mesh, permissive rule", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", anyone, mode(Permissive))}}, plain("10.0.0.9"), "GET", Verdict{true, ByRule, "r", false}},
-		{"disabled tells callers by address", Inbound{MTLS: Strict, Rules: []InboundRule{addressed}}, plain("10.0.0.7"), "GET", Verdict{true, ByRule, "by-address", false}},
+		{"strict mesh, permissive rule", Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", anyone, mode(Permissive))}}, plain("10.0.0.9"), "GET", Verdict{true, ByRule, "r"}},
+		{"disabled tells callers by address", Inbound{MTLS: Strict, Rules: []InboundRule{addressed}}, plain("10.0.0.7"), "GET", Verdict{true, ByRule, "by-address"}},
 		{"and nobody else", Inbound{MTLS: Strict, Rules: []InboundRule{addressed}}, plain("10.0.0.8"), "GET", Verdict{Reason: MTLSRequired}},
-		{"health checks pass", Inbound{MTLS: Strict}, verified(ControlPlane), "GET", Verdict{true, ByControl, "", false}},
+		{"health checks pass", Inbound{MTLS: Strict}, verified(ControlPlane), "GET", Verdict{true, ByControl, ""}},
 		{"but nothing else of the control plane", Inbound{MTLS: Strict}, verified(ControlPlane), "POST", Verdict{Reason: NoRule}},
 		{"an unverified name counts for nothing", Inbound{MTLS: Permissive, Rules: []InboundRule{allow("r", shop)}}, Caller{Name: shop}, "GET", Verdict{Reason: NoRule}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.in.Service = orders
-			if got := NewGuard(c.in).Authorize(c.caller, c.method); got != c.want {
+			if got := guardOf(t, c.in).Authorize(&Call{Caller: c.caller, Method: c.method}); got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 		})
@@ -80,7 +91,7 @@ func TestAuthorize(t *testing.T) {
 func TestRulesForOtherDestinationsDoNotCount(t *testing.T) {
 	r := allow("r", shop)
 	r.DestinationService = "users"
-	if NewGuard(Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{r}}).Authorize(verified(shop), "GET").Allow {
+	if guardOf(t, Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{r}}).Authorize(&Call{Caller: verified(shop), Method: "GET"}).Allow {
 		t.Error("a rule about users let a call to orders pass")
 	}
 }
@@ -97,16 +108,16 @@ func TestTakesPlaintext(t *testing.T) {
 		{Inbound{MTLS: Strict, Rules: []InboundRule{allow("r", shop, mode(Permissive))}}, false},
 	} {
 		c.in.Service = orders
-		if got := NewGuard(c.in).TakesPlaintext(); got != c.want {
+		if got := guardOf(t, c.in).TakesPlaintext(80); got != c.want {
 			t.Errorf("%+v: got %v", c.in, got)
 		}
 	}
 }
 
 func TestAuthorizeAllocatesNothing(t *testing.T) {
-	g := NewGuard(Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{allow("r", shop), allow("s", ServiceName{"default", Any})}})
-	c := verified(shop)
-	if n := testing.AllocsPerRun(100, func() { g.Authorize(c, "GET") }); n != 0 {
+	g := guardOf(t, Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{allow("r", shop), allow("s", ServiceName{"default", Any})}})
+	c := &Call{Caller: verified(shop), Method: "GET"}
+	if n := testing.AllocsPerRun(100, func() { g.Authorize(c) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -13,6 +13,7 @@ type Settings struct {
 	DefaultPolicy string                     `json:"default_policy"` // deny or allow: what no rule decides
 	Egress        string                     `json:"egress"`         // allow or deny: destinations outside the mesh
 	Services      map[string]ServiceSettings `json:"services"`       // by name or namespace/name
+	Namespaces    map[string]NamespaceRules  `json:"namespaces,omitempty"`
 	Security      Security                   `json:"security"`
 	Observability Observability              `json:"observability"`
 	Resilience    Resilience                 `json:"resilience"`
@@ -41,6 +42,9 @@ type ServiceSettings struct {
 	MaxPending          *int              `json:"max_pending,omitempty"`
 	MaxConnections      *int              `json:"max_connections,omitempty"`
 	Affinity            *AffinitySettings `json:"affinity,omitempty"`
+
+	MTLSMode  MTLSMode            `json:"mtls_mode,omitempty"`
+	MTLSPorts map[string]MTLSMode `json:"mtls_ports,omitempty"` // by port
 }
 
 // CircuitValues sets the circuits of one service's endpoints.
@@ -176,6 +180,7 @@ func (s *Settings) Validate() Problems {
 		p = append(p, v.validate().Under("services."+name)...)
 		p = append(p, s.validateTogether(&v).Under("services."+name)...)
 	}
+	s.validateNamespaces(&p)
 	s.validateSecurity(&p)
 	s.validateObservability(&p)
 	s.validateResilience(&p)
@@ -286,7 +291,7 @@ func (v *ServiceSettings) validate() Problems {
 	if v.Affinity != nil {
 		p = append(p, v.Affinity.validate().Under("affinity")...)
 	}
-	return p
+	return append(p, v.validateModes()...)
 }
 
 func isHeaderKey(s string) bool {
@@ -296,7 +301,8 @@ func isHeaderKey(s string) bool {
 
 // TrafficFor gives what holds for a service: its own settings over the mesh's.
 func (s *Settings) TrafficFor(name ServiceName) Traffic {
-	t := Traffic{Strategy: s.LoadBalancing.Strategy, MTLS: s.MTLSMode, Retry: Retry{Attempts: 1, Delay: seconds(s.Resilience.Retry.Delay)}}
+	modes := s.ModesFor(name)
+	t := Traffic{Strategy: s.LoadBalancing.Strategy, MTLS: modes.MTLS, PortModes: modes.PortModes, Retry: Retry{Attempts: 1, Delay: seconds(s.Resilience.Retry.Delay)}}
 	if s.Resilience.Timeout.Enabled {
 		t.Timeout = seconds(s.Resilience.Timeout.Default)
 	}

@@ -105,6 +105,8 @@ type Traffic struct {
 	Overload  Overload
 	// RateLimits are more limits: a request must be within all.
 	RateLimits []RateLimit
+	// PortModes are the modes of the ports where they are not MTLS.
+	PortModes map[uint16]MTLSMode
 	// PlaintextFrom lists callers for whom a rule disables mTLS.
 	PlaintextFrom []ServiceName
 	Affinity      Affinity
@@ -123,9 +125,9 @@ type Breaker struct {
 	Timeout   time.Duration
 }
 
-// SendsPlaintext tells whether a caller uses no mTLS towards the service.
-func (t *Traffic) SendsPlaintext(caller ServiceName) bool {
-	if t.MTLS == Disabled {
+// SendsPlaintext tells whether a caller uses no mTLS towards a port of the service.
+func (t *Traffic) SendsPlaintext(caller ServiceName, port uint16) bool {
+	if t.Mode(port) == Disabled {
 		return true
 	}
 	for _, p := range t.PlaintextFrom {

@@ -14,6 +14,7 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/detect"
+	"github.com/weir-mesh/weir/proxy/listen"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -352,7 +353,8 @@ func TestRulesThatAllowNoMoreCutLiveConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut := false
-	live := p.live.add(shop, func() { cut = true })
+	from := &inbound{p: p, lc: &listen.Conn{}, caller: shop}
+	live := p.live.add(from, &asked{Call: from.connection()}, func() { cut = true })
 	if err := p.setInbound(in); err != nil || cut {
 		t.Fatalf("cut although still allowed (%v)", err)
 	}
@@ -360,11 +362,44 @@ func TestRulesThatAllowNoMoreCutLiveConnections(t *testing.T) {
 	if err := p.setInbound(in); err != nil || !cut {
 		t.Fatalf("not cut (%v)", err)
 	}
-	p.live.remove(live)
+	if why := p.live.remove(live); why.Reason != policy.NoRule {
+		t.Errorf("cut for %+v", why)
+	}
 	other := in
 	other.Service = users
 	if err := p.setInbound(other); err == nil {
 		t.Error("rules of another service are taken")
+	}
+}
+
+// A WebSocket is what its request was: a rule about GET and its path holds for it.
+func TestAnUpgradedConnectionIsJudgedByItsRequest(t *testing.T) {
+	p := sidecar(t)
+	shop := policy.Caller{Name: policy.ServiceName{Namespace: "default", Name: "shop"}, Verified: true}
+	rule := policy.InboundRule{SecurityRule: policy.SecurityRule{
+		ID: "r", SourceNamespace: "default", SourceService: "shop", DestinationNamespace: "default", DestinationService: "front", AllowedMethods: []string{"GET"},
+		Paths: []string{"/ws"}, Headers: map[string]string{"X-Room": "7"},
+	}}
+	in := policy.Inbound{Service: p.cfg.Service, MTLS: policy.Strict, Rules: []policy.InboundRule{rule}}
+	if err := p.setInbound(in); err != nil {
+		t.Fatal(err)
+	}
+	cut := false
+	from := &inbound{p: p, lc: &listen.Conn{}, caller: shop}
+	ask := &asked{Call: from.connection()}
+	ask.Method, ask.Path, ask.Header = "GET", "/ws?a", func(name string, n int) (string, bool) { return "7", name == "X-Room" && n == 0 }
+	live := p.live.add(from, ask, func() { cut = true })
+	if err := p.setInbound(in); err != nil || cut {
+		t.Fatalf("cut although still allowed (%v)", err)
+	}
+	deny := rule
+	deny.ID, deny.Action = "d", policy.Deny
+	in.Rules = append(in.Rules, deny)
+	if err := p.setInbound(in); err != nil || !cut {
+		t.Fatalf("not cut (%v)", err)
+	}
+	if why := p.live.remove(live); why != (policy.Verdict{Reason: policy.Denied, Rule: "d"}) {
+		t.Errorf("cut for %+v", why)
 	}
 }
 

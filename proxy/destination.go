@@ -206,7 +206,7 @@ func (d *destination) healthy() map[string]bool {
 }
 
 func (p *Proxy) endpointFor(svc *policy.Service, t policy.Target, now time.Time) (*endpoint, endpointKey, error) {
-	mtls := t.Meshed && !svc.Traffic.SendsPlaintext(p.cfg.Service)
+	mtls := t.Meshed && !svc.Traffic.SendsPlaintext(p.cfg.Service, uint16(t.Port))
 	// Connections that were made under another mode are not used again.
 	key := endpointKey{service: svc.Name, id: t.ID, addr: t.Addr(), mtls: mtls}
 	limits := svc.Traffic.Breaker

@@ -67,6 +67,9 @@ type hop interface {
 	discard()
 	// upgrade hands both connections over after a 101.
 	upgrade() (*upgrade, error)
+	// abort ends the exchange while another task of the loop handles it. A client of
+	// HTTP/2 is told that it is not permitted; to one of HTTP/1.1 the connection breaks.
+	abort()
 	// protocol is the word of the access log.
 	protocol() string
 }
@@ -120,6 +123,7 @@ const maxStale = 300
 type h1Hop struct {
 	*h1.Exchange
 	l    *loop.Loop
+	conn *loop.Conn // the client's; nil where nothing aborts
 	pool *h1.Pool
 	up   *h1.Upstream
 	resp *h1.Response
@@ -149,6 +153,8 @@ func (g *h1Hop) Nth(name string, n int) (string, bool) {
 }
 
 func (g *h1Hop) protocol() string { return "http1" }
+
+func (g *h1Hop) abort() { _ = g.conn.Reset() }
 
 func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {

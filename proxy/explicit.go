@@ -59,11 +59,11 @@ func (e *explicit) Ended(err error) {
 	m := e.p.conns.explicit
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
-		up := e.out.upgraded
-		if up == nil {
-			up = e.in.upgraded
+		if e.out.upgraded == nil {
+			e.in.relayUpgraded(m)
+			return
 		}
-		e.p.relayUpgraded(e.out.lc, up, m, &e.p.conns.inboundUpgraded, nil)
+		e.p.relayUpgraded(e.out.lc, e.out.upgraded, m, &e.p.conns.inboundUpgraded, nil)
 	case err != nil:
 		m.Closed("failed", 0, 0)
 	default:

@@ -128,12 +128,15 @@ type guard struct {
 }
 
 func newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
-	g := &guard{Guard: policy.NewGuard(in), tokens: jwt.New([]byte(in.JWTSecret))}
+	decide, err := policy.NewGuard(in)
+	if err != nil {
+		return nil, err
+	}
+	g := &guard{Guard: decide, tokens: jwt.New([]byte(in.JWTSecret))}
 	var before *inboundLimits
 	if old != nil {
 		before = &old.limits
 	}
-	var err error
 	g.limits, err = newInboundLimits(&in, before, now)
 	g.byPath = in.LooksAtPath() || g.limits.router != nil && g.limits.router.LooksAtPath()
 	return g, err
@@ -151,9 +154,10 @@ func (p *Proxy) setInbound(in policy.Inbound) error {
 	}
 	p.guard.Store(g)
 	p.askForNew(g.limits.all())
-	if n := p.live.recheck(g.Guard); n > 0 {
+	if n := p.live.recheck(g); n > 0 {
 		p.log.Info("connections cut: policy allows them no more", zap.Int("connections", n))
 	}
+	p.recheckRequests(g)
 	return nil
 }
 

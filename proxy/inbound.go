@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
-	"sync"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -61,14 +61,24 @@ type inbound struct {
 	protocol string
 	declared bool
 	upgraded *upgrade // nil unless there was one
+	asked    *asked   // the request that led to it
+}
+
+// connection is what rules decide about where requests are not seen.
+func (i *inbound) connection() policy.Call { return policy.Call{Caller: i.caller, Port: i.dst.Port()} }
+
+// mayConnect tells whether the caller may use a connection whose bytes are not
+// looked at.
+func (i *inbound) mayConnect() bool {
+	call := i.connection()
+	return i.p.guard.Load().Authorize(&call).Allow
 }
 
 // listen hears the caller's first bytes. Where the app may speak first and the
 // caller might be allowed without TLS, the app is dialled meanwhile.
 func (i *inbound) listen(then func(*firstBytes, error)) {
-	g := i.p.guard.Load()
 	dial := i.dialApp
-	if clientFirst(i.protocol) || !g.TakesPlaintext() || !g.Authorize(i.caller, "").Allow {
+	if clientFirst(i.protocol) || !i.p.guard.Load().TakesPlaintext(i.dst.Port()) || !i.mayConnect() {
 		dial = nil
 	}
 	limit := i.p.cfg.HandshakeTime
@@ -133,7 +143,7 @@ func (i *inbound) listenInside(tc *secure.Conn, then func(*firstBytes, error)) {
 	switch {
 	case clientFirst(i.protocol):
 		i.p.listenBoth(tc, patience{deadline: now.Add(idleLimit)}, nil, then)
-	case !i.p.guard.Load().Authorize(i.caller, "").Allow:
+	case !i.mayConnect():
 		i.p.listenBoth(tc, patience{deadline: now.Add(i.p.cfg.HandshakeTime)}, nil, then)
 	default:
 		i.p.listenBoth(tc, patience{pause: i.p.cfg.HandshakeTime}, i.dialApp, then)
@@ -163,16 +173,14 @@ func (i *inbound) serveOpaque(first *firstBytes) {
 	started := l.Now()
 	m := i.p.conns.inboundTCP
 	m.Opened()
-	v := i.p.guard.Load().Authorize(i.caller, "")
-	if !v.Allow || v.RequireJWT {
-		word := string(v.Reason)
-		if v.Allow {
-			word = string(tokenMissing.word)
-		}
+	g, call := i.p.guard.Load(), i.connection()
+	audits := i.audit(g, &call)
+	v := g.Authorize(&call)
+	if !v.Allow {
 		first.dropUpstream()
-		i.deny(word)
+		i.deny(v)
 		m.Closed("denied", 0, 0)
-		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), word, started, relay.Result{})
+		i.logConn(string(v.Reason), v.Rule, audits, started, relay.Result{})
 		_ = first.client.Reset()
 		return
 	}
@@ -181,17 +189,20 @@ func (i *inbound) serveOpaque(first *firstBytes) {
 	if err != nil {
 		m.Closed("app-unavailable", 0, 0)
 		i.p.log.Info("the app does not answer", zap.Stringer("address", i.dst), zap.Error(err))
-		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), "app-unavailable", started, relay.Result{})
+		i.logConn("app-unavailable", v.Rule, audits, started, relay.Result{})
 		_ = first.client.Reset()
 		return
 	}
 	var live *liveConn
 	session := relay.Start(first.client, up, relay.Config{FromClient: peeked, HalfClosedTimeout: halfClosed}, func(res relay.Result) {
-		i.p.live.remove(live)
+		reason, rule := res.Reason.String(), v.Rule
+		if why := i.p.live.remove(live); why.Reason != "" {
+			reason, rule = string(why.Reason), why.Rule
+		}
 		m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-		i.p.logConn(telemetry.Inbound, i.lc, i.p.cfg.Service.String(), i.dst.String(), res.Reason.String(), started, res)
+		i.logConn(reason, rule, audits, started, res)
 	})
-	live = i.p.live.add(i.caller, cutter(l, session))
+	live = i.p.live.add(i, &asked{Call: call}, cutter(l, session))
 }
 
 // upstream is the connection to the app: dialled before, or now.
@@ -204,16 +215,44 @@ func (i *inbound) upstream(first *firstBytes) (*loop.Conn, error) {
 	return i.dialApp()
 }
 
+// logConn writes the line of a connection in the access log.
+func (i *inbound) logConn(reason, rule, audits string, started time.Time, res relay.Result) {
+	i.p.logConn(&telemetry.Record{
+		Time: started, Direction: telemetry.Inbound, Source: source(i.caller, i.lc.Peer()), Destination: i.p.cfg.Service.String(),
+		Endpoint: i.dst.String(), Reason: reason, Route: rule, Audit: audits,
+	}, i.lc, res)
+}
+
 // deny counts and logs a refused call.
-func (i *inbound) deny(word string) {
-	i.p.ownMetrics().Denied(word)
-	i.p.log.Info("denied", zap.String("caller", source(i.caller, i.lc.Peer())), zap.String("reason", word))
+func (i *inbound) deny(v policy.Verdict) {
+	i.p.ownMetrics().Denied(string(v.Reason), v.Rule)
+	i.p.log.Info("denied", zap.String("caller", source(i.caller, i.lc.Peer())), zap.Uint16("port", i.dst.Port()),
+		zap.String("reason", string(v.Reason)), zap.String("rule", v.Rule))
+}
+
+// audit counts and logs the rules of that kind that are about a call, and gives
+// their ids with spaces between.
+func (i *inbound) audit(g *guard, call *policy.Call) (ids string) {
+	g.Audit(call, func(rule string) {
+		i.p.ownMetrics().Audited(rule)
+		i.p.log.Info("audit", zap.String("caller", source(i.caller, i.lc.Peer())), zap.Uint16("port", i.dst.Port()), zap.String("rule", rule))
+		ids = strings.TrimPrefix(ids+" "+rule, " ")
+	})
+	return ids
 }
 
 // serveHTTP runs the HTTP engine and, after an upgrade, the relay.
 func (i *inbound) serveHTTP(c loop.Stream, peeked []byte) {
 	i.p.conns.inboundHTTP.Opened()
 	i.p.h1.Begin(&i.requests, c, peeked, i)
+}
+
+// relayUpgraded carries what follows an upgrade, for as long as the request that
+// asked for it would be allowed.
+func (i *inbound) relayUpgraded(m *telemetry.Connections) {
+	var live *liveConn
+	session := i.p.relayUpgraded(i.lc, i.upgraded, m, &i.p.conns.inboundUpgraded, func() { i.p.live.remove(live) })
+	live = i.p.live.add(i, i.asked, cutter(i.lc.Loop(), session))
 }
 
 // Draining is asked between requests.
@@ -224,62 +263,11 @@ func (i *inbound) Ended(err error) {
 	m := i.p.conns.inboundHTTP
 	switch {
 	case errors.Is(err, h1.ErrUpgraded):
-		var live *liveConn
-		session := i.p.relayUpgraded(i.lc, i.upgraded, m, &i.p.conns.inboundUpgraded, func() { i.p.live.remove(live) })
-		live = i.p.live.add(i.caller, cutter(i.lc.Loop(), session))
+		i.relayUpgraded(m)
 	case err != nil:
 		m.Closed("failed", 0, 0)
 		i.p.log.Debug("inbound connection", zap.Stringer("peer", i.lc.Peer()), zap.Error(err))
 	default:
 		m.Closed("eof", 0, 0)
 	}
-}
-
-// liveConns are the connections that policy is asked about again when it
-// changes.
-type liveConns struct {
-	mu    sync.Mutex // guards what follows
-	conns map[*liveConn]struct{}
-}
-
-type liveConn struct {
-	caller policy.Caller
-	cut    func() // from any goroutine
-}
-
-// cutter cuts a relay from any goroutine.
-func cutter(l *loop.Loop, s *relay.Session) func() {
-	return func() { l.Post(func() { s.Abort(relay.Cancelled) }) }
-}
-
-func (l *liveConns) add(caller policy.Caller, cut func()) *liveConn {
-	c := &liveConn{caller: caller, cut: cut}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns == nil {
-		l.conns = map[*liveConn]struct{}{}
-	}
-	l.conns[c] = struct{}{}
-	return c
-}
-
-func (l *liveConns) remove(c *liveConn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.conns, c)
-}
-
-// recheck cuts the connections that are allowed no more and says how many.
-func (l *liveConns) recheck(g *policy.Guard) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for c := range l.conns {
-		if !g.Authorize(c.caller, "").Allow {
-			c.cut()
-			delete(l.conns, c)
-			n++
-		}
-	}
-	return n
 }

@@ -26,30 +26,45 @@ type inboundRequests struct {
 	ids  ids
 	text []byte
 
-	paths  policy.PathReader
-	check  limitCheck
-	x      exchange // for limits by a header or a claim
-	claims map[string]any
+	paths policy.PathReader
+	check limitCheck
+	hop   hop // from authorize on
+	guard *guard
+	call  policy.Call
+
+	claims     map[string]any // of the token, once it was asked for
+	noToken    policy.Reason  // why there are none
+	tokenAsked bool
+
+	next, prev *inboundRequests // of those under way
+	marked     bool             // policy allows it no more
+	why        policy.Verdict   // for which it was cut
 
 	reason reason
 	rule   string
+	audits string
 	began  time.Time
 }
 
-var inboundPool = sync.Pool{New: func() any { return &inboundRequests{text: make([]byte, 0, 128)} }}
+var inboundPool = sync.Pool{New: func() any {
+	r := &inboundRequests{text: make([]byte, 0, 128)}
+	// Bound once: a method value made for each request would be an allocation.
+	r.call.Header, r.call.Token = r.header, r.token
+	return r
+}}
 
 // Handle is the handler of the connection's requests.
 func (i *inbound) Handle(x *h1.Exchange) {
 	r := inboundPool.Get().(*inboundRequests)
 	r.in, r.l = i, i.lc.Loop()
-	r.h1 = h1Hop{Exchange: x, l: r.l}
+	r.h1 = h1Hop{Exchange: x, l: r.l, conn: &i.lc.Conn}
 	r.serve(&r.h1)
 	r.h1 = h1Hop{}
 	r.free()
 }
 
 func (r *inboundRequests) free() {
-	r.in = nil
+	r.in, r.hop, r.guard, r.claims = nil, nil, nil, nil
 	inboundPool.Put(r)
 }
 
@@ -62,7 +77,8 @@ func (r *inboundRequests) serve(x hop) {
 
 func (r *inboundRequests) begin(x hop) {
 	r.began = x.Now()
-	r.reason, r.rule = "", ""
+	r.reason, r.rule, r.audits = "", "", ""
+	r.tokenAsked, r.claims, r.marked, r.why = false, nil, false, policy.Verdict{}
 	r.ids.begin(x, false) // a trace is begun by whoever calls first
 	// Who calls is what the certificate says; what the caller wrote is dropped.
 	if r.in.caller.Verified {
@@ -81,6 +97,12 @@ func (r *inboundRequests) pass(x hop) int {
 	if status := r.authorize(x); status != 0 {
 		return status
 	}
+	if r.in.trusted {
+		return r.forward(x)
+	}
+	u := &r.in.p.underway[r.in.lc.Shard()]
+	u.add(r)
+	defer u.remove(r)
 	return r.forward(x)
 }
 
@@ -94,25 +116,40 @@ func (r *inboundRequests) authorize(x hop) int {
 	if g.byPath && !readPath(&r.paths, x) {
 		return r.reply(x, badPath)
 	}
+	r.hop, r.guard = x, g
+	r.call.Caller, r.call.Port = r.in.caller, r.in.dst.Port()
 	v, one := r.verdict(x, g)
 	r.rule = v.Rule
-	if !one {
+	if g.Audits() {
+		r.audits = r.in.audit(g, &r.call)
+	}
+	switch {
+	case !one:
 		return r.reply(x, ambiguousPath)
+	case v.Allow:
+		return r.limit(x, g)
+	case v.Reason == policy.TokenMissing:
+		r.in.deny(v)
+		return r.reply(x, tokenMissing)
+	case v.Reason == policy.TokenInvalid:
+		r.in.deny(v)
+		return r.reply(x, tokenInvalid)
 	}
-	if !v.Allow {
-		r.in.deny(string(v.Reason))
-		return r.reply(x, denied(reason(v.Reason)))
+	r.in.deny(v)
+	return r.reply(x, denied(reason(v.Reason)))
+}
+
+// header is what rules look at.
+func (r *inboundRequests) header(name string, n int) (string, bool) { return r.hop.Nth(name, n) }
+
+// token verifies the request's token, once.
+func (r *inboundRequests) token() (map[string]any, policy.Reason) {
+	if !r.tokenAsked {
+		r.tokenAsked = true
+		claims, err := r.checkToken(r.hop, r.guard)
+		r.claims, r.noToken = claims.All, refusedToken(err)
 	}
-	r.claims = nil
-	if v.RequireJWT {
-		claims, refused := r.checkToken(x, g)
-		if refused != nil {
-			r.in.deny(string(refused.word))
-			return r.reply(x, refused)
-		}
-		r.claims = claims.All
-	}
-	return r.limit(x, g)
+	return r.claims, r.noToken
 }
 
 // method is the method that rules go by. The control plane may check health, by GET;
@@ -129,17 +166,24 @@ func (r *inboundRequests) method(x exchange, target string) string {
 // grpcHealth is the method of gRPC's health checking protocol.
 const grpcHealth = "/grpc.health.v1.Health/Check"
 
-func (r *inboundRequests) checkToken(x hop, g *guard) (jwt.Claims, *refusal) {
+func (r *inboundRequests) checkToken(x exchange, g *guard) (jwt.Claims, error) {
 	header, _ := x.Get("Authorization")
 	claims, err := g.tokens.Verify(header, r.began)
-	switch {
-	case errors.Is(err, jwt.ErrMissing):
-		return claims, tokenMissing
-	case err != nil:
+	if err != nil && !errors.Is(err, jwt.ErrMissing) {
 		r.in.p.log.Debug("token refused", zap.Error(err))
-		return claims, tokenInvalid
 	}
-	return claims, nil
+	return claims, err
+}
+
+// refusedToken is why a token that was looked at counts for nothing.
+func refusedToken(err error) policy.Reason {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, jwt.ErrMissing):
+		return policy.TokenMissing
+	}
+	return policy.TokenInvalid
 }
 
 // forward sends the request to the app.
@@ -169,6 +213,7 @@ func (r *inboundRequests) callerFailed(x hop, f failure) int {
 func (r *inboundRequests) relay(x hop, status int) int {
 	if status == 101 {
 		var err error
+		r.in.asked = r.keep()
 		if r.in.upgraded, err = x.upgrade(); err != nil {
 			return 0
 		}
@@ -191,6 +236,9 @@ func (r *inboundRequests) reply(x exchange, f *refusal) int {
 func (r *inboundRequests) end(x hop, status int) {
 	took := r.l.Now().Sub(r.began)
 	p := r.in.p
+	if r.why.Reason != "" {
+		r.reason, r.rule = reason(r.why.Reason), r.why.Rule
+	}
 	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
 	code, grpc := grpcCode(x)
 	if grpc {
@@ -203,7 +251,7 @@ func (r *inboundRequests) end(x hop, status int) {
 		Time: r.began, Direction: telemetry.Inbound, RequestID: strings.Clone(r.ids.request), Source: source(r.in.caller, r.in.lc.Peer()),
 		Destination: p.cfg.Service.String(), Endpoint: r.in.dst.String(), Method: strings.Clone(x.Method()), Path: strings.Clone(x.Target()),
 		Protocol: x.protocol(), Status: status, Reason: string(r.reason), Duration: took, BytesIn: x.Sent(), BytesOut: x.Received(),
-		Attempts: 1, Route: r.rule, TraceID: strings.Clone(r.ids.trace),
+		Attempts: 1, Route: r.rule, Audit: r.audits, TraceID: strings.Clone(r.ids.trace),
 	}
 	if grpc {
 		record.GRPC = telemetry.GRPCName(code)

@@ -295,16 +295,11 @@ func (r *inboundRequests) limit(x exchange, g *guard) int {
 	if len(c.limits) == 0 {
 		return 0
 	}
-	if g.limits.needsToken && r.claims == nil {
-		header, _ := x.Get("Authorization")
+	if g.limits.needsToken {
 		// A token that does not hold says nothing: such callers count together.
-		if claims, err := g.tokens.Verify(header, r.began); err == nil {
-			r.claims = claims.All
-		}
+		_, _ = r.token()
 	}
-	r.x = x
 	l, d := c.all(r, r.began)
-	r.x, r.claims = nil, nil
 	r.text = setLimitFields(x, r.text[:0], l.policy.Title(), l.text, d)
 	if d.OK {
 		return 0
@@ -322,7 +317,7 @@ func (r *inboundRequests) keyPart(part keyPart) string {
 	case keyClaim:
 		return claimText(r.claims[part.name])
 	}
-	v, _ := r.x.Get(part.name)
+	v, _ := r.hop.Get(part.name)
 	return v
 }
 

@@ -24,6 +24,7 @@ func (p *Proxy) makeLoops() error {
 		p.loops = append(p.loops, l)
 		p.apps = append(p.apps, appPools{})
 		p.mirrors = append(p.mirrors, 0)
+		p.underway = append(p.underway, underway{})
 	}
 	return nil
 }

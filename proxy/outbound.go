@@ -132,7 +132,7 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Info("no upstream", zap.Stringer("service", d.svc.Name), zap.Error(err))
-		p.logConn(telemetry.Outbound, lc, d.label, "", "no-upstream", started, relay.Result{})
+		p.logOutbound(lc, d.label, "", "no-upstream", started, relay.Result{})
 		_ = lc.Reset()
 		return
 	}
@@ -357,14 +357,19 @@ func (p *Proxy) serviceNamed(l *loop.Loop, first *firstBytes) *destination {
 	return p.serviceFor(l, host)
 }
 
-func (p *Proxy) logConn(dir telemetry.Direction, lc *listen.Conn, destination, endpoint, reason string, started time.Time, res relay.Result) {
+// logConn completes and writes the line of a connection in the access log.
+func (p *Proxy) logConn(r *telemetry.Record, lc *listen.Conn, res relay.Result) {
 	if p.access == nil || !p.mesh.Load().AccessLog {
 		return
 	}
-	p.access.Log(&telemetry.Record{
-		Time: started, Direction: dir, Source: lc.Peer().String(), Destination: destination, Endpoint: endpoint,
-		Protocol: "tcp", Reason: reason, Duration: lc.Loop().Now().Sub(started), BytesIn: res.ToUpstream, BytesOut: res.ToClient,
-	})
+	r.Protocol, r.Duration, r.BytesIn, r.BytesOut = "tcp", lc.Loop().Now().Sub(r.Time), res.ToUpstream, res.ToClient
+	p.access.Log(r)
+}
+
+func (p *Proxy) logOutbound(lc *listen.Conn, destination, endpoint, reason string, started time.Time, res relay.Result) {
+	p.logConn(&telemetry.Record{
+		Time: started, Direction: telemetry.Outbound, Source: lc.Peer().String(), Destination: destination, Endpoint: endpoint, Reason: reason,
+	}, lc, res)
 }
 
 // source names the caller of an inbound connection for the log.

@@ -68,5 +68,5 @@ func (r *outboundRelay) Relayed(res relay.Result) {
 
 func (r *outboundRelay) end(m *telemetry.Connections, to, at string, res relay.Result) {
 	m.Closed(res.Reason.String(), res.ToUpstream, res.ToClient)
-	r.p.logConn(telemetry.Outbound, r.lc, to, at, res.Reason.String(), r.lc.Loop().At(r.started), res)
+	r.p.logOutbound(r.lc, to, at, res.Reason.String(), r.lc.Loop().At(r.started), res)
 }

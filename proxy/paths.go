@@ -31,22 +31,23 @@ func (o *outbound) sameRoute(roll uint64) bool {
 }
 
 // verdict is what the security rules say; one is false where they do not say the
-// same of all readings of the path.
+// same of all readings of the path. The call is then as the request has it.
 func (r *inboundRequests) verdict(x exchange, g *guard) (v policy.Verdict, one bool) {
-	v = r.judge(x, g, x.Target())
-	for n := 0; g.byPath && v.Allow; n++ {
+	v, one = r.judge(x, g, x.Target()), true
+	for n := 0; g.byPath && v.Allow && one; n++ {
 		reading, more := r.paths.Reading(n)
 		if !more {
-			break
+			return v, true
 		}
-		if other := r.judge(x, g, reading); other.Allow != v.Allow || other.Rule != v.Rule {
-			return v, false
-		}
+		other := r.judge(x, g, reading)
+		one = other.Allow == v.Allow && other.Rule == v.Rule
+		r.call.Path, r.call.Method = x.Target(), r.method(x, x.Target())
 	}
-	return v, true
+	return v, one
 }
 
 // judge asks the security rules about the request as if target were its target.
 func (r *inboundRequests) judge(x exchange, g *guard, target string) policy.Verdict {
-	return g.Authorize(r.in.caller, r.method(x, target))
+	r.call.Path, r.call.Method = target, r.method(x, target)
+	return g.Authorize(&r.call)
 }

@@ -112,7 +112,7 @@ func TestAPathInwardsHasTheFormThatRulesSee(t *testing.T) {
 		client.says = []byte("GET " + c.target + " HTTP/1.1\r\nHost: users\r\n\r\n")
 		o.on(func() {
 			o.client.left, o.up.left = 1, 1
-			pool := o.p.apps[0].get(netip.MustParseAddrPort("127.0.0.1:8080")).h1
+			pool := o.p.apps[0].get(appKey{dst: netip.MustParseAddrPort("127.0.0.1:8080")}).h1
 			for u := pool.Get(o.l.Now()); u != nil; u = pool.Get(o.l.Now()) {
 				_ = u.Close()
 			}

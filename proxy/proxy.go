@@ -113,6 +113,8 @@ type Proxy struct {
 	apps    []appPools // by loop
 	mirrors []int      // by loop, each its loop's alone: copies under way
 	live    liveConns
+	// by loop, each its loop's alone
+	underway []underway
 
 	stirred chan struct{} // of one place: a circuit has changed
 	skewed  atomic.Bool   // our clock is not the control plane's, and that was said

@@ -139,6 +139,9 @@ func (g *h2Hop) put() {
 	}
 }
 
+// abort says what gRPC takes for PERMISSION_DENIED.
+func (g *h2Hop) abort() { g.Abort(h2.InadequateSecurity) }
+
 func (g *h2Hop) upgrade() (*upgrade, error) { return nil, errNoUpgrade }
 
 var errNoUpgrade = errors.New("a stream of HTTP/2 cannot be taken over")

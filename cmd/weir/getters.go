@@ -243,10 +243,32 @@ func getSecurityRules(g *getting) error {
 	return g.print(all, func(w io.Writer) error {
 		var rows [][]string
 		for _, r := range all {
-			rows = append(rows, []string{r.ID, r.Source().String(), r.Destination().String(), strings.Join(r.AllowedMethods, ","), strconv.FormatBool(r.RequiredJWT), string(r.MTLSMode)})
+			var from []string
+			for _, s := range r.From() {
+				from = append(from, s.String())
+			}
+			rows = append(rows, []string{r.ID, strings.Join(from, ","), r.Destination().String(), strings.Join(r.AllowedMethods, ","),
+				strconv.FormatBool(r.RequiredJWT), string(r.MTLSMode), string(r.Does()), strings.Join(conditions(&r), " ")})
 		}
-		return table(w, "ID SOURCE DESTINATION METHODS JWT MTLS", rows)
+		return table(w, "ID SOURCE DESTINATION METHODS JWT MTLS ACTION CONDITIONS", rows)
 	})
+}
+
+// conditions lists what else a security rule asks of a call.
+func conditions(r *policy.SecurityRule) (words []string) {
+	for _, port := range r.Ports {
+		words = append(words, "port="+strconv.Itoa(port))
+	}
+	for _, path := range r.Paths {
+		words = append(words, "path="+path)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Headers)) {
+		words = append(words, name+"="+r.Headers[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Claims)) {
+		words = append(words, "jwt."+name+"="+strings.Join(r.Claims[name], "|"))
+	}
+	return words
 }
 
 func getProxies(g *getting) error {

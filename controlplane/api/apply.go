@@ -200,7 +200,7 @@ func (p *application) trafficText(name policy.ServiceName, r *policy.TrafficRule
 }
 
 func (p *application) securityText(r *policy.SecurityRule) string {
-	v := viewSecurityRule(&Versioned[policy.SecurityRule]{Value: *r}, p.settings.MTLSMode)
+	v := viewSecurityRule(&Versioned[policy.SecurityRule]{Value: *r}, &p.settings)
 	v.ID, v.Inherits = "", nil
 	return plainText(v)
 }

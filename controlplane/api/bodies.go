@@ -90,21 +90,6 @@ func viewEndpoint(e *EndpointState) endpointView {
 	return v
 }
 
-// securityRuleView is a rule as it is listed, with the mode in force.
-type securityRuleView struct {
-	policy.SecurityRule
-	ResourceVersion string   `json:"resource_version"`
-	Inherits        []string `json:"inherits,omitempty" required:"false" doc:"fields that show the mesh's setting"`
-}
-
-func viewSecurityRule(r *Versioned[policy.SecurityRule], mode policy.MTLSMode) securityRuleView {
-	v := securityRuleView{SecurityRule: r.Value, ResourceVersion: versionText(r.Version)}
-	if v.MTLSMode == "" {
-		v.MTLSMode, v.Inherits = mode, []string{"mtls_mode"}
-	}
-	return v
-}
-
 type trafficRuleBody struct {
 	ID                 *string           `json:"id,omitempty" required:"false" doc:"left out, one is made"`
 	MatchHeaders       map[string]string `json:"match_headers" required:"false" nullable:"true" doc:"by name: the exact value, or prefix:…, suffix:…, regex:…, present:; not: before it turns it round"`
@@ -157,47 +142,6 @@ func newTrafficRuleBody(r *policy.TrafficRule) trafficRuleBody {
 		Weight: &r.Weight, Timeout: given(r.Timeout), RetryAttempts: given(r.RetryAttempts), CircuitBreaker: &r.CircuitBreaker,
 		MatchHost: given(r.MatchHost), MatchQuery: r.MatchQuery, Handling: r.Handling,
 		RateLimit: newRateLimitBody(r.RateLimit),
-	}
-}
-
-type securityRuleBody struct {
-	ID                   *string  `json:"id,omitempty" required:"false" doc:"left out, one is made"`
-	SourceNamespace      string   `json:"source_namespace" doc:"* is every one"`
-	SourceService        string   `json:"source_service" doc:"* is every one"`
-	DestinationNamespace string   `json:"destination_namespace" doc:"* is every one"`
-	DestinationService   string   `json:"destination_service" doc:"* is every one"`
-	AllowedMethods       []string `json:"allowed_methods" required:"false" doc:"* is every one"`
-	RequiredJWT          *bool    `json:"required_jwt" required:"false"`
-	MTLSMode             *string  `json:"mtls_mode" required:"false" doc:"left out, the mesh's setting"`
-}
-
-func (b *securityRuleBody) rule() (policy.SecurityRule, policy.Problems) {
-	r := policy.SecurityRule{
-		SourceNamespace: b.SourceNamespace, SourceService: b.SourceService,
-		DestinationNamespace: b.DestinationNamespace, DestinationService: b.DestinationService,
-		AllowedMethods: policy.DefaultMethods(),
-	}
-	if b.AllowedMethods != nil {
-		r.AllowedMethods = b.AllowedMethods
-	}
-	override(&r.ID, b.ID)
-	override(&r.RequiredJWT, b.RequiredJWT)
-	if b.MTLSMode != nil {
-		r.MTLSMode = policy.MTLSMode(*b.MTLSMode)
-	}
-	p := r.Validate()
-	if b.MTLSMode != nil && *b.MTLSMode == "" {
-		p = append(p, policy.Problem{Path: "mtls_mode", Message: `"" is not one of strict, permissive, disabled`})
-	}
-	return r, p
-}
-
-func newSecurityRuleBody(r *policy.SecurityRule) securityRuleBody {
-	return securityRuleBody{
-		ID:              given(r.ID),
-		SourceNamespace: r.SourceNamespace, SourceService: r.SourceService,
-		DestinationNamespace: r.DestinationNamespace, DestinationService: r.DestinationService,
-		AllowedMethods: r.AllowedMethods, RequiredJWT: &r.RequiredJWT, MTLSMode: given(string(r.MTLSMode)),
 	}
 }
 

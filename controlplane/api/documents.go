@@ -44,9 +44,17 @@ func (d *Document) String() string {
 	case "TrafficRule":
 		return d.Kind + " " + d.service.String()
 	case "SecurityRule":
-		return d.Kind + " " + d.security.Source().String() + " -> " + d.security.Destination().String()
+		return d.Kind + " " + sourcesText(&d.security) + " -> " + d.security.Destination().String()
 	}
 	return d.Kind
+}
+
+func sourcesText(r *policy.SecurityRule) string {
+	var all []string
+	for _, s := range r.From() {
+		all = append(all, s.String())
+	}
+	return strings.Join(all, ",")
 }
 
 // ReadDocuments reads YAML or JSON documents, several in one file, and checks

@@ -121,7 +121,7 @@ func TestEveryMistakeInAFileIsNamedWithItsPlace(t *testing.T) {
 		{"endpoint of none", "kind: Endpoint\nspec: {id: a, ip: 10.0.0.1, port: 80}\n", `f:1:1: service: is missing`},
 		{"endpoint's range", "kind: Endpoint\nservice: web\nspec: {id: a, ip: 10.0.0.1, port: 70000}\n", `f:3:29: spec.port: 70000 is not in 1..65535`},
 		{"number that does not fit", "kind: Endpoint\nservice: web\nspec: {id: a, ip: 10.0.0.1, port: 18446744073709551615}\n", `f:3:29: spec.port: 18446744073709551615 does not fit into int`},
-		{"two documents", "kind: Config\nspec: {a: 1}\n---\nkind: Nothing\nspec: {}\n", "f:2:8: spec.a: unknown setting; known here: circuit_breaker_enabled, default_policy, default_retry_attempts, egress, global_timeout, load_balancing, mtls_mode, observability, resilience, security, services\nf:4:1: kind: \"Nothing\" is unknown; known here: Endpoint, TrafficRule, SecurityRule, Config, ExternalService"},
+		{"two documents", "kind: Config\nspec: {a: 1}\n---\nkind: Nothing\nspec: {}\n", "f:2:8: spec.a: unknown setting; known here: circuit_breaker_enabled, default_policy, default_retry_attempts, egress, global_timeout, load_balancing, mtls_mode, namespaces, observability, resilience, security, services\nf:4:1: kind: \"Nothing\" is unknown; known here: Endpoint, TrafficRule, SecurityRule, Config, ExternalService"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			docs, err := api.ReadDocuments("f", []byte(c.text))

@@ -194,10 +194,10 @@ func differences(old, now Snapshot, t Touched) []event {
 		out = append(out, compareService(old, now, name)...)
 	}
 	if t.Security {
-		mode := now.Settings().Value.MTLSMode
+		settings := now.Settings()
 		out = append(out, compare(list{what: "security-rules"}, revision, old.SecurityRules(), now.SecurityRules(),
 			func(r *Versioned[policy.SecurityRule]) (string, int64) { return r.Value.ID, r.Version },
-			func(r *Versioned[policy.SecurityRule]) any { return viewSecurityRule(r, mode) })...)
+			func(r *Versioned[policy.SecurityRule]) any { return viewSecurityRule(r, &settings.Value) })...)
 	}
 	if t.Settings && old.Settings().Version != now.Settings().Version {
 		out = append(out, event{list{what: "config"}, policy.Changed, revision, viewConfig(now.Settings().Value)})

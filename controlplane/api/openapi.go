@@ -128,6 +128,7 @@ var bounds = []struct {
 	{"FaultAbort", "grpc_status", map[string]any{"minimum": 1, "maximum": 16}},
 	{"FaultAbort", "percent", map[string]any{"default": 100, "minimum": 0, "maximum": 100}},
 	{"SecurityRuleBody", "allowed_methods", map[string]any{"default": policy.DefaultMethods(), "minItems": 1}},
+	{"SecurityRuleBody", "action", map[string]any{"enum": orNull([]string{"allow", "deny", "audit"}), "default": "allow"}},
 	{"SecurityRuleBody", "required_jwt", map[string]any{"default": false}},
 	{"RateLimitBody", "limit", map[string]any{"minimum": 1, "maximum": 10_000_000}},
 	{"RateLimitBody", "window", map[string]any{"minimum": 0.1, "maximum": 86400}},

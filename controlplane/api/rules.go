@@ -142,11 +142,11 @@ func (s *Server) listSecurityRules(context.Context, *WatchParam) (*output[[]secu
 }
 
 func viewSecurityRules(now Snapshot) []securityRuleView {
-	mode := now.Settings().Value.MTLSMode
+	settings := now.Settings()
 	list := now.SecurityRules()
 	views := make([]securityRuleView, len(list))
 	for i := range list {
-		views[i] = viewSecurityRule(&list[i], mode)
+		views[i] = viewSecurityRule(&list[i], &settings.Value)
 	}
 	return views
 }
@@ -175,7 +175,7 @@ func (s *Server) getSecurityRule(_ context.Context, in *getSecurityRuleInput) (*
 	if rule.Value.MTLSMode == "" {
 		tag = etag(rule.Version, settings.Version)
 	}
-	return answer(&in.ReadParam, tag, viewSecurityRule(rule, settings.Value.MTLSMode)), nil
+	return answer(&in.ReadParam, tag, viewSecurityRule(rule, &settings.Value)), nil
 }
 
 type putSecurityRuleInput struct {

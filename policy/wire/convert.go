@@ -161,6 +161,7 @@ func fromTraffic(t *policy.Traffic) *Traffic {
 		Balancing: fromBalancing(t.Balancing), Outliers: fromOutliers(t.Outliers), Overload: fromOverload(t.Overload),
 		Affinity:   fromAffinity(t.Affinity),
 		RateLimits: fromRateLimits(t.RateLimits),
+		PortModes:  fromPortModes(t.PortModes),
 	}
 	for _, n := range t.PlaintextFrom {
 		out.PlaintextFrom = append(out.PlaintextFrom, FromName(n))
@@ -177,6 +178,7 @@ func (t *Traffic) policy() policy.Traffic {
 		Balancing: t.GetBalancing().policy(), Outliers: t.GetOutliers().policy(), Overload: t.GetOverload().policy(),
 		Affinity:   t.GetAffinity().policy(),
 		RateLimits: toRateLimits(t.GetRateLimits()),
+		PortModes:  toPortModes(t.GetPortModes()),
 	}
 	for _, n := range t.GetPlaintextFrom() {
 		out.PlaintextFrom = append(out.PlaintextFrom, n.Policy())
@@ -196,20 +198,13 @@ func FromInbound(in *policy.Inbound) *Inbound {
 	out := &Inbound{
 		Name: FromName(in.Service), MtlsMode: string(in.MTLS), DefaultAllow: in.DefaultAllow,
 		JwtSecret: in.JWTSecret, RateLimit: fromRateLimit(in.RateLimit), RateLimits: fromRateLimits(in.RateLimits),
+		PortModes: fromPortModes(in.PortModes),
 	}
 	for i := range in.Routes {
 		out.Routes = append(out.Routes, fromTrafficRule(&in.Routes[i]))
 	}
 	for i := range in.Rules {
-		r := &in.Rules[i]
-		m := &SecurityRule{
-			Id: r.ID, Source: FromName(r.Source()), Destination: FromName(r.Destination()),
-			AllowedMethods: r.AllowedMethods, RequiredJwt: r.RequiredJWT, MtlsMode: string(r.MTLSMode),
-		}
-		for _, a := range r.Addresses {
-			m.Addresses = append(m.Addresses, a.AsSlice())
-		}
-		out.Rules = append(out.Rules, m)
+		out.Rules = append(out.Rules, fromSecurityRule(&in.Rules[i]))
 	}
 	return out
 }
@@ -219,6 +214,7 @@ func (in *Inbound) Policy() (policy.Inbound, error) {
 	out := policy.Inbound{
 		Service: in.GetName().Policy(), MTLS: policy.MTLSMode(in.GetMtlsMode()), DefaultAllow: in.GetDefaultAllow(),
 		JWTSecret: in.GetJwtSecret(), RateLimit: in.GetRateLimit().policy(), RateLimits: toRateLimits(in.GetRateLimits()),
+		PortModes: toPortModes(in.GetPortModes()),
 	}
 	for _, m := range in.GetRoutes() {
 		rule := m.policy()
@@ -227,24 +223,13 @@ func (in *Inbound) Policy() (policy.Inbound, error) {
 		}
 		out.Routes = append(out.Routes, rule)
 	}
-	switch out.MTLS {
-	case policy.Strict, policy.Permissive, policy.Disabled:
-	default:
-		return policy.Inbound{}, fmt.Errorf("inbound %s: mtls_mode %q is not known", out.Service, out.MTLS)
+	if err := checkModes(out.MTLS, out.PortModes); err != nil {
+		return policy.Inbound{}, fmt.Errorf("inbound %s: %w", out.Service, err)
 	}
 	for _, m := range in.GetRules() {
-		r := policy.InboundRule{SecurityRule: policy.SecurityRule{
-			ID: m.GetId(), SourceNamespace: m.GetSource().GetNamespace(), SourceService: m.GetSource().GetName(),
-			DestinationNamespace: m.GetDestination().GetNamespace(), DestinationService: m.GetDestination().GetName(),
-			AllowedMethods: m.GetAllowedMethods(), RequiredJWT: m.GetRequiredJwt(), MTLSMode: policy.MTLSMode(m.GetMtlsMode()),
-		}}
+		r := m.policy()
 		if p := r.Validate(); len(p) > 0 {
 			return policy.Inbound{}, fmt.Errorf("inbound %s: security rule %q: %w", out.Service, m.GetId(), p)
-		}
-		for _, b := range m.GetAddresses() {
-			if a, ok := netip.AddrFromSlice(b); ok {
-				r.Addresses = append(r.Addresses, a)
-			}
 		}
 		out.Rules = append(out.Rules, r)
 	}

@@ -83,7 +83,12 @@ func TestAnInboundArrivesAsItWasSent(t *testing.T) {
 				AllowedMethods: []string{"GET"}, RequiredJWT: true, MTLSMode: policy.Disabled,
 			},
 			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")},
-		}},
+		}, {SecurityRule: policy.SecurityRule{
+			ID: "d", Sources: []string{"prod/web-*", "*/*"}, DestinationNamespace: "default", DestinationService: "u*", AllowedMethods: []string{"*"},
+			Action: policy.Deny, Ports: []int{80, 9001}, Paths: []string{"/admin/*", "/x"}, Headers: map[string]string{"X-A": "absent:"},
+			Claims: map[string][]string{"realm.roles": {"a", "b"}, "sub": {"x"}},
+		}}},
+		PortModes: map[uint16]policy.MTLSMode{9001: policy.Permissive},
 	}
 	got, err := throughWire(t, FromInbound(&want), &Inbound{}).Policy()
 	if err != nil {
@@ -91,6 +96,45 @@ func TestAnInboundArrivesAsItWasSent(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// To a proxy of before, a rule that denies would be one that allows.
+func TestARuleWithFieldsThatOldProxiesDoNotKnowIsOneThatTheyRefuse(t *testing.T) {
+	old := policy.SecurityRule{
+		ID: "d", SourceNamespace: "default", SourceService: "web", DestinationNamespace: "default", DestinationService: "users", AllowedMethods: []string{"GET"},
+	}
+	if m := fromSecurityRule(&policy.InboundRule{SecurityRule: old}); len(m.GetAllowedMethods()) != 1 || len(m.GetMethods()) != 0 {
+		t.Errorf("a rule of before is sent as %v", m)
+	}
+	for _, change := range []func(*policy.SecurityRule){
+		func(r *policy.SecurityRule) { r.Action = policy.Deny },
+		func(r *policy.SecurityRule) { r.Sources = []string{"a/b"} },
+		func(r *policy.SecurityRule) { r.Ports = []int{1} },
+		func(r *policy.SecurityRule) { r.Paths = []string{"/"} },
+		func(r *policy.SecurityRule) { r.Headers = map[string]string{"a": "b"} },
+		func(r *policy.SecurityRule) { r.Claims = map[string][]string{"a": {"b"}} },
+	} {
+		r := old
+		change(&r)
+		m := fromSecurityRule(&policy.InboundRule{SecurityRule: r})
+		if len(m.GetAllowedMethods()) != 0 { // which Validate refuses, then as now
+			t.Errorf("sent is %v", m)
+		}
+		back := m.policy()
+		if p := back.Validate(); len(p) > 0 {
+			t.Error(p)
+		}
+	}
+	bad := &Inbound{Name: FromName(name), MtlsMode: "strict", PortModes: map[uint32]string{80: "loose"}}
+	if _, err := bad.Policy(); err == nil || !strings.Contains(err.Error(), `port 80: mtls_mode "loose" is not known`) {
+		t.Errorf("taken: %v", err)
+	}
+	bad = &Inbound{Name: FromName(name), MtlsMode: "strict", Rules: []*SecurityRule{{
+		Id: "r", Source: FromName(name), Destination: FromName(name), Methods: []string{"GET"}, Action: "forbid",
+	}}}
+	if _, err := bad.Policy(); err == nil || !strings.Contains(err.Error(), `action: "forbid" is not one of`) {
+		t.Errorf("taken: %v", err)
 	}
 }
 

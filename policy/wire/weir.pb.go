@@ -1374,6 +1374,8 @@ type Traffic struct {
 	Outliers         *Outliers              `protobuf:"bytes,13,opt,name=outliers,proto3" json:"outliers,omitempty"` // absent: not looked for
 	Overload         *Overload              `protobuf:"bytes,14,opt,name=overload,proto3" json:"overload,omitempty"`
 	Affinity         *Affinity              `protobuf:"bytes,30,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	// The modes of the ports that differ from mtls_mode.
+	PortModes map[uint32]string `protobuf:"bytes,31,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// More limits; a request must be within all.
 	RateLimits    []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1511,6 +1513,13 @@ func (x *Traffic) GetOverload() *Overload {
 func (x *Traffic) GetAffinity() *Affinity {
 	if x != nil {
 		return x.Affinity
+	}
+	return nil
+}
+
+func (x *Traffic) GetPortModes() map[uint32]string {
+	if x != nil {
+		return x.PortModes
 	}
 	return nil
 }
@@ -1937,7 +1946,9 @@ type Inbound struct {
 	RateLimits   []*RateLimit           `protobuf:"bytes,10,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// The service's traffic rules, where one of them has a limit that goes by who
 	// calls.
-	Routes        []*TrafficRule `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
+	Routes []*TrafficRule `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
+	// The modes of the ports that differ from mtls_mode.
+	PortModes     map[uint32]string `protobuf:"bytes,12,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2028,17 +2039,34 @@ func (x *Inbound) GetRoutes() []*TrafficRule {
 	return nil
 }
 
+func (x *Inbound) GetPortModes() map[uint32]string {
+	if x != nil {
+		return x.PortModes
+	}
+	return nil
+}
+
 type SecurityRule struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Source         *Name                  `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	Destination    *Name                  `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
-	AllowedMethods []string               `protobuf:"bytes,4,rep,name=allowed_methods,json=allowedMethods,proto3" json:"allowed_methods,omitempty"`
-	RequiredJwt    bool                   `protobuf:"varint,5,opt,name=required_jwt,json=requiredJwt,proto3" json:"required_jwt,omitempty"`
-	MtlsMode       string                 `protobuf:"bytes,6,opt,name=mtls_mode,json=mtlsMode,proto3" json:"mtls_mode,omitempty"`
-	Addresses      [][]byte               `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state          protoimpl.MessageState  `protogen:"open.v1"`
+	Id             string                  `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Source         *Name                   `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Destination    *Name                   `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
+	AllowedMethods []string                `protobuf:"bytes,4,rep,name=allowed_methods,json=allowedMethods,proto3" json:"allowed_methods,omitempty"`
+	RequiredJwt    bool                    `protobuf:"varint,5,opt,name=required_jwt,json=requiredJwt,proto3" json:"required_jwt,omitempty"`
+	MtlsMode       string                  `protobuf:"bytes,6,opt,name=mtls_mode,json=mtlsMode,proto3" json:"mtls_mode,omitempty"`
+	Addresses      [][]byte                `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Action         string                  `protobuf:"bytes,8,opt,name=action,proto3" json:"action,omitempty"`   // "deny" or "audit"; empty is allow
+	Sources        []*Name                 `protobuf:"bytes,9,rep,name=sources,proto3" json:"sources,omitempty"` // besides source, which may be absent then
+	Ports          []uint32                `protobuf:"varint,10,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	Paths          []string                `protobuf:"bytes,11,rep,name=paths,proto3" json:"paths,omitempty"`
+	Headers        map[string]string       `protobuf:"bytes,12,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Claims         map[string]*ClaimValues `protobuf:"bytes,13,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// In the place of allowed_methods, in a rule with one of the fields from 8 on: a
+	// proxy that does not know them refuses the rule, which is then without methods,
+	// rather than to take it for one that allows more.
+	Methods       []string `protobuf:"bytes,14,rep,name=methods,proto3" json:"methods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SecurityRule) Reset() {
@@ -2120,6 +2148,99 @@ func (x *SecurityRule) GetAddresses() [][]byte {
 	return nil
 }
 
+func (x *SecurityRule) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *SecurityRule) GetSources() []*Name {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *SecurityRule) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *SecurityRule) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *SecurityRule) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *SecurityRule) GetClaims() map[string]*ClaimValues {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *SecurityRule) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+type ClaimValues struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Values        []string               `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimValues) Reset() {
+	*x = ClaimValues{}
+	mi := &file_weir_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimValues) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimValues) ProtoMessage() {}
+
+func (x *ClaimValues) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimValues.ProtoReflect.Descriptor instead.
+func (*ClaimValues) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ClaimValues) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
 // Lookup tells which service an address belongs to: a virtual address
 // ("240.240.0.7", "[fd77:…]") or an endpoint's ("10.0.0.5:8001"), or the name of a
 // host outside ("api.example.com"). What is of no service is reported as removed.
@@ -2132,7 +2253,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2265,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2278,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{24}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -2181,7 +2302,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2314,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2327,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{25}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2246,7 +2367,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2379,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2392,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{26}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2293,7 +2414,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2305,7 +2426,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2318,7 +2439,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{27}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -2361,7 +2482,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2494,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2507,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{28}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -2432,7 +2553,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2565,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2578,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{29}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -2518,7 +2639,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2651,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2664,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{30}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -2607,7 +2728,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2740,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2753,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{31}
+	return file_weir_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -2682,7 +2803,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +2815,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +2828,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{32}
+	return file_weir_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -2785,7 +2906,7 @@ type LimitRef struct {
 
 func (x *LimitRef) Reset() {
 	*x = LimitRef{}
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +2918,7 @@ func (x *LimitRef) String() string {
 func (*LimitRef) ProtoMessage() {}
 
 func (x *LimitRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +2931,7 @@ func (x *LimitRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
 func (*LimitRef) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{33}
+	return file_weir_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LimitRef) GetService() *Name {
@@ -2847,7 +2968,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +2980,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +2993,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{34}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Demand) GetLimit() *LimitRef {
@@ -2914,7 +3035,7 @@ type KeyDemand struct {
 
 func (x *KeyDemand) Reset() {
 	*x = KeyDemand{}
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2926,7 +3047,7 @@ func (x *KeyDemand) String() string {
 func (*KeyDemand) ProtoMessage() {}
 
 func (x *KeyDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2939,7 +3060,7 @@ func (x *KeyDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
 func (*KeyDemand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{35}
+	return file_weir_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KeyDemand) GetKey() uint64 {
@@ -2976,7 +3097,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3109,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3122,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{36}
+	return file_weir_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -3037,7 +3158,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3170,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3183,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{37}
+	return file_weir_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Share) GetLimit() *LimitRef {
@@ -3096,7 +3217,7 @@ type KeyShare struct {
 
 func (x *KeyShare) Reset() {
 	*x = KeyShare{}
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3229,7 @@ func (x *KeyShare) String() string {
 func (*KeyShare) ProtoMessage() {}
 
 func (x *KeyShare) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3242,7 @@ func (x *KeyShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
 func (*KeyShare) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{38}
+	return file_weir_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KeyShare) GetKey() uint64 {
@@ -3296,7 +3417,7 @@ const file_weir_proto_rawDesc = "" +
 	"grpcStatus\x12\x1d\n" +
 	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01B\n" +
 	"\n" +
-	"\b_percent\"\xdd\x05\n" +
+	"\b_percent\"\xdb\x06\n" +
 	"\aTraffic\x12\x1a\n" +
 	"\bstrategy\x18\x01 \x01(\tR\bstrategy\x12\x19\n" +
 	"\bhash_key\x18\x02 \x01(\tR\ahashKey\x123\n" +
@@ -3315,9 +3436,14 @@ const file_weir_proto_rawDesc = "" +
 	"\tbalancing\x18\f \x01(\v2\x12.weir.v1.BalancingR\tbalancing\x12-\n" +
 	"\boutliers\x18\r \x01(\v2\x11.weir.v1.OutliersR\boutliers\x12-\n" +
 	"\boverload\x18\x0e \x01(\v2\x11.weir.v1.OverloadR\boverload\x12-\n" +
-	"\baffinity\x18\x1e \x01(\v2\x11.weir.v1.AffinityR\baffinity\x123\n" +
+	"\baffinity\x18\x1e \x01(\v2\x11.weir.v1.AffinityR\baffinity\x12>\n" +
+	"\n" +
+	"port_modes\x18\x1f \x03(\v2\x1f.weir.v1.Traffic.PortModesEntryR\tportModes\x123\n" +
 	"\vrate_limits\x18\x14 \x03(\v2\x12.weir.v1.RateLimitR\n" +
-	"rateLimits\"\xbd\x01\n" +
+	"rateLimits\x1a<\n" +
+	"\x0ePortModesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
 	"\tBalancing\x12\x1f\n" +
 	"\vload_factor\x18\x01 \x01(\x01R\n" +
 	"loadFactor\x12\x1f\n" +
@@ -3359,7 +3485,7 @@ const file_weir_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
 	"\x05burst\x18\x05 \x01(\rR\x05burst\x12\x12\n" +
-	"\x04mesh\x18\x06 \x01(\bR\x04mesh\"\xd0\x02\n" +
+	"\x04mesh\x18\x06 \x01(\bR\x04mesh\"\xce\x03\n" +
 	"\aInbound\x12!\n" +
 	"\x04name\x18\x01 \x01(\v2\r.weir.v1.NameR\x04name\x12+\n" +
 	"\x05rules\x18\x02 \x03(\v2\x15.weir.v1.SecurityRuleR\x05rules\x12\x1b\n" +
@@ -3372,7 +3498,12 @@ const file_weir_proto_rawDesc = "" +
 	"\vrate_limits\x18\n" +
 	" \x03(\v2\x12.weir.v1.RateLimitR\n" +
 	"rateLimits\x12,\n" +
-	"\x06routes\x18\v \x03(\v2\x14.weir.v1.TrafficRuleR\x06routes\"\xfd\x01\n" +
+	"\x06routes\x18\v \x03(\v2\x14.weir.v1.TrafficRuleR\x06routes\x12>\n" +
+	"\n" +
+	"port_modes\x18\f \x03(\v2\x1f.weir.v1.Inbound.PortModesEntryR\tportModes\x1a<\n" +
+	"\x0ePortModesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8a\x05\n" +
 	"\fSecurityRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x06source\x18\x02 \x01(\v2\r.weir.v1.NameR\x06source\x12/\n" +
@@ -3380,7 +3511,23 @@ const file_weir_proto_rawDesc = "" +
 	"\x0fallowed_methods\x18\x04 \x03(\tR\x0eallowedMethods\x12!\n" +
 	"\frequired_jwt\x18\x05 \x01(\bR\vrequiredJwt\x12\x1b\n" +
 	"\tmtls_mode\x18\x06 \x01(\tR\bmtlsMode\x12\x1c\n" +
-	"\taddresses\x18\a \x03(\fR\taddresses\"1\n" +
+	"\taddresses\x18\a \x03(\fR\taddresses\x12\x16\n" +
+	"\x06action\x18\b \x01(\tR\x06action\x12'\n" +
+	"\asources\x18\t \x03(\v2\r.weir.v1.NameR\asources\x12\x14\n" +
+	"\x05ports\x18\n" +
+	" \x03(\rR\x05ports\x12\x14\n" +
+	"\x05paths\x18\v \x03(\tR\x05paths\x12<\n" +
+	"\aheaders\x18\f \x03(\v2\".weir.v1.SecurityRule.HeadersEntryR\aheaders\x129\n" +
+	"\x06claims\x18\r \x03(\v2!.weir.v1.SecurityRule.ClaimsEntryR\x06claims\x12\x18\n" +
+	"\amethods\x18\x0e \x03(\tR\amethods\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aO\n" +
+	"\vClaimsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.weir.v1.ClaimValuesR\x05value:\x028\x01\"%\n" +
+	"\vClaimValues\x12\x16\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"1\n" +
 	"\x06Lookup\x12'\n" +
 	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\"\x89\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
@@ -3473,7 +3620,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -3499,41 +3646,46 @@ var file_weir_proto_goTypes = []any{
 	(*RateLimit)(nil),           // 21: weir.v1.RateLimit
 	(*Inbound)(nil),             // 22: weir.v1.Inbound
 	(*SecurityRule)(nil),        // 23: weir.v1.SecurityRule
-	(*Lookup)(nil),              // 24: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 25: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 26: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 27: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 28: weir.v1.AttachRequest
-	(*Report)(nil),              // 29: weir.v1.Report
-	(*Circuit)(nil),             // 30: weir.v1.Circuit
-	(*Hello)(nil),               // 31: weir.v1.Hello
-	(*Figures)(nil),             // 32: weir.v1.Figures
-	(*LimitRef)(nil),            // 33: weir.v1.LimitRef
-	(*Demand)(nil),              // 34: weir.v1.Demand
-	(*KeyDemand)(nil),           // 35: weir.v1.KeyDemand
-	(*AttachResponse)(nil),      // 36: weir.v1.AttachResponse
-	(*Share)(nil),               // 37: weir.v1.Share
-	(*KeyShare)(nil),            // 38: weir.v1.KeyShare
-	nil,                         // 39: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 40: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 41: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 42: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 43: weir.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil), // 44: google.protobuf.Duration
+	(*ClaimValues)(nil),         // 24: weir.v1.ClaimValues
+	(*Lookup)(nil),              // 25: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 26: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 27: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 28: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 29: weir.v1.AttachRequest
+	(*Report)(nil),              // 30: weir.v1.Report
+	(*Circuit)(nil),             // 31: weir.v1.Circuit
+	(*Hello)(nil),               // 32: weir.v1.Hello
+	(*Figures)(nil),             // 33: weir.v1.Figures
+	(*LimitRef)(nil),            // 34: weir.v1.LimitRef
+	(*Demand)(nil),              // 35: weir.v1.Demand
+	(*KeyDemand)(nil),           // 36: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 37: weir.v1.AttachResponse
+	(*Share)(nil),               // 38: weir.v1.Share
+	(*KeyShare)(nil),            // 39: weir.v1.KeyShare
+	nil,                         // 40: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 41: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 42: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 43: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 44: weir.v1.HeaderChanges.AddEntry
+	nil,                         // 45: weir.v1.Traffic.PortModesEntry
+	nil,                         // 46: weir.v1.Inbound.PortModesEntry
+	nil,                         // 47: weir.v1.SecurityRule.HeadersEntry
+	nil,                         // 48: weir.v1.SecurityRule.ClaimsEntry
+	(*durationpb.Duration)(nil), // 49: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	44, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	49, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
 	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	6,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
 	16, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	39, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	44, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	40, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	49, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
 	21, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
 	5,  // 9: weir.v1.Endpoint.external:type_name -> weir.v1.External
-	40, // 10: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	41, // 11: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	41, // 10: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	42, // 11: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
 	7,  // 12: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
 	8,  // 13: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
 	8,  // 14: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
@@ -3543,61 +3695,67 @@ var file_weir_proto_depIdxs = []int32{
 	12, // 18: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
 	13, // 19: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
 	21, // 20: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
-	42, // 21: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	43, // 22: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	43, // 21: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	44, // 22: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
 	14, // 23: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
 	15, // 24: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	44, // 25: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	44, // 26: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	44, // 27: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	49, // 25: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	49, // 26: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	49, // 27: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
 	21, // 28: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
 	0,  // 29: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
 	17, // 30: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
 	18, // 31: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
 	19, // 32: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
 	20, // 33: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	21, // 34: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
-	44, // 35: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	44, // 36: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	44, // 37: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	44, // 38: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	44, // 39: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	44, // 40: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	44, // 41: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 42: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	23, // 43: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	21, // 44: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	21, // 45: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
-	6,  // 46: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
-	0,  // 47: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 48: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 49: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	0,  // 50: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
-	31, // 51: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	32, // 52: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	29, // 53: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	30, // 54: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 55: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 56: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	34, // 57: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 58: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	33, // 59: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	35, // 60: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	44, // 61: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	37, // 62: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	33, // 63: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	38, // 64: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	25, // 65: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	26, // 66: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	28, // 67: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	27, // 68: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	27, // 69: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	36, // 70: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	68, // [68:71] is the sub-list for method output_type
-	65, // [65:68] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	45, // 34: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
+	21, // 35: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
+	49, // 36: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	49, // 37: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	49, // 38: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	49, // 39: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	49, // 40: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	49, // 41: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	49, // 42: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 43: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	23, // 44: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	21, // 45: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	21, // 46: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
+	6,  // 47: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
+	46, // 48: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
+	0,  // 49: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 50: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 51: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
+	47, // 52: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
+	48, // 53: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
+	0,  // 54: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	0,  // 55: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
+	32, // 56: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	33, // 57: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	30, // 58: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	31, // 59: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 60: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	3,  // 61: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	35, // 62: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 63: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	34, // 64: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	36, // 65: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	49, // 66: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	38, // 67: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	34, // 68: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	39, // 69: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	24, // 70: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
+	26, // 71: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	27, // 72: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	29, // 73: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	28, // 74: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	28, // 75: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	37, // 76: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	74, // [74:77] is the sub-list for method output_type
+	71, // [71:74] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -3616,7 +3774,7 @@ func file_weir_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

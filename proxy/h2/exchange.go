@@ -220,6 +220,14 @@ func (x *Exchange) ResetStream(code ErrCode) {
 	x.s.settle()
 }
 
+// Abort ends the exchange from another task of the loop than the one that handles
+// it: the client gets RST_STREAM with the code, and the handler finds its client gone.
+func (x *Exchange) Abort(code ErrCode) {
+	x.s.sendReset(&x.client, code)
+	x.client.over(&ResetError{code})
+	x.s.settle()
+}
+
 // clientError is the fault of a client whose stream is over, nil if it is not.
 func (x *Exchange) clientError(step Step) *Error {
 	if x.client.err == nil {

@@ -34,6 +34,7 @@ type Record struct {
 	BytesOut    int64
 	Attempts    int
 	Route       string // id of the rule
+	Audit       string // ids of the rules that audit it, with spaces between
 	TraceID     string
 }
 

@@ -39,7 +39,7 @@ var calls = []struct {
 	{"retried", func(s *Service) { s.Retried() }},
 	{"retry refused", func(s *Service) { s.RetryRefused("budget") }},
 	{"rate limited", func(s *Service) { s.RateLimited() }},
-	{"denied", func(s *Service) { s.Denied("policy") }},
+	{"denied", func(s *Service) { s.Denied("policy", "") }},
 }
 
 func TestNoCallAllocatesHoweverManyServices(t *testing.T) {

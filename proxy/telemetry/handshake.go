@@ -24,16 +24,14 @@ type handshakes struct {
 	skew         prometheus.Gauge
 }
 
-func newHandshakes(mu *sync.Mutex, counter func(name, help string, labels ...string) *prometheus.CounterVec, gauge func(name, help string, labels ...string) *prometheus.GaugeVec) handshakes {
+func (h *handshakes) register(mu *sync.Mutex, counter func(name, help string, labels ...string) *prometheus.CounterVec, gauge func(name, help string, labels ...string) *prometheus.GaugeVec) {
 	done := counter("tls_handshakes_total", "Handshakes of the mesh's TLS that succeeded: full, or resumed from a session.", "side", "kind")
 	failed := counter("tls_handshake_failures_total", "Handshakes of the mesh's TLS that failed, by reason (docs/JOINING.md).", "side", "reason")
-	var h handshakes
 	for side, label := range sideLabels {
-		h.done[side] = words{mu: mu, make: func(w string) prometheus.Counter { return done.WithLabelValues(label, w) }}
-		h.failed[side] = words{mu: mu, make: func(w string) prometheus.Counter { return failed.WithLabelValues(label, w) }}
+		h.done[side].mu, h.done[side].make = mu, func(w string) prometheus.Counter { return done.WithLabelValues(label, w) }
+		h.failed[side].mu, h.failed[side].make = mu, func(w string) prometheus.Counter { return failed.WithLabelValues(label, w) }
 	}
 	h.skew = gauge("clock_skew_seconds", "How far this proxy's clock is ahead of the control plane's; negative is behind.").WithLabelValues()
-	return h
 }
 
 // HandshakeDone counts a handshake that succeeded.

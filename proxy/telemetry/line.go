@@ -39,6 +39,7 @@ func (r *Record) appendLine(b []byte) []byte {
 		b = appendNumber(b, `,"attempts":`, int64(r.Attempts))
 	}
 	b = appendText(b, `,"route":"`, r.Route, maxWord)
+	b = appendText(b, `,"audit":"`, r.Audit, maxWord)
 	b = appendText(b, `,"trace_id":"`, r.TraceID, maxWord)
 	b[start] = '{' // in place of the first comma
 	return append(b, "}\n"...)

@@ -15,6 +15,7 @@ type Service struct {
 
 	counts
 	retries, denied, mirrors, faults, hedges, overloads, ejections words
+	deniedBy, audited                                              words
 
 	forgotten bool // guarded by reg.mu
 }
@@ -42,6 +43,8 @@ func (r *Registry) serviceLocked(key serviceKey) *Service {
 	s := &Service{reg: r, key: key, outbound: key.direction == Outbound}
 	s.retries = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.retries, w) }}
 	s.denied = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.denied, w) }}
+	s.deniedBy = words{mu: &r.mu, most: maxRules, make: func(w string) prometheus.Counter { return s.seriesLocked(r.deniedBy, w) }}
+	s.audited = words{mu: &r.mu, most: maxRules, make: func(w string) prometheus.Counter { return s.seriesLocked(r.audited, w) }}
 	s.mirrors = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.mirrors, w) }}
 	s.faults = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.faults, w) }}
 	s.hedges = words{mu: &r.mu, make: func(w string) prometheus.Counter { return s.seriesLocked(r.hedges, w) }}
@@ -68,7 +71,7 @@ func (r *Registry) Forget(service, namespace string) {
 		return
 	}
 	gone := prometheus.Labels{"service": service, "namespace": namespace}
-	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.mirrors, r.faults, r.hedges, r.circuitOpens, r.overloads, r.ejections} {
+	for _, v := range []*prometheus.CounterVec{r.retries, r.denied, r.deniedBy, r.audited, r.mirrors, r.faults, r.hedges, r.circuitOpens, r.overloads, r.ejections} {
 		v.DeletePartialMatch(gone)
 	}
 	r.circuitState.DeletePartialMatch(gone)
@@ -144,8 +147,17 @@ func (s *Service) RetryRefused(reason string) { s.retries.get(reason).Inc() }
 // RateLimited counts a request over the limit.
 func (s *Service) RateLimited() { s.limited.Add(1) }
 
-// Denied counts a request or connection refused by a rule: reason is one word ("policy", "jwt", "mtls", …).
-func (s *Service) Denied(reason string) { s.denied.get(reason).Inc() }
+// Denied counts a request or connection refused by policy: reason is one word ("no-rule", "method", …), rule the id of the rule that
+// decided, "" where none did. Of more than 256 rules those that came last count as "other".
+func (s *Service) Denied(reason, rule string) {
+	s.denied.get(reason).Inc()
+	if rule != "" {
+		s.deniedBy.get(rule).Inc()
+	}
+}
+
+// Audited counts a request or connection that a rule with action audit is about.
+func (s *Service) Audited(rule string) { s.audited.get(rule).Inc() }
 
 // Mirrored counts a copy of a request to the service by what became of it: "sent" (and answered), "failed", "crowded" (too many were
 // under way), "too_large" (its body was not kept).

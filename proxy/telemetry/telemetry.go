@@ -60,6 +60,7 @@ type serviceKey struct {
 // vecs are the metrics that the library keeps.
 type vecs struct {
 	retries, denied      *prometheus.CounterVec // per service
+	deniedBy, audited    *prometheus.CounterVec
 	overloads, ejections *prometheus.CounterVec
 	mirrors, faults      *prometheus.CounterVec
 	hedges               *prometheus.CounterVec
@@ -125,6 +126,8 @@ func (r *Registry) register() {
 	r.prom.MustRegister(collector{r})
 	r.retries = counter("retries_total", "Requests sent again (sent), or not for want of budget, time or safety.", "direction", "service", "namespace", "outcome")
 	r.denied = counter("denied_total", "Requests and connections refused by a rule.", "direction", "service", "namespace", "reason")
+	r.deniedBy = counter("denied_by_rule_total", "Requests and connections refused, by the security rule that decided.", "direction", "service", "namespace", "rule")
+	r.audited = counter("audited_total", "Requests and connections that a security rule with action audit is about.", "direction", "service", "namespace", "rule")
 
 	r.mirrors = counter("mirrored_total", "Copies of requests to a second service, by what became of them.", "direction", "service", "namespace", "outcome")
 	r.hedges = counter("hedged_total", "Requests sent to a second endpoint because late, by whether its answer was used (won, lost), or not for want of budget.",
@@ -145,7 +148,7 @@ func (r *Registry) register() {
 	r.detected = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.detectVec.WithLabelValues(w) }}
 	r.dns = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.dnsVec.WithLabelValues(w) }}
 	r.certificate = gauge("certificate_expiry_timestamp_seconds", "When this workload's certificate ends, as Unix time; 0 without one.").WithLabelValues()
-	r.handshakes = newHandshakes(&r.mu, counter, gauge)
+	r.register(&r.mu, counter, gauge)
 	r.connected = gauge("control_connected", "1 while connected to the control plane.").WithLabelValues()
 	r.prom.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weir_access_log_dropped_total", Help: "Access log records lost because the writer did not keep up or failed.",

@@ -28,7 +28,7 @@ func busy() *Registry {
 		s.Retried()
 		s.RetryRefused("budget")
 		s.RateLimited()
-		s.Denied("policy")
+		s.Denied("policy", "")
 		c := r.Connections(d, "tcp")
 		c.Opened()
 		c.Opened()
@@ -267,7 +267,7 @@ func TestForgetLeavesNothingAndComesBack(t *testing.T) {
 	r.Forget("cart", "shop")
 	held.Done(200, time.Second, 1, 1)
 	held.Done(418, time.Second, 1, 1) // a code not resolved before
-	held.Denied("jwt")
+	held.Denied("jwt", "")
 	for _, line := range weirLines(t, r) {
 		if strings.Contains(line, `service="cart"`) {
 			t.Errorf("left: %s", line)
@@ -338,7 +338,7 @@ func TestCountingDoesNotAllocate(t *testing.T) {
 		s.Routed()
 		s.Retried()
 		s.RetryRefused("budget")
-		s.Denied("policy")
+		s.Denied("policy", "")
 		s.BackendFailed()
 		c.Opened()
 		c.Closed("eof", 1, 1)
@@ -359,7 +359,7 @@ func TestConcurrentUse(t *testing.T) {
 				name := fmt.Sprint("s", (g+i)%6)
 				s := r.Service(Outbound, name, "shop")
 				s.Done(200+i%7, time.Millisecond, 1, 1)
-				s.Denied(fmt.Sprint(i % 50))
+				s.Denied(fmt.Sprint(i%50), "")
 				r.Endpoint(name, "shop", "e").CircuitOpened()
 				if i%50 == 0 {
 					r.Forget(name, "shop")

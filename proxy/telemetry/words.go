@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -8,13 +9,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxWords caps the values of a label whose words come from the code, in case one does not.
-const maxWords = 32
+// maxWords caps the values of a label whose words come from the code, in case one does not; maxRules caps those that are ids of rules.
+const (
+	maxWords = 32
+	maxRules = 256
+)
 
 // words holds the counters of one label's values. A known word costs a map look-up, no lock and no allocation.
 type words struct {
 	mu   *sync.Mutex // the registry's
 	make func(word string) prometheus.Counter
+	most int // of words; 0 is maxWords
 
 	known atomic.Pointer[map[string]prometheus.Counter] // copied on write
 }
@@ -32,7 +37,7 @@ func (w *words) get(word string) prometheus.Counter {
 	if known := w.known.Load(); known != nil {
 		maps.Copy(more, *known)
 	}
-	if len(more) == maxWords-1 {
+	if len(more) == w.room()-1 {
 		word = other
 	}
 	c := w.make(word)
@@ -40,6 +45,8 @@ func (w *words) get(word string) prometheus.Counter {
 	w.known.Store(&more)
 	return c
 }
+
+func (w *words) room() int { return cmp.Or(w.most, maxWords) }
 
 // look returns a known word's counter, that of other if there is no room for more words, or nil.
 func (w *words) look(word string) prometheus.Counter {
@@ -50,7 +57,7 @@ func (w *words) look(word string) prometheus.Counter {
 	if c := (*known)[word]; c != nil {
 		return c
 	}
-	if len(*known) >= maxWords {
+	if len(*known) >= w.room() {
 		return (*known)[other]
 	}
 	return nil
