@@ -98,7 +98,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err := file.use(ctx, st, len(cfg.Store) == 0); err != nil {
 		return err
 	}
-	p := &plane{cfg: cfg, file: file, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1)}
+	p := &plane{cfg: cfg, file: file, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
 	return p.run(ctx)
 }
 
@@ -136,6 +136,7 @@ type plane struct {
 	grpcAddr net.Addr // set before anything runs
 	leading  atomic.Bool
 	unmarked chan struct{} // of one place: endpoints or proxies have changed
+	turns    chan struct{} // of one place: mTLS modes have changed
 }
 
 func (p *plane) run(ctx context.Context) error {
@@ -165,6 +166,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { return p.follow(ctx, watch) })
 	g.Go(func() error { return ended("health checks", p.takePart(ctx)) })
 	g.Go(func() error { p.awaitProxies(ctx); return nil })
+	g.Go(func() error { p.changeModes(ctx); return nil })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
 	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
 	g.Go(func() error { return ended("limits of the mesh", p.shares.run(ctx)) })
@@ -203,6 +205,12 @@ func (p *plane) follow(ctx context.Context, watch *store.Watch) error {
 			return ended("follow the store", err)
 		}
 		p.pub.Changed(p.view.apply(change))
+		if (change.Security || change.Settings) && p.view.turning() {
+			select {
+			case p.turns <- struct{}{}:
+			default: // it is to look already
+			}
+		}
 		p.api.Changed(snapshot{p.store, change.State}, touched(change))
 		p.health.Changed()
 		select {

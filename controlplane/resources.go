@@ -41,6 +41,8 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 		return nil, false
 	}
 	out := &policy.Service{Name: name, Traffic: v.state.Settings.TrafficFor(name)}
+	modes := v.callersModesLocked(name)
+	out.Traffic.MTLS, out.Traffic.PortModes = modes.MTLS, modes.PortModes
 	out.Rules = policy.WithWindows(s.Rules, duration(v.state.Settings.Security.RateLimiting.Window))
 	out.Virtual4, out.Virtual6, _ = policy.VirtualAddrs(s.VirtualIndex)
 	declared := addressesInFile(s)
@@ -55,7 +57,7 @@ func (v *view) Service(name policy.ServiceName) (*policy.Service, bool) {
 	}
 	for i := range v.state.Security {
 		r := &v.state.Security[i]
-		if r.MTLSMode == policy.Disabled && r.AppliesTo(name) {
+		if r.AppliesTo(name) && v.plaintextLocked(r) {
 			out.Traffic.PlaintextFrom = append(out.Traffic.PlaintextFrom, r.From()...)
 		}
 	}
@@ -91,13 +93,15 @@ func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	s := &v.state.Settings
-	modes := s.ModesFor(name)
+	modes := v.receiversModesLocked(name)
 	in := policy.Inbound{Service: name, MTLS: modes.MTLS, PortModes: modes.PortModes, DefaultAllow: s.AllowsByDefault(name.Namespace)}
 	needsSecret := false
 	for i := range v.state.Security {
 		if r := &v.state.Security[i]; r.AppliesTo(name) {
 			needsSecret = needsSecret || r.RequiredJWT || len(r.Claims) > 0
-			in.Rules = append(in.Rules, policy.InboundRule{SecurityRule: *r})
+			rule := policy.InboundRule{SecurityRule: *r}
+			rule.MTLSMode = v.ruleModeLocked(r, name)
+			in.Rules = append(in.Rules, rule)
 		}
 	}
 	for i := range in.Rules {

@@ -27,7 +27,8 @@ type view struct {
 	byIP     map[netip.Addr][]user                   // who has endpoints there; mostly one, for which a map would be ten times as large
 	besides  map[netip.Addr]int                      // addresses with a proxy beside them now
 	meshed   map[netip.Addr]bool
-	disabled bool // somewhere mTLS is disabled, or callers without it are denied by name
+	disabled bool         // somewhere mTLS is disabled, or callers without it are denied by name
+	before   []*meshModes // whose modes still count beside those of now
 	// unlooked are the services that changed, or whose proxies did, since
 	// unmarked looked at them.
 	unlooked map[policy.ServiceName]struct{}
@@ -41,6 +42,7 @@ func newView(st *store.State, trustDomain string, bundle func() []byte) *view {
 		byHost: map[string][]policy.ServiceName{}, unlooked: map[policy.ServiceName]struct{}{},
 	}
 	v.apply(store.Everything(st))
+	v.before = nil
 	return v
 }
 
@@ -65,6 +67,7 @@ func (v *view) apply(c store.Change) publish.Change {
 	was := v.disabled
 	if c.Security || c.Settings {
 		v.disabled = disablesMTLS(c.State)
+		v.turnsLocked(old, c.State)
 	}
 	// Rules that disable mTLS tell callers by their addresses, and tell callers
 	// to send plaintext.

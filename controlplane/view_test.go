@@ -233,6 +233,7 @@ func TestDisabledTellsCallersByAddress(t *testing.T) {
 	if !c.AllInbounds || !c.AllServices {
 		t.Errorf("a rule that disables mTLS touches %+v", c)
 	}
+	s.v.turned()
 	in := s.v.Inbound(users)
 	if fmt.Sprint(in.Rules[0].Addresses) != "[10.0.0.2 10.0.0.3]" {
 		t.Errorf("addresses %v", in.Rules[0].Addresses)

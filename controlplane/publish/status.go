@@ -44,6 +44,19 @@ func (p *ProxyStatus) InSync() bool {
 	return p.Following
 }
 
+// Settled tells whether all proxies have taken, or refused, the services and the
+// rules that they follow as they are now.
+func (s *Server) Settled() bool {
+	for _, p := range s.Proxies() {
+		for _, t := range p.Types {
+			if t.Pending > 0 && (t.Type == kindNames[kindService] || t.Type == kindNames[kindInbound]) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // TypeStatus is what a proxy took of one type of resource.
 type TypeStatus struct {
 	Type       string // "mesh", "service", "inbound", "lookup"
