@@ -148,7 +148,7 @@ func (r *Registry) register() {
 	r.detected = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.detectVec.WithLabelValues(w) }}
 	r.dns = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.dnsVec.WithLabelValues(w) }}
 	r.certificate = gauge("certificate_expiry_timestamp_seconds", "When this workload's certificate ends, as Unix time; 0 without one.").WithLabelValues()
-	r.register(&r.mu, counter, gauge)
+	r.handshakes.register(&r.mu, counter, gauge)
 	r.connected = gauge("control_connected", "1 while connected to the control plane.").WithLabelValues()
 	r.prom.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weir_access_log_dropped_total", Help: "Access log records lost because the writer did not keep up or failed.",
