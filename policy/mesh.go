@@ -16,6 +16,9 @@ type Mesh struct {
 	LogLevel        string        // of the proxies' own logs: debug, info, warn or error
 	LogFormat       string        // json or console
 	LogOutput       string        // of the access logs: stdout or stderr
+
+	Revocations []Revocation // what is trusted no more, in order of their ids
+	SigningRoot string       // fingerprint of the root that signs; "" is not told
 }
 
 // Figures are what a proxy has counted since it started.
@@ -38,6 +41,11 @@ type Report struct {
 	Clock              time.Time // the proxy's when it made this; zero where it is not known
 	Circuits           []CircuitState
 	CircuitsLeftOut    int // how many more have something to tell
+
+	CertificateBegins time.Time
+	CertificateSerial string   // hexadecimal
+	CertificateRoot   string   // fingerprint of the root above the certificate
+	TrustedRoots      []string // fingerprints, in order
 }
 
 // Add sums two proxies' figures.

@@ -41,9 +41,9 @@ var (
 // CreateToken makes a join token and keeps a record of it: proxies of a service
 // can join with it until it expires (ttl 0 is DefaultTokenTTL), or until so many
 // have (uses 0 is any number), or it is revoked. The text is the token itself, a
-// secret that is not kept. It names the root that signs now: when that changes,
-// tokens made before are of no use any more. Errors wrap ErrName, or say what is
-// wrong with ttl or uses.
+// secret that is not kept. It names the root that signs now, or that is to sign after a
+// rotation that is under way: when that root is trusted no more, the token is of no
+// use. Errors wrap ErrName or ErrRevoked, or say what is wrong with ttl or uses.
 func (a *Authority) CreateToken(ctx context.Context, name policy.ServiceName, ttl time.Duration, uses int) (t policy.JoinToken, text string, err error) {
 	if uses < 0 || uses > policy.MaxTokenUses {
 		return t, "", fmt.Errorf("uses of a token: %d is not in 0..%d", uses, policy.MaxTokenUses)
@@ -63,32 +63,36 @@ func (a *Authority) CreateToken(ctx context.Context, name policy.ServiceName, tt
 	return t, text, nil
 }
 
-// admit tells for which service a caller may have a certificate. A use of a token
-// is counted last, when everything else is right.
-func (a *Authority) admit(ctx context.Context, req *wire.JoinRequest) (policy.ServiceName, error) {
+// admit tells for which service a caller may have a certificate, and of which
+// family, 0 for none. A use of a token is counted last, when everything else is right.
+func (a *Authority) admit(ctx context.Context, req *wire.JoinRequest) (name policy.ServiceName, family uint64, err error) {
 	if req.GetKubernetesToken() != "" {
-		return a.admitAccount(ctx, req)
+		name, err = a.admitAccount(ctx, req)
+		return name, 0, err
 	}
 	c, err := a.readToken(req.GetToken())
 	if err != nil {
-		return policy.ServiceName{}, err
+		return policy.ServiceName{}, 0, err
 	}
-	name := policy.ServiceName{Namespace: c.Namespace, Name: c.Service}
+	name, family = policy.ServiceName{Namespace: c.Namespace, Name: c.Service}, a.family(c.Nonce)
+	if err := a.checkFamily(name, family); err != nil {
+		return name, 0, err
+	}
 	key, err := a.keyOf(name, req.GetCsr())
 	if errors.Is(err, errAnother) {
 		err = fmt.Errorf("%w: %w", ErrTokenService, err)
 	}
 	if err != nil {
-		return name, err
+		return name, 0, err
 	}
 	if c.ID == "" { // made by a version that kept no record
-		return name, nil
+		return name, family, nil
 	}
 	// Who shows a certificate of the same name that holds has joined before.
 	if peer, err := a.Peer(ctx); err == nil && peer == name {
-		return name, nil
+		return name, family, nil
 	}
-	return name, a.useToken(ctx, c.ID, key)
+	return name, family, a.useToken(ctx, c.ID, key)
 }
 
 // useToken counts a use by the owner of a key: one whose answer was lost comes
@@ -120,6 +124,9 @@ func (a *Authority) admitAccount(ctx context.Context, req *wire.JoinRequest) (po
 	want := policy.ServiceName{Namespace: req.GetService().GetNamespace(), Name: req.GetService().GetName()}
 	if err := checkName(want); err != nil {
 		return policy.ServiceName{}, err
+	}
+	if err := a.checkIdentity(want); err != nil {
+		return want, err
 	}
 	if a.cfg.Account == nil {
 		return want, fmt.Errorf("%w: this control plane takes none (weir control --kubernetes-join)", ErrKubernetes)

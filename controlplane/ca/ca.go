@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -35,18 +36,28 @@ var (
 	ErrTokenDomain    = fmt.Errorf("%w: of another trust domain", ErrToken)
 	// ErrPeer says that a caller has no identity of this mesh.
 	ErrPeer = errors.New("peer")
+	// ErrRevoked says that an identity, a certificate or the token that it was got
+	// with was revoked.
+	ErrRevoked = errors.New("revoked")
+	// ErrRotation says that a step of a rotation cannot be taken as things are.
+	ErrRotation = errors.New("rotation")
 )
 
-// Keeper keeps secrets: the first value made for a key is the value for ever,
-// for every process that shares the keeper.
+// Keeper keeps secrets: the first value made for a key is the value for every
+// process that shares the keeper.
 type Keeper interface {
 	GetOrCreate(ctx context.Context, key string, make func() ([]byte, error)) ([]byte, error)
+	// Get gives nil where nothing is kept.
+	Get(ctx context.Context, key string) ([]byte, error)
+	// Replace puts another value in the place of old, if it is still there.
+	Replace(ctx context.Context, key string, old, value []byte) error
 }
 
 // Lifetimes of certificates.
 const (
 	DefaultLeafTTL = 24 * time.Hour
 	MaxLeafTTL     = 30 * 24 * time.Hour
+	MinLeafTTL     = 2 * time.Second // half of it is a renewal a second
 	RootTTL        = 365 * 24 * time.Hour
 	// backdate allows for clocks that are behind: a proxy whose clock is five
 	// minutes late is to take what was signed just now, and its peers' too.
@@ -58,7 +69,7 @@ type Config struct {
 	// TrustDomain is the name of the mesh in SPIFFE IDs ("weir.local").
 	TrustDomain string
 	// LeafTTL is how long certificates are valid; DefaultLeafTTL when zero, at
-	// most MaxLeafTTL and at least a minute.
+	// most MaxLeafTTL and at least MinLeafTTL.
 	LeafTTL time.Duration
 	// Hosts are names and addresses that the control plane's own certificate has
 	// besides control.weir-system, localhost, 127.0.0.1 and ::1.
@@ -70,6 +81,11 @@ type Config struct {
 	// Account tells whether the service-account token of a Kubernetes pod entitles
 	// to a service's identity; its refusals wrap ErrKubernetes. nil takes none.
 	Account func(ctx context.Context, token string, want policy.ServiceName) error
+	// Files are those of a certificate authority of one's own; the zero value is the
+	// mesh's own root.
+	Files Files
+	// Roots is what the store knows of the roots; the zero value at the first start.
+	Roots policy.Roots
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	// Log takes refusals and rotations; nil drops them. No token, key or
@@ -80,20 +96,32 @@ type Config struct {
 // Authority signs certificates and tokens. Its methods may be called by many
 // goroutines.
 type Authority struct {
-	cfg    Config
-	domain spiffeid.TrustDomain
-	secret []byte // of the tokens
+	cfg     Config
+	domain  spiffeid.TrustDomain
+	secret  []byte // of the tokens
+	revoked atomic.Pointer[revoked]
 
-	mu    sync.Mutex // guards what follows
-	roots []*root    // oldest first, those still valid
-	own   *tls.Certificate
-	ownBy *root // that signed own
+	turn sync.Mutex // held while the roots are brought up to date
+
+	mu      sync.Mutex // guards what follows
+	known   policy.Roots
+	made    []*root // oldest first, those trusted and still valid
+	foreign []*root // the same, of which others hold the keys
+	files   filesState
+	own     map[string]*ownCertificate // by the fingerprint of the root above it
 
 	refused map[string]uint64
 }
 
+// ownCertificate is the control plane's own.
+type ownCertificate struct {
+	cert *tls.Certificate
+	by   *issuer
+}
+
 // New reads the root and the token secret from the keeper, or makes them at the
-// first start. It fails when the kept root is of another trust domain.
+// first start; or takes the authority of the files. It fails when the kept root is
+// of another trust domain, and when nothing that is here can sign.
 func New(ctx context.Context, cfg Config) (*Authority, error) {
 	cfg.LeafTTL = cmp.Or(cfg.LeafTTL, DefaultLeafTTL)
 	if cfg.Now == nil {
@@ -102,21 +130,27 @@ func New(ctx context.Context, cfg Config) (*Authority, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	if cfg.LeafTTL < time.Minute || cfg.LeafTTL > MaxLeafTTL {
-		return nil, fmt.Errorf("lifetime of certificates: %v is not in %v..%v", cfg.LeafTTL, time.Minute, MaxLeafTTL)
+	if cfg.LeafTTL < MinLeafTTL || cfg.LeafTTL > MaxLeafTTL {
+		return nil, fmt.Errorf("lifetime of certificates: %v is not in %v..%v", cfg.LeafTTL, MinLeafTTL, MaxLeafTTL)
 	}
 	domain, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
 	if err != nil {
 		return nil, fmt.Errorf("trust domain %q: %w", cfg.TrustDomain, err)
 	}
-	a := &Authority{cfg: cfg, domain: domain, refused: map[string]uint64{}}
+	a := &Authority{cfg: cfg, domain: domain, known: cfg.Roots.Clone(), refused: map[string]uint64{}, own: map[string]*ownCertificate{}}
 	if a.secret, err = cfg.Keep.GetOrCreate(ctx, "token-secret", newSecret); err != nil {
 		return nil, fmt.Errorf("secret of the join tokens: %w", err)
 	}
 	if len(a.secret) < secretSize {
 		return nil, fmt.Errorf("secret of the join tokens: %d bytes are kept, %d are meant", len(a.secret), secretSize)
 	}
+	if err := a.openFiles(ctx); err != nil {
+		return nil, err
+	}
 	if _, err := a.Rotate(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := a.signer(); err != nil {
 		return nil, err
 	}
 	return a, nil

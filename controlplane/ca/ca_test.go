@@ -51,6 +51,22 @@ func (k *memory) GetOrCreate(_ context.Context, key string, make func() ([]byte,
 	return v, err
 }
 
+func (k *memory) Get(_ context.Context, key string) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.values[key], k.broken
+}
+
+func (k *memory) Replace(_ context.Context, key string, old, value []byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.broken != nil || string(k.values[key]) != string(old) {
+		return errors.Join(k.broken, errors.New("it is another by now"))
+	}
+	k.values[key] = value
+	return nil
+}
+
 // clock is set by the test.
 type clock struct {
 	mu  sync.Mutex

@@ -29,32 +29,37 @@ var errAnother = errors.New("asks for the identity")
 // its key; one that asks for the identity of another is refused. Errors wrap
 // ErrName or ErrCSR where the caller is to blame.
 func (a *Authority) IssueForCSR(name policy.ServiceName, csr []byte) (chainPEM []byte, err error) {
-	if err := checkName(name); err != nil {
+	return a.issue(name, csr, 0)
+}
+
+// issue signs for a family: that of the token or certificate which is shown.
+func (a *Authority) issue(name policy.ServiceName, csr []byte, family uint64) (chainPEM []byte, err error) {
+	if err := errors.Join(checkName(name), a.checkIdentity(name)); err != nil {
 		return nil, err
 	}
 	key, err := a.keyOf(name, csr)
 	if err != nil {
 		return nil, err
 	}
-	der, _, err := a.sign(name, key, nil)
+	der, by, err := a.sign(name, key, nil, family)
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+	return by.chainPEM(der), nil
 }
 
 // IssueWithKey makes an ECDSA P-256 key for a service, signs it and gives the
 // certificate and the key (PKCS #8), PEM. The key is not kept. Errors wrap
 // ErrName where the caller is to blame.
 func (a *Authority) IssueWithKey(name policy.ServiceName) (chainPEM, keyPEM []byte, err error) {
-	if err := checkName(name); err != nil {
+	if err := errors.Join(checkName(name), a.checkIdentity(name)); err != nil {
 		return nil, nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the key of %s: %w", name, err)
 	}
-	der, _, err := a.sign(name, key.Public(), nil)
+	der, by, err := a.sign(name, key.Public(), nil, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -62,7 +67,7 @@ func (a *Authority) IssueWithKey(name policy.ServiceName) (chainPEM, keyPEM []by
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode the key of %s: %w", name, err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+	return by.chainPEM(der),
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), nil
 }
 
@@ -116,16 +121,21 @@ func checkKey(key crypto.PublicKey) error {
 	return nil
 }
 
-// sign makes the certificate of a name with the root that signs now. hosts are
-// more names and addresses.
-func (a *Authority) sign(name policy.ServiceName, key crypto.PublicKey, hosts []string) ([]byte, *root, error) {
+// sign makes the certificate of a name with what signs now. hosts are more names
+// and addresses.
+func (a *Authority) sign(name policy.ServiceName, key crypto.PublicKey, hosts []string, family uint64) ([]byte, *issuer, error) {
 	signer, err := a.signer()
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate of %s: %w", name, err)
 	}
-	serial, err := newSerial()
+	der, err := a.signBy(signer, name, key, hosts, family)
+	return der, signer, err
+}
+
+func (a *Authority) signBy(signer *issuer, name policy.ServiceName, key crypto.PublicKey, hosts []string, family uint64) ([]byte, error) {
+	serial, err := newSerial(family)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	template := a.template(name, signer)
 	template.SerialNumber = serial
@@ -138,16 +148,16 @@ func (a *Authority) sign(name policy.ServiceName, key crypto.PublicKey, hosts []
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, signer.cert, key, signer.key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("sign the certificate of %s: %w", name, err)
+		return nil, fmt.Errorf("sign the certificate of %s: %w", name, err)
 	}
-	return der, signer, nil
+	return der, nil
 }
 
-func (a *Authority) template(name policy.ServiceName, signer *root) *x509.Certificate {
+func (a *Authority) template(name policy.ServiceName, signer *issuer) *x509.Certificate {
 	now := a.cfg.Now()
 	end := now.Add(a.cfg.LeafTTL)
-	if end.After(signer.cert.NotAfter) {
-		end = signer.cert.NotAfter
+	if last := signer.notAfter(); end.After(last) {
+		end = last
 	}
 	dotted := name.Namespace + "." + name.Name
 	subject := pkix.Name{Organization: []string{"Service Mesh"}, CommonName: dotted}

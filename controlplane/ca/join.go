@@ -28,26 +28,26 @@ func (a *Authority) JoinServer() *JoinServer { return &JoinServer{ca: a} }
 // request into a certificate. Codes: Unauthenticated for the token,
 // InvalidArgument for the request.
 func (j *JoinServer) Join(ctx context.Context, req *wire.JoinRequest) (*wire.JoinResponse, error) {
-	name, err := j.ca.admit(ctx, req)
+	name, family, err := j.ca.admit(ctx, req)
 	if err != nil {
 		return nil, j.refuse(ctx, "join", name, err)
 	}
-	return j.issue(ctx, "join", name, req.GetCsr())
+	return j.issue(ctx, "join", name, req.GetCsr(), family)
 }
 
 // Renew turns a caller's present identity and a request into a certificate.
 // Codes: Unauthenticated for the present certificate, InvalidArgument for the
 // request, PermissionDenied for a name that cannot renew.
 func (j *JoinServer) Renew(ctx context.Context, req *wire.RenewRequest) (*wire.JoinResponse, error) {
-	name, err := j.ca.Peer(ctx)
+	name, leaf, err := j.ca.peer(ctx)
 	if err != nil {
 		return nil, j.refuse(ctx, "renew", name, err)
 	}
-	return j.issue(ctx, "renew", name, req.GetCsr())
+	return j.issue(ctx, "renew", name, req.GetCsr(), familyOf(leaf.SerialNumber))
 }
 
-func (j *JoinServer) issue(ctx context.Context, step string, name policy.ServiceName, csr []byte) (*wire.JoinResponse, error) {
-	cert, err := j.ca.IssueForCSR(name, csr)
+func (j *JoinServer) issue(ctx context.Context, step string, name policy.ServiceName, csr []byte, family uint64) (*wire.JoinResponse, error) {
+	cert, err := j.ca.issue(name, csr, family)
 	if err != nil {
 		return nil, j.refuse(ctx, step, name, err)
 	}
@@ -77,7 +77,7 @@ var reasons = []struct {
 	err  error
 	word string
 }{
-	{ErrTokenMalformed, "token-malformed"}, {ErrTokenSignature, "token-signature"}, {ErrTokenExpired, "token-expired"},
+	{ErrRevoked, "revoked"}, {ErrTokenMalformed, "token-malformed"}, {ErrTokenSignature, "token-signature"}, {ErrTokenExpired, "token-expired"},
 	{ErrTokenDomain, "token-domain"}, {ErrTokenUsedUp, "token-used-up"}, {ErrTokenRevoked, "token-revoked"},
 	{ErrTokenUnknown, "token-unknown"}, {ErrTokenService, "token-service"}, {ErrKubernetes, "kubernetes"},
 	{ErrPeer, "certificate"}, {ErrCSR, "request"}, {ErrName, "name"},
@@ -97,7 +97,7 @@ func (a *Authority) count(err error) {
 // Refused counts the certificates that were asked for and refused since New,
 // by reason: token-malformed, token-signature, token-expired, token-domain,
 // token-used-up, token-revoked, token-unknown, token-service, kubernetes,
-// certificate, request and name.
+// certificate, request, name and revoked.
 func (a *Authority) Refused() map[string]uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -106,7 +106,7 @@ func (a *Authority) Refused() map[string]uint64 {
 
 func codeOf(err error) codes.Code {
 	switch {
-	case errors.Is(err, ErrToken), errors.Is(err, ErrPeer):
+	case errors.Is(err, ErrToken), errors.Is(err, ErrPeer), errors.Is(err, ErrRevoked):
 		return codes.Unauthenticated
 	case errors.Is(err, ErrCSR):
 		return codes.InvalidArgument

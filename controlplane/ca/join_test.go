@@ -77,7 +77,7 @@ func TestAProxyJoinsAndRenews(t *testing.T) {
 	// First contact: all the proxy has is the fingerprint in its token.
 	signer, err := a.signer()
 	must(t, err)
-	fingerprint := signer.fingerprint()
+	fingerprint := signer.root.fingerprint()
 	first := &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
@@ -125,7 +125,7 @@ func TestWhoCannotJoinOrRenew(t *testing.T) {
 	anonymous := client(t, addr, credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, ServerName: "control.weir-system", RootCAs: a.pool(), Time: at.Now}))
 	member := client(t, addr, credentials.NewTLS(workload(t, a, cart)))
 	// The control plane's own identity is not to be had by asking for it.
-	own, err := a.ownCertificate()
+	own, err := a.ownCertificate("")
 	must(t, err)
 	self := workload(t, a, cart)
 	self.Certificates = []tls.Certificate{*own}
@@ -271,7 +271,7 @@ func odd(t *testing.T, a *Authority, uris []string) tls.Certificate {
 		must(t, err)
 		template.URIs = append(template.URIs, u)
 	}
-	if template.SerialNumber, err = newSerial(); err != nil {
+	if template.SerialNumber, err = newSerial(0); err != nil {
 		t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, signer.cert, key.Public(), signer.key)
@@ -315,13 +315,13 @@ func TestWhoMayConnectToTheControlPlane(t *testing.T) {
 	}
 
 	// Its certificate is made anew in time, by the root that signs then.
-	first, err := a.ownCertificate()
+	first, err := a.ownCertificate("")
 	must(t, err)
-	if again, err := a.ownCertificate(); err != nil || again != first {
+	if again, err := a.ownCertificate(""); err != nil || again != first {
 		t.Errorf("made anew at once: %v", err)
 	}
 	at.Add(DefaultLeafTTL/2 + time.Minute)
-	if again, err := a.ownCertificate(); err != nil || again == first {
+	if again, err := a.ownCertificate(""); err != nil || again == first {
 		t.Errorf("not made anew after half its life: %v", err)
 	}
 	must(t, errorOf(a.Rotate(t.Context())))

@@ -10,23 +10,28 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/weir-mesh/weir/policy"
 )
 
-// Rotation of the root. Its successor is made early and put into the bundle,
-// and signs only after every proxy had the time to hear of it; the old root
-// then stays trusted longer than any certificate it signed lives.
+// The age of a root that the mesh made. Its successor is made early and put into
+// the bundle, and signs only after every proxy had the time to hear of it; the old
+// root then stays trusted longer than any certificate it signed lives.
 const (
-	successorBefore = 90 * 24 * time.Hour // before the root's end
-	overlap         = 45 * 24 * time.Hour // in the bundle before it signs; the rest is ≥ MaxLeafTTL
+	successorBefore = 125 * 24 * time.Hour // before the root's end: more than a third, at which there is an alarm
+	overlap         = 45 * 24 * time.Hour  // in the bundle before it signs; the rest is ≥ MaxLeafTTL
 	rotateEvery     = time.Hour
 	// ahead is how far in the future a kept root may begin. One that begins later
 	// was made by a control plane whose clock ran ahead: nobody could verify what
@@ -34,17 +39,21 @@ const (
 	ahead = 24 * time.Hour
 )
 
+// root is a certificate that is trusted by itself.
 type root struct {
 	cert *x509.Certificate
-	key  crypto.Signer
-	pem  []byte    // of the certificate
-	from time.Time // from when it signs
+	key  crypto.Signer // nil where others hold it
+	pem  []byte        // of the certificate
+	n    int           // of those that the mesh made, counted from 1; 0 for others
+	from time.Time     // from when it signs, if that goes by age
 }
 
 // fingerprint is what tokens carry: hex SHA-256 of the public key (SPKI), which
 // stays should the certificate be made anew for the same key.
-func (r *root) fingerprint() string {
-	sum := sha256.Sum256(r.cert.RawSubjectPublicKeyInfo)
+func (r *root) fingerprint() string { return fingerprintOf(r.cert) }
+
+func fingerprintOf(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:])
 }
 
@@ -52,36 +61,105 @@ func (r *root) fingerprint() string {
 // time, and drops those that ended. changed tells that Bundle has changed.
 // Every control plane that shares the keeper comes to the same roots.
 func (a *Authority) Rotate(ctx context.Context) (changed bool, err error) {
+	a.turn.Lock()
+	defer a.turn.Unlock()
+	a.mu.Lock()
+	known, before := a.known, a.bundleLocked()
+	a.mu.Unlock()
+	made, err := a.madeRoots(ctx, known)
+	if err != nil {
+		return false, err
+	}
+	foreign, err := foreignRoots(known, a.cfg.Now())
+	if err != nil {
+		return false, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.made, a.foreign = made, foreign
+	return !bytes.Equal(before, a.bundleLocked()), nil
+}
+
+// madeRoots reads the roots that the mesh made and trusts, and makes what is
+// missing.
+func (a *Authority) madeRoots(ctx context.Context, known policy.Roots) ([]*root, error) {
 	now := a.cfg.Now()
 	var roots []*root
-	for n := 1; ; n++ {
-		kept, err := a.cfg.Keep.GetOrCreate(ctx, fmt.Sprintf("ca-root-%d", n), func() ([]byte, error) { return a.makeRoot(now) })
+	needed := known.Signs == "" // by age; else those there are will do
+	for n := 1; needed || n <= known.Made; n++ {
+		r, err := a.madeRoot(ctx, n)
 		if err != nil {
-			return false, fmt.Errorf("root certificate %d: %w", n, err)
+			return nil, err
 		}
-		r, err := a.parseRoot(kept)
-		if err != nil {
-			return false, fmt.Errorf("root certificate %d, as kept: %w", n, err)
+		if slices.Contains(known.Retired, n) {
+			continue
 		}
 		if now.Add(ahead).Before(r.cert.NotBefore) {
 			a.cfg.Log.Warn("a root certificate begins in the future and is passed over; was a control plane's clock wrong, or is this one's?",
 				zap.Int("root", n), zap.Time("begins", r.cert.NotBefore), zap.Time("now", now))
 			continue
 		}
-		if n > 1 {
+		if len(roots) > 0 {
 			r.from = r.cert.NotBefore.Add(overlap)
 		}
 		if now.Before(r.cert.NotAfter) {
 			roots = append(roots, r)
 		}
 		if now.Before(r.cert.NotAfter.Add(-successorBefore)) {
-			break
+			needed = false
 		}
+	}
+	return roots, nil
+}
+
+func (a *Authority) madeRoot(ctx context.Context, n int) (*root, error) {
+	kept, err := a.cfg.Keep.GetOrCreate(ctx, rootKey(n), func() ([]byte, error) { return a.makeRoot(a.cfg.Now()) })
+	if err != nil {
+		return nil, fmt.Errorf("root certificate %d: %w", n, err)
+	}
+	r, err := a.parseRoot(kept)
+	if err != nil {
+		return nil, fmt.Errorf("root certificate %d, as kept: %w", n, err)
+	}
+	r.n = n
+	return r, nil
+}
+
+func rootKey(n int) string { return fmt.Sprintf("ca-root-%d", n) }
+
+// foreignRoots reads the roots of others that are trusted.
+func foreignRoots(known policy.Roots, now time.Time) ([]*root, error) {
+	var out []*root
+	for i, text := range known.Foreign {
+		certs, err := parseChain([]byte(text))
+		if err != nil || len(certs) != 1 {
+			return nil, fmt.Errorf("trusted root %d, as kept: not one certificate in PEM: %w", i+1, err)
+		}
+		if now.Before(certs[0].NotAfter) {
+			out = append(out, &root{cert: certs[0], pem: []byte(text)})
+		}
+	}
+	return out, nil
+}
+
+// Use takes over what the store knows of the roots now. changed tells that Bundle
+// has changed. What cannot be read leaves the old in force.
+func (a *Authority) Use(ctx context.Context, known policy.Roots) (changed bool, err error) {
+	a.mu.Lock()
+	old := a.known
+	a.known = known.Clone()
+	a.mu.Unlock()
+	if changed, err = a.Rotate(ctx); err != nil {
+		a.mu.Lock()
+		a.known = old
+		a.mu.Unlock()
+		return false, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	changed = !bytes.Equal(bundleOf(a.roots), bundleOf(roots))
-	a.roots = roots
+	if o := a.files.offered; o != nil && o.root.fingerprint() == a.known.Signs {
+		a.files.inForce, a.files.offered = o, nil
+	}
 	return changed, nil
 }
 
@@ -91,7 +169,27 @@ func (a *Authority) Rotate(ctx context.Context) (changed bool, err error) {
 func (a *Authority) Run(ctx context.Context, changed func(bundle []byte)) error {
 	ticker := time.NewTicker(rotateEvery)
 	defer ticker.Stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.followFiles(ctx) })
 	return a.run(ctx, ticker.C, changed)
+}
+
+// followFiles takes the files anew when they change.
+func (a *Authority) followFiles(ctx context.Context) {
+	if !a.cfg.Files.given() {
+		return
+	}
+	ticker := time.NewTicker(filesEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			a.Reload()
+		}
+	}
 }
 
 func (a *Authority) run(ctx context.Context, tick <-chan time.Time, changed func(bundle []byte)) error {
@@ -114,56 +212,39 @@ func (a *Authority) run(ctx context.Context, tick <-chan time.Time, changed func
 	}
 }
 
-// signerLocked is the newest root that is old enough to sign, or else the
-// oldest that is valid.
-func (a *Authority) signerLocked(now time.Time) (*root, error) {
-	var signer *root
-	for _, r := range a.roots {
-		if now.Before(r.cert.NotAfter) && (signer == nil || !now.Before(r.from)) {
-			signer = r
-		}
-	}
-	if signer == nil {
-		return nil, errors.New("no root certificate is valid now; is the clock right?")
-	}
-	return signer, nil
-}
-
-func (a *Authority) signer() (*root, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.signerLocked(a.cfg.Now())
-}
-
-// RootPEM gives the certificate of the root that signs now.
+// RootPEM gives the certificate of the root under which is signed now.
 func (a *Authority) RootPEM() []byte {
-	r, err := a.signer()
+	i, err := a.signer()
 	if err != nil {
 		return a.Bundle()
 	}
-	return bytes.Clone(r.pem)
+	return bytes.Clone(i.root.pem)
 }
 
 // Bundle gives the certificates of all roots to trust, PEM.
 func (a *Authority) Bundle() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return bundleOf(a.roots)
+	return a.bundleLocked()
 }
 
-func bundleOf(roots []*root) []byte {
+func (a *Authority) bundleLocked() []byte {
 	var out []byte
-	for _, r := range roots {
+	for _, r := range a.trustedLocked() {
 		out = append(out, r.pem...)
 	}
 	return out
+}
+
+func (a *Authority) trustedLocked() []*root {
+	return append(slices.Clone(a.made), a.foreign...)
 }
 
 func (a *Authority) pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range a.roots {
+	for _, r := range a.trustedLocked() {
 		pool.AddCert(r.cert)
 	}
 	return pool
@@ -175,7 +256,7 @@ func (a *Authority) makeRoot(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the key: %w", err)
 	}
-	serial, err := newSerial()
+	serial, err := newSerial(0)
 	if err != nil {
 		return nil, err
 	}
@@ -224,12 +305,30 @@ func (a *Authority) parseRoot(kept []byte) (*root, error) {
 	return &root{cert: cert, key: key, pem: pem.EncodeToMemory(certBlock)}, nil
 }
 
-// newSerial gives 127 random bits, positive and at most 20 octets (RFC 5280
-// section 4.1.2.2).
-func newSerial() (*big.Int, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
+// newSerial gives a number that is positive and has at most 20 octets (RFC 5280
+// section 4.1.2.2): 63 bits of the family, which is the token's that the certificate
+// goes back to, or chance, and 64 by chance.
+func newSerial(family uint64) (*big.Int, error) {
+	var low [8]byte
+	if _, err := rand.Read(low[:]); err != nil {
 		return nil, fmt.Errorf("make a serial number: %w", err)
 	}
-	return serial.Add(serial, big.NewInt(1)), nil
+	if family == 0 {
+		var high [8]byte
+		if _, err := rand.Read(high[:]); err != nil {
+			return nil, fmt.Errorf("make a serial number: %w", err)
+		}
+		family = asFamily(high[:])
+	}
+	serial := new(big.Int).SetUint64(family)
+	serial.Lsh(serial, 64)
+	return serial.Or(serial, new(big.Int).SetBytes(low[:])), nil
+}
+
+// asFamily makes a family of eight bytes or more: 63 bits, never 0.
+func asFamily(b []byte) uint64 { return binary.BigEndian.Uint64(b)>>1 | 1<<62 }
+
+// familyOf reads it from a serial number.
+func familyOf(serial *big.Int) uint64 {
+	return new(big.Int).Rsh(serial, 64).Uint64()
 }

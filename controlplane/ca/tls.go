@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
@@ -43,7 +45,7 @@ func (a *Authority) serverTLS(verify func(tls.ConnectionState) error, protocols 
 		// Connections to the control plane are few and long. Without tickets
 		// every one of them is verified against the present bundle.
 		SessionTicketsDisabled: true,
-		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return a.ownCertificate() },
+		GetCertificate:         func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) { return a.ownCertificate(hello.ServerName) },
 	}
 	cfg := base.Clone()
 	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -60,7 +62,7 @@ func (a *Authority) serverTLS(verify func(tls.ConnectionState) error, protocols 
 func (a *Authority) ClientTLS(expect policy.ServiceName) *tls.Config {
 	cfg := &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{MeshALPN}, Time: a.cfg.Now,
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return a.ownCertificate() },
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return a.ownCertificate("") },
 		// The chain is verified below, against the roots of the moment and
 		// without a host name: workloads are known by their SPIFFE ID.
 		InsecureSkipVerify: true,
@@ -123,15 +125,25 @@ func (a *Authority) verifyChain(chain []*x509.Certificate, usage x509.ExtKeyUsag
 // Peer tells which service is at the other end of a gRPC call, from its
 // verified certificate. Errors wrap ErrPeer.
 func (a *Authority) Peer(ctx context.Context) (policy.ServiceName, error) {
+	name, _, err := a.peer(ctx)
+	return name, err
+}
+
+// peer gives the leaf too, where there is no error.
+func (a *Authority) peer(ctx context.Context) (policy.ServiceName, *x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return policy.ServiceName{}, fmt.Errorf("%w: not a network call", ErrPeer)
+		return policy.ServiceName{}, nil, fmt.Errorf("%w: not a network call", ErrPeer)
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return policy.ServiceName{}, fmt.Errorf("%w: not over TLS", ErrPeer)
+		return policy.ServiceName{}, nil, fmt.Errorf("%w: not over TLS", ErrPeer)
 	}
-	return a.PeerOf(info.State)
+	name, err := a.PeerOf(info.State)
+	if err != nil {
+		return name, nil, err
+	}
+	return name, info.State.PeerCertificates[0], nil
 }
 
 // PeerOf tells which service is at the other end of a connection that was made
@@ -145,7 +157,11 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (policy.ServiceName, error
 	if a.cfg.Now().After(leaf.NotAfter) {
 		return policy.ServiceName{}, fmt.Errorf("%w: its certificate has expired", ErrPeer)
 	}
-	return a.nameIn(leaf)
+	name, err := a.nameIn(leaf)
+	if err != nil {
+		return policy.ServiceName{}, err
+	}
+	return name, a.checkCertificate(name, leaf)
 }
 
 // nameIn reads the name in a verified certificate: exactly one URI (X509-SVID
@@ -168,25 +184,53 @@ func (a *Authority) nameIn(cert *x509.Certificate) (policy.ServiceName, error) {
 	return name, nil
 }
 
-// ownCertificate gives the control plane's certificate, made anew with a new
-// key when half its life is over or another root signs.
-func (a *Authority) ownCertificate() (*tls.Certificate, error) {
-	a.mu.Lock()
-	own, by := a.own, a.ownBy
+// FirstContact is what a proxy that knows nothing but its token calls the control
+// plane by: with half of the fingerprint in the token, which is as much as a label
+// holds (RFC 1035 section 2.3.4), it is shown a certificate under that root while two
+// are trusted.
+func FirstContact(fingerprint string) string {
+	return firstContact + fingerprint[:min(len(fingerprint), 32)] + "." + policy.ControlPlane.Name + "." + policy.ControlPlane.Namespace
+}
+
+const firstContact = "ca-"
+
+// ownCertificate gives the control plane's certificate for who calls it by a name,
+// made anew with a new key when half its life is over or another authority signs.
+func (a *Authority) ownCertificate(calledBy string) (*tls.Certificate, error) {
 	now := a.cfg.Now()
-	signer, err := a.signerLocked(now)
+	a.mu.Lock()
+	signer, err := a.issuerForLocked(calledBy, now)
+	var own *ownCertificate
+	if err == nil {
+		own = a.own[signer.root.fingerprint()]
+	}
 	a.mu.Unlock()
 	if err != nil {
 		return nil, errors.Join(errors.New("the control plane's own certificate"), err)
 	}
-	if own != nil && by.cert.Equal(signer.cert) && now.Before(own.Leaf.NotAfter.Add(-a.cfg.LeafTTL/2)) {
-		return own, nil
+	if own != nil && own.by.cert.Equal(signer.cert) && now.Before(own.cert.Leaf.NotAfter.Add(-a.cfg.LeafTTL/2)) {
+		return own.cert, nil
 	}
-	return a.makeOwn()
+	return a.makeOwn(signer)
+}
+
+// issuerForLocked is the one that signs, or else that of another root that the
+// caller knows.
+func (a *Authority) issuerForLocked(calledBy string, now time.Time) (*issuer, error) {
+	rest, ok := strings.CutPrefix(calledBy, firstContact)
+	half, _, _ := strings.Cut(rest, ".")
+	if ok && len(half) == 32 {
+		for _, i := range a.issuersLocked() {
+			if strings.HasPrefix(i.root.fingerprint(), half) && a.trustsLocked(i.root.fingerprint()) && now.Before(i.notAfter()) {
+				return i, nil
+			}
+		}
+	}
+	return a.signerLocked(now)
 }
 
 // makeOwn may be run by two callers at once; either result serves.
-func (a *Authority) makeOwn() (*tls.Certificate, error) {
+func (a *Authority) makeOwn(signer *issuer) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make the control plane's key: %w", err)
@@ -199,7 +243,7 @@ func (a *Authority) makeOwn() (*tls.Certificate, error) {
 			hosts = append(hosts, h)
 		}
 	}
-	der, signer, err := a.sign(policy.ControlPlane, key.Public(), hosts)
+	der, err := a.signBy(signer, policy.ControlPlane, key.Public(), hosts, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -207,9 +251,18 @@ func (a *Authority) makeOwn() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the control plane's certificate: %w", err)
 	}
-	own := &tls.Certificate{Certificate: [][]byte{der, signer.cert.Raw}, PrivateKey: key, Leaf: leaf}
+	own := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	for _, c := range signer.between {
+		own.Certificate = append(own.Certificate, c.Raw)
+	}
+	own.Certificate = append(own.Certificate, signer.root.cert.Raw)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.own, a.ownBy = own, signer
+	for fp := range a.own {
+		if !a.trustsLocked(fp) {
+			delete(a.own, fp)
+		}
+	}
+	a.own[signer.root.fingerprint()] = &ownCertificate{own, signer}
 	return own, nil
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -45,7 +46,7 @@ func newSecret() ([]byte, error) {
 
 // signToken makes the text of a token. id names its record.
 func (a *Authority) signToken(name policy.ServiceName, ttl time.Duration, id string) (token string, expires time.Time, err error) {
-	if err := checkName(name); err != nil {
+	if err := errors.Join(checkName(name), a.checkIdentity(name)); err != nil {
 		return "", time.Time{}, err
 	}
 	if ttl == 0 {
@@ -54,14 +55,14 @@ func (a *Authority) signToken(name policy.ServiceName, ttl time.Duration, id str
 	if ttl < time.Second || ttl > MaxTokenTTL {
 		return "", time.Time{}, fmt.Errorf("lifetime of a token: %v is not in %v..%v", ttl, time.Second, MaxTokenTTL)
 	}
-	signer, err := a.signer()
+	signer, err := a.lasting()
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("token for %s: %w", name, err)
 	}
 	expires = a.cfg.Now().Add(ttl).Truncate(time.Second)
 	body, err := json.Marshal(claims{
 		Service: name.Name, Namespace: name.Namespace, Expires: expires.Unix(),
-		Nonce: rand.Text(), ID: id, Domain: a.domain.Name(), CA: signer.fingerprint(),
+		Nonce: rand.Text(), ID: id, Domain: a.domain.Name(), CA: signer.root.fingerprint(),
 	})
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("token for %s: %w", name, err)
@@ -72,13 +73,22 @@ func (a *Authority) signToken(name policy.ServiceName, ttl time.Duration, id str
 
 // CheckToken tells for which service a token is, by the token alone: whether it
 // is used up or revoked is in its record. The errors are ErrTokenMalformed,
-// ErrTokenSignature, ErrTokenExpired and ErrTokenDomain, and never show the token.
+// ErrTokenSignature, ErrTokenExpired, ErrTokenDomain and ErrRevoked, and never
+// show the token.
 func (a *Authority) CheckToken(token string) (policy.ServiceName, error) {
 	c, err := a.readToken(token)
 	if err != nil {
 		return policy.ServiceName{}, err
 	}
-	return policy.ServiceName{Namespace: c.Namespace, Name: c.Service}, nil
+	name := policy.ServiceName{Namespace: c.Namespace, Name: c.Service}
+	return name, a.checkFamily(name, a.family(c.Nonce))
+}
+
+// family is what the certificates have in common that go back to one token.
+func (a *Authority) family(nonce string) uint64 {
+	h := hmac.New(sha256.New, a.secret)
+	h.Write([]byte("family\x00" + nonce)) // never fails
+	return asFamily(h.Sum(nil))
 }
 
 func (a *Authority) readToken(token string) (c claims, err error) {

@@ -33,12 +33,12 @@ func TestATokenSaysForWhomAndUntilWhen(t *testing.T) {
 	must(t, json.Unmarshal(body, &c))
 	signer, err := a.signer()
 	must(t, err)
-	for key, want := range map[string]any{"svc": "cart", "ns": "shop", "td": "weir.local", "ca": signer.fingerprint(), "exp": float64(expires.Unix())} {
+	for key, want := range map[string]any{"svc": "cart", "ns": "shop", "td": "weir.local", "ca": signer.root.fingerprint(), "exp": float64(expires.Unix())} {
 		if c[key] != want {
 			t.Errorf("%s is %v, want %v", key, c[key], want)
 		}
 	}
-	if len(c) != 6 || c["nonce"] == "" || len(signer.fingerprint()) != 64 {
+	if len(c) != 6 || c["nonce"] == "" || len(signer.root.fingerprint()) != 64 {
 		t.Errorf("the claims are %v", c)
 	}
 	at.Add(expires.Sub(at.Now()) - time.Nanosecond)

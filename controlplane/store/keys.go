@@ -16,6 +16,8 @@ import (
 //	mesh/settings                                       policy.Settings
 //	mesh/file                                           File
 //	mesh/proxies/<id>                                   proxyRecord
+//	mesh/revoked/<id>                                   revocationRecord
+//	mesh/roots                                          policy.Roots
 //	history/log/<class>/<time>                          logRecord
 //	history/diff/<class>/<time>                         differences, compressed when large
 //	history/forgotten                                   the newest revision that was removed
@@ -36,6 +38,7 @@ type keys string
 func (k keys) mesh() string        { return string(k) + "mesh/" }
 func (k keys) settings() string    { return string(k) + "mesh/settings" }
 func (k keys) file() string        { return string(k) + "mesh/file" }
+func (k keys) roots() string       { return string(k) + "mesh/roots" }
 func (k keys) virtualLast() string { return string(k) + "virtual-last" }
 
 func (k keys) log(class string) string  { return string(k) + "history/log/" + class }
@@ -45,6 +48,7 @@ func (k keys) forgotten() string        { return string(k) + "history/forgotten"
 func (k keys) security(id string) string { return string(k) + "mesh/security/" + id }
 func (k keys) proxy(id string) string    { return string(k) + "mesh/proxies/" + id }
 func (k keys) token(id string) string    { return string(k) + "tokens/" + id }
+func (k keys) revoked(id string) string  { return string(k) + "mesh/revoked/" + id }
 func (k keys) secret(key string) string  { return string(k) + "secrets/" + key }
 func (k keys) head() string              { return string(k) + "head" }
 func (k keys) leader() string            { return string(k) + "leader" }
@@ -84,6 +88,8 @@ const (
 	proxyKey
 	fileKey
 	circuitKey
+	revokedKey
+	rootsKey
 )
 
 // parse reads a key below mesh/.
@@ -99,6 +105,10 @@ func (k keys) parse(key string) (kind, policy.ServiceName, string) {
 		return settingsKey, none, ""
 	case rest == "file":
 		return fileKey, none, ""
+	case rest == "roots":
+		return rootsKey, none, ""
+	case len(parts) == 2 && parts[0] == "revoked":
+		return revokedKey, none, parts[1]
 	case len(parts) == 2 && parts[0] == "security":
 		return securityKey, none, parts[1]
 	case len(parts) == 2 && parts[0] == "proxies":

@@ -39,6 +39,8 @@ type model struct {
 	file     *File
 	fileRev  int64 // the same of the file; 0 for none
 	proxies  map[string]storedProxy
+	revoked  map[string]policy.Revocation
+	roots    policy.Roots
 
 	// What of the last State is still good.
 	last    State
@@ -76,8 +78,8 @@ func newModel(k keys, log *zap.Logger) *model {
 	return &model{
 		keys: k, log: log, services: map[policy.ServiceName]*serviceModel{},
 		security: map[string]ordered[policy.SecurityRule]{}, settings: policy.DefaultSettings(),
-		proxies: map[string]storedProxy{},
-		last:    State{Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings()},
+		proxies: map[string]storedProxy{}, revoked: map[string]policy.Revocation{},
+		last: State{Security: []policy.SecurityRule{}, Settings: policy.DefaultSettings()},
 	}
 }
 
@@ -154,6 +156,16 @@ func (m *model) putParsed(what kind, name policy.ServiceName, id string, kv *mvc
 			p := Proxy{ID: id, Service: policy.ServiceName{Namespace: r.Namespace, Name: r.Service}, Addresses: r.Addresses, Version: r.Version, Control: r.Control, Since: r.Since}
 			m.proxies[id] = storedProxy{Proxy: p, lease: kv.Lease}
 		}
+	case revokedKey:
+		var r revocationRecord
+		if r, err = decode[revocationRecord](kv); err == nil {
+			m.revoked[id], err = r.revocation(id)
+		}
+	case rootsKey:
+		var r policy.Roots
+		if r, err = decode[policy.Roots](kv); err == nil {
+			m.roots, m.roots.Revision = r, kv.ModRevision
+		}
 	}
 	return err
 }
@@ -219,6 +231,10 @@ func (m *model) remove(key string, revision int64) {
 		m.file, m.fileRev = nil, 0
 	case proxyKey:
 		delete(m.proxies, id)
+	case revokedKey:
+		delete(m.revoked, id)
+	case rootsKey:
+		m.roots = policy.Roots{}
 	}
 	m.touch(what, name, id, revision)
 }
@@ -236,6 +252,10 @@ func (m *model) touch(what kind, name policy.ServiceName, id string, revision in
 		c.Settings = true
 	case proxyKey:
 		c.Proxies = map[string]struct{}{id: {}}
+	case revokedKey:
+		c.Revoked = true
+	case rootsKey:
+		c.Roots = true
 	}
 	m.touched.add(&c)
 }
@@ -284,6 +304,15 @@ func (m *model) state(revision int64) (*State, Change) {
 		}
 		m.last.Proxies = Proxies{e.table}
 	}
+	if c.Revoked {
+		m.last.Revoked = nil
+		for _, id := range slices.Sorted(maps.Keys(m.revoked)) {
+			m.last.Revoked = append(m.last.Revoked, m.revoked[id])
+		}
+	}
+	if c.Roots {
+		m.last.Roots = m.roots
+	}
 	out := m.last
 	return &out, c
 }
@@ -314,6 +343,8 @@ func (m *model) after(old *model, revision int64) {
 	}
 	m.touched.Security = !slices.Equal(now.SecurityRevisions, old.last.SecurityRevisions) || !reflect.DeepEqual(now.Security, old.last.Security)
 	m.touched.Settings = now.SettingsRevision != old.last.SettingsRevision || !reflect.DeepEqual(now.Settings, old.last.Settings) || !reflect.DeepEqual(now.File, old.last.File)
+	m.touched.Revoked = !slices.Equal(now.Revoked, old.last.Revoked)
+	m.touched.Roots = now.Roots.Revision != old.last.Roots.Revision
 	m.touched.Proxies = map[string]struct{}{}
 	for p := range now.Proxies.All() {
 		if !reflect.DeepEqual(p, old.last.Proxies.Get(p.ID)) {

@@ -49,3 +49,12 @@ func (s *Store) GetOrCreate(ctx context.Context, key string, make func() ([]byte
 	})
 	return value, err
 }
+
+// Get gives the secret kept under a key, nil where there is none.
+func (s *Store) Get(ctx context.Context, key string) (value []byte, err error) {
+	err = s.write(ctx, "secret "+key, func(ctx context.Context) error {
+		value, _, err = s.get(ctx, s.keys.secret(key))
+		return err
+	})
+	return value, err
+}

@@ -24,6 +24,8 @@ type State struct {
 	SettingsRevision int64
 	File             *File // nil when no file was applied
 	Proxies          Proxies
+	Revoked          []policy.Revocation // by id
+	Roots            policy.Roots
 }
 
 // Service is a service that has endpoints or rules.

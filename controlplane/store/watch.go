@@ -14,10 +14,12 @@ type Change struct {
 	Security bool
 	Settings bool
 	Proxies  map[string]struct{} // ids of those that changed, came or went
+	Revoked  bool
+	Roots    bool
 }
 
 func (c *Change) empty() bool {
-	return len(c.Services) == 0 && !c.Security && !c.Settings && len(c.Proxies) == 0
+	return len(c.Services) == 0 && !c.Security && !c.Settings && len(c.Proxies) == 0 && !c.Revoked && !c.Roots
 }
 
 func (c *Change) add(other *Change) {
@@ -28,6 +30,7 @@ func (c *Change) add(other *Change) {
 	maps.Copy(c.Proxies, other.Proxies)
 	c.Security = c.Security || other.Security
 	c.Settings = c.Settings || other.Settings
+	c.Revoked, c.Roots = c.Revoked || other.Revoked, c.Roots || other.Roots
 }
 
 // Watch hears of changes. Changes between two calls of Next become one, so a
@@ -59,7 +62,7 @@ func (s *Store) Watch() *Watch {
 
 // Everything is the change from nothing to a state.
 func Everything(st *State) Change {
-	c := Change{State: st, Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Proxies: map[string]struct{}{}}
+	c := Change{State: st, Services: map[policy.ServiceName]struct{}{}, Security: true, Settings: true, Revoked: true, Roots: true, Proxies: map[string]struct{}{}}
 	for name := range st.Services.All() {
 		c.Services[name] = struct{}{}
 	}

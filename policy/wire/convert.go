@@ -35,6 +35,7 @@ func FromMesh(m policy.Mesh) *Mesh {
 		Metrics: m.Metrics, Tracing: m.Tracing, Bundle: m.Bundle,
 		MetricsPath: m.MetricsPath, MetricsInterval: durationpb.New(m.MetricsInterval),
 		LogLevel: m.LogLevel, LogFormat: m.LogFormat, LogOutput: m.LogOutput,
+		Revocations: fromRevocations(m.Revocations), SigningRoot: m.SigningRoot,
 	}
 }
 
@@ -43,11 +44,16 @@ func (m *Mesh) Policy() (policy.Mesh, error) {
 	if m.GetTrustDomain() == "" {
 		return policy.Mesh{}, fmt.Errorf("mesh: no trust domain")
 	}
+	revocations, err := revocationsOf(m.GetRevocations())
+	if err != nil {
+		return policy.Mesh{}, fmt.Errorf("mesh: %w", err)
+	}
 	return policy.Mesh{
 		TrustDomain: m.GetTrustDomain(), EgressDeny: m.GetEgressDeny(), AccessLog: m.GetAccessLog(),
 		Metrics: m.GetMetrics(), Tracing: m.GetTracing(), Bundle: m.GetBundle(),
 		MetricsPath: m.GetMetricsPath(), MetricsInterval: duration(m.GetMetricsInterval()),
 		LogLevel: m.GetLogLevel(), LogFormat: m.GetLogFormat(), LogOutput: m.GetLogOutput(),
+		Revocations: revocations, SigningRoot: m.GetSigningRoot(),
 	}, nil
 }
 
@@ -245,6 +251,7 @@ func FromReport(r policy.Report) *Report {
 	if !r.Clock.IsZero() {
 		out.Clock = r.Clock.UnixMilli()
 	}
+	fromCertificate(out, &r)
 	return out
 }
 
@@ -257,6 +264,7 @@ func (r *Report) Policy() policy.Report {
 	if ms := r.GetClock(); ms != 0 {
 		out.Clock = time.UnixMilli(ms)
 	}
+	r.certificate(&out)
 	return out
 }
 

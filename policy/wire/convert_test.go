@@ -139,7 +139,8 @@ func TestARuleWithFieldsThatOldProxiesDoNotKnowIsOneThatTheyRefuse(t *testing.T)
 }
 
 func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
-	mesh := policy.Mesh{TrustDomain: "weir.local", EgressDeny: true, AccessLog: true, Metrics: true, Tracing: true, Bundle: []byte("pem")}
+	mesh := policy.Mesh{TrustDomain: "weir.local", EgressDeny: true, AccessLog: true, Metrics: true, Tracing: true, Bundle: []byte("pem"),
+		SigningRoot: "ab", Revocations: []policy.Revocation{{Identity: name}, {Serial: "1f"}}}
 	if got, err := throughWire(t, FromMesh(mesh), &Mesh{}).Policy(); err != nil || !reflect.DeepEqual(got, mesh) {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -147,9 +148,10 @@ func TestMeshAndFiguresArriveAsTheyWereSent(t *testing.T) {
 	if got := throughWire(t, FromFigures(f), &Figures{}).Policy(); got != f {
 		t.Errorf("got %+v", got)
 	}
-	for _, r := range []policy.Report{{}, {ResidentBytes: 1 << 33, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.1:8081", CircuitsLeftOut: 3, Circuits: []policy.CircuitState{
-		{Service: name, Endpoint: "u-1", State: "open", Since: time.UnixMilli(1_800_000_000_123), Forced: true, Ejected: true}, {Service: name, Endpoint: "u-2", State: "closed", Failures: 2},
-	}}} {
+	for _, r := range []policy.Report{{}, {ResidentBytes: 1 << 33, CertificateExpires: time.Unix(1_800_000_000, 0), Control: "10.0.0.1:8081", CircuitsLeftOut: 3,
+		CertificateBegins: time.Unix(1_700_000_000, 0), CertificateSerial: "1f", CertificateRoot: "ab", TrustedRoots: []string{"ab", "cd"}, Circuits: []policy.CircuitState{
+			{Service: name, Endpoint: "u-1", State: "open", Since: time.UnixMilli(1_800_000_000_123), Forced: true, Ejected: true}, {Service: name, Endpoint: "u-2", State: "closed", Failures: 2},
+		}}} {
 		if got := throughWire(t, FromReport(r), &Report{}).Policy(); !reflect.DeepEqual(got, r) {
 			t.Errorf("got %+v, want %+v", got, r)
 		}

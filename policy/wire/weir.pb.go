@@ -91,9 +91,14 @@ type Mesh struct {
 	// Between two reports of a proxy's figures; 0 is with each sign of life.
 	MetricsInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=metrics_interval,json=metricsInterval,proto3" json:"metrics_interval,omitempty"`
 	// The proxies' own logs, and where the access log goes; empty leaves it to each.
-	LogLevel      string `protobuf:"bytes,9,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
-	LogFormat     string `protobuf:"bytes,10,opt,name=log_format,json=logFormat,proto3" json:"log_format,omitempty"`
-	LogOutput     string `protobuf:"bytes,11,opt,name=log_output,json=logOutput,proto3" json:"log_output,omitempty"`
+	LogLevel  string `protobuf:"bytes,9,opt,name=log_level,json=logLevel,proto3" json:"log_level,omitempty"`
+	LogFormat string `protobuf:"bytes,10,opt,name=log_format,json=logFormat,proto3" json:"log_format,omitempty"`
+	LogOutput string `protobuf:"bytes,11,opt,name=log_output,json=logOutput,proto3" json:"log_output,omitempty"`
+	// Certificates and identities that are trusted no more; all of them.
+	Revocations []*Revocation `protobuf:"bytes,50,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// The root under which certificates are signed now: hex SHA-256 of its public key
+	// (SubjectPublicKeyInfo). A proxy whose certificate stands under another renews it.
+	SigningRoot   string `protobuf:"bytes,51,opt,name=signing_root,json=signingRoot,proto3" json:"signing_root,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -205,6 +210,73 @@ func (x *Mesh) GetLogOutput() string {
 	return ""
 }
 
+func (x *Mesh) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *Mesh) GetSigningRoot() string {
+	if x != nil {
+		return x.SigningRoot
+	}
+	return ""
+}
+
+// Revocation has one of both.
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      *Name                  `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"` // hexadecimal
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_weir_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Revocation) GetIdentity() *Name {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *Revocation) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
 // Service is what callers need to know. Name: "<namespace>/<name>".
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -220,7 +292,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_weir_proto_msgTypes[2]
+	mi := &file_weir_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -232,7 +304,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[2]
+	mi := &file_weir_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -245,7 +317,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{2}
+	return file_weir_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Service) GetName() *Name {
@@ -315,7 +387,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_weir_proto_msgTypes[3]
+	mi := &file_weir_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +399,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[3]
+	mi := &file_weir_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +412,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{3}
+	return file_weir_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Endpoint) GetId() string {
@@ -444,7 +516,7 @@ type CircuitOrder struct {
 
 func (x *CircuitOrder) Reset() {
 	*x = CircuitOrder{}
-	mi := &file_weir_proto_msgTypes[4]
+	mi := &file_weir_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +528,7 @@ func (x *CircuitOrder) String() string {
 func (*CircuitOrder) ProtoMessage() {}
 
 func (x *CircuitOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[4]
+	mi := &file_weir_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +541,7 @@ func (x *CircuitOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitOrder.ProtoReflect.Descriptor instead.
 func (*CircuitOrder) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{4}
+	return file_weir_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CircuitOrder) GetState() string {
@@ -498,7 +570,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +582,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[5]
+	mi := &file_weir_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +595,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{5}
+	return file_weir_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *External) GetHost() string {
@@ -591,7 +663,7 @@ type TrafficRule struct {
 
 func (x *TrafficRule) Reset() {
 	*x = TrafficRule{}
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +675,7 @@ func (x *TrafficRule) String() string {
 func (*TrafficRule) ProtoMessage() {}
 
 func (x *TrafficRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[6]
+	mi := &file_weir_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +688,7 @@ func (x *TrafficRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficRule.ProtoReflect.Descriptor instead.
 func (*TrafficRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{6}
+	return file_weir_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TrafficRule) GetId() string {
@@ -819,7 +891,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +903,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[7]
+	mi := &file_weir_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +916,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{7}
+	return file_weir_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rewrite) GetPathPrefix() string {
@@ -879,7 +951,7 @@ type HeaderChanges struct {
 
 func (x *HeaderChanges) Reset() {
 	*x = HeaderChanges{}
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +963,7 @@ func (x *HeaderChanges) String() string {
 func (*HeaderChanges) ProtoMessage() {}
 
 func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[8]
+	mi := &file_weir_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +976,7 @@ func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
 func (*HeaderChanges) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{8}
+	return file_weir_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeaderChanges) GetRemove() []string {
@@ -941,7 +1013,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1025,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[9]
+	mi := &file_weir_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1038,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{9}
+	return file_weir_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Redirect) GetStatus() uint32 {
@@ -1015,7 +1087,7 @@ type DirectResponse struct {
 
 func (x *DirectResponse) Reset() {
 	*x = DirectResponse{}
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1099,7 @@ func (x *DirectResponse) String() string {
 func (*DirectResponse) ProtoMessage() {}
 
 func (x *DirectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[10]
+	mi := &file_weir_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1112,7 @@ func (x *DirectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectResponse.ProtoReflect.Descriptor instead.
 func (*DirectResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{10}
+	return file_weir_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DirectResponse) GetStatus() uint32 {
@@ -1076,7 +1148,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1160,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[11]
+	mi := &file_weir_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1173,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{11}
+	return file_weir_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Mirror) GetService() string {
@@ -1136,7 +1208,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1220,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[12]
+	mi := &file_weir_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1233,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{12}
+	return file_weir_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Fault) GetDelay() *FaultDelay {
@@ -1196,7 +1268,7 @@ type Hedge struct {
 
 func (x *Hedge) Reset() {
 	*x = Hedge{}
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1280,7 @@ func (x *Hedge) String() string {
 func (*Hedge) ProtoMessage() {}
 
 func (x *Hedge) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[13]
+	mi := &file_weir_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1293,7 @@ func (x *Hedge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hedge.ProtoReflect.Descriptor instead.
 func (*Hedge) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{13}
+	return file_weir_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Hedge) GetAfterSeconds() float64 {
@@ -1255,7 +1327,7 @@ type FaultDelay struct {
 
 func (x *FaultDelay) Reset() {
 	*x = FaultDelay{}
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1339,7 @@ func (x *FaultDelay) String() string {
 func (*FaultDelay) ProtoMessage() {}
 
 func (x *FaultDelay) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[14]
+	mi := &file_weir_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1352,7 @@ func (x *FaultDelay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultDelay.ProtoReflect.Descriptor instead.
 func (*FaultDelay) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{14}
+	return file_weir_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FaultDelay) GetSeconds() float64 {
@@ -1308,7 +1380,7 @@ type FaultAbort struct {
 
 func (x *FaultAbort) Reset() {
 	*x = FaultAbort{}
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1392,7 @@ func (x *FaultAbort) String() string {
 func (*FaultAbort) ProtoMessage() {}
 
 func (x *FaultAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[15]
+	mi := &file_weir_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1405,7 @@ func (x *FaultAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FaultAbort.ProtoReflect.Descriptor instead.
 func (*FaultAbort) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{15}
+	return file_weir_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FaultAbort) GetStatus() uint32 {
@@ -1384,7 +1456,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1468,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[16]
+	mi := &file_weir_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1481,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{16}
+	return file_weir_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Traffic) GetStrategy() string {
@@ -1545,7 +1617,7 @@ type Balancing struct {
 
 func (x *Balancing) Reset() {
 	*x = Balancing{}
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1629,7 @@ func (x *Balancing) String() string {
 func (*Balancing) ProtoMessage() {}
 
 func (x *Balancing) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[17]
+	mi := &file_weir_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1642,7 @@ func (x *Balancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balancing.ProtoReflect.Descriptor instead.
 func (*Balancing) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{17}
+	return file_weir_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Balancing) GetLoadFactor() float64 {
@@ -1627,7 +1699,7 @@ type Outliers struct {
 
 func (x *Outliers) Reset() {
 	*x = Outliers{}
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1711,7 @@ func (x *Outliers) String() string {
 func (*Outliers) ProtoMessage() {}
 
 func (x *Outliers) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[18]
+	mi := &file_weir_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1724,7 @@ func (x *Outliers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
 func (*Outliers) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{18}
+	return file_weir_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Outliers) GetInterval() *durationpb.Duration {
@@ -1737,7 +1809,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1821,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[19]
+	mi := &file_weir_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1834,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{19}
+	return file_weir_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Overload) GetConcurrent() uint32 {
@@ -1798,7 +1870,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1882,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[20]
+	mi := &file_weir_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1895,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{20}
+	return file_weir_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Affinity) GetCookie() string {
@@ -1863,7 +1935,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +1947,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[21]
+	mi := &file_weir_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +1960,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{21}
+	return file_weir_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RateLimit) GetLimit() uint32 {
@@ -1955,7 +2027,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2039,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[22]
+	mi := &file_weir_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2052,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{22}
+	return file_weir_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Inbound) GetName() *Name {
@@ -2071,7 +2143,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2155,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[23]
+	mi := &file_weir_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2168,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{23}
+	return file_weir_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -2206,7 +2278,7 @@ type ClaimValues struct {
 
 func (x *ClaimValues) Reset() {
 	*x = ClaimValues{}
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2290,7 @@ func (x *ClaimValues) String() string {
 func (*ClaimValues) ProtoMessage() {}
 
 func (x *ClaimValues) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2303,7 @@ func (x *ClaimValues) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimValues.ProtoReflect.Descriptor instead.
 func (*ClaimValues) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{24}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ClaimValues) GetValues() []string {
@@ -2253,7 +2325,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2337,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2350,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{25}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -2302,7 +2374,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2386,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2399,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{26}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2367,7 +2439,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2451,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2464,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{27}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2414,7 +2486,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2498,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2511,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{28}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -2482,7 +2554,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2566,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2579,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{29}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -2547,13 +2619,19 @@ type Report struct {
 	Clock              int64                  `protobuf:"varint,60,opt,name=clock,proto3" json:"clock,omitempty"`                                                    // the proxy's when it sent this, Unix milliseconds
 	Circuits           []*Circuit             `protobuf:"bytes,20,rep,name=circuits,proto3" json:"circuits,omitempty"`                                               // those with something to tell, a bounded number
 	CircuitsLeftOut    uint32                 `protobuf:"varint,21,opt,name=circuits_left_out,json=circuitsLeftOut,proto3" json:"circuits_left_out,omitempty"`       // how many more there are
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	CertificateSerial  string                 `protobuf:"bytes,50,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`    // hexadecimal
+	CertificateBegins  int64                  `protobuf:"varint,51,opt,name=certificate_begins,json=certificateBegins,proto3" json:"certificate_begins,omitempty"`   // Unix seconds; 0 before it has one
+	// Hex SHA-256 of public keys: of the root above the certificate, and of all that
+	// are trusted.
+	CertificateRoot string   `protobuf:"bytes,52,opt,name=certificate_root,json=certificateRoot,proto3" json:"certificate_root,omitempty"`
+	TrustedRoots    []string `protobuf:"bytes,53,rep,name=trusted_roots,json=trustedRoots,proto3" json:"trusted_roots,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2643,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2656,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{30}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -2623,6 +2701,34 @@ func (x *Report) GetCircuitsLeftOut() uint32 {
 	return 0
 }
 
+func (x *Report) GetCertificateSerial() string {
+	if x != nil {
+		return x.CertificateSerial
+	}
+	return ""
+}
+
+func (x *Report) GetCertificateBegins() int64 {
+	if x != nil {
+		return x.CertificateBegins
+	}
+	return 0
+}
+
+func (x *Report) GetCertificateRoot() string {
+	if x != nil {
+		return x.CertificateRoot
+	}
+	return ""
+}
+
+func (x *Report) GetTrustedRoots() []string {
+	if x != nil {
+		return x.TrustedRoots
+	}
+	return nil
+}
+
 // Circuit is how a proxy's circuit of one endpoint stands.
 type Circuit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2639,7 +2745,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2757,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2770,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{31}
+	return file_weir_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -2728,7 +2834,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2846,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2859,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{32}
+	return file_weir_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -2803,7 +2909,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2921,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +2934,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{33}
+	return file_weir_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -2906,7 +3012,7 @@ type LimitRef struct {
 
 func (x *LimitRef) Reset() {
 	*x = LimitRef{}
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +3024,7 @@ func (x *LimitRef) String() string {
 func (*LimitRef) ProtoMessage() {}
 
 func (x *LimitRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2931,7 +3037,7 @@ func (x *LimitRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
 func (*LimitRef) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{34}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LimitRef) GetService() *Name {
@@ -2968,7 +3074,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2980,7 +3086,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2993,7 +3099,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{35}
+	return file_weir_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Demand) GetLimit() *LimitRef {
@@ -3035,7 +3141,7 @@ type KeyDemand struct {
 
 func (x *KeyDemand) Reset() {
 	*x = KeyDemand{}
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3153,7 @@ func (x *KeyDemand) String() string {
 func (*KeyDemand) ProtoMessage() {}
 
 func (x *KeyDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3166,7 @@ func (x *KeyDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
 func (*KeyDemand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{36}
+	return file_weir_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KeyDemand) GetKey() uint64 {
@@ -3097,7 +3203,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3215,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3228,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{37}
+	return file_weir_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -3158,7 +3264,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3170,7 +3276,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3183,7 +3289,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{38}
+	return file_weir_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Share) GetLimit() *LimitRef {
@@ -3217,7 +3323,7 @@ type KeyShare struct {
 
 func (x *KeyShare) Reset() {
 	*x = KeyShare{}
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3229,7 +3335,7 @@ func (x *KeyShare) String() string {
 func (*KeyShare) ProtoMessage() {}
 
 func (x *KeyShare) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3242,7 +3348,7 @@ func (x *KeyShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
 func (*KeyShare) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{39}
+	return file_weir_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *KeyShare) GetKey() uint64 {
@@ -3267,7 +3373,7 @@ const file_weir_proto_rawDesc = "" +
 	"weir.proto\x12\aweir.v1\x1a\x1egoogle/protobuf/duration.proto\"8\n" +
 	"\x04Name\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xf9\x02\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xd3\x03\n" +
 	"\x04Mesh\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1f\n" +
 	"\vegress_deny\x18\x02 \x01(\bR\n" +
@@ -3284,7 +3390,13 @@ const file_weir_proto_rawDesc = "" +
 	"log_format\x18\n" +
 	" \x01(\tR\tlogFormat\x12\x1d\n" +
 	"\n" +
-	"log_output\x18\v \x01(\tR\tlogOutput\"\xfb\x01\n" +
+	"log_output\x18\v \x01(\tR\tlogOutput\x125\n" +
+	"\vrevocations\x182 \x03(\v2\x13.weir.v1.RevocationR\vrevocations\x12!\n" +
+	"\fsigning_root\x183 \x01(\tR\vsigningRoot\"O\n" +
+	"\n" +
+	"Revocation\x12)\n" +
+	"\bidentity\x18\x01 \x01(\v2\r.weir.v1.NameR\bidentity\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\"\xfb\x01\n" +
 	"\aService\x12!\n" +
 	"\x04name\x18\x01 \x01(\v2\r.weir.v1.NameR\x04name\x12!\n" +
 	"\fvirtual_ipv4\x18\x02 \x01(\fR\vvirtualIpv4\x12!\n" +
@@ -3546,14 +3658,18 @@ const file_weir_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.weir.v1.HelloR\x05hello\x12*\n" +
 	"\afigures\x18\x02 \x01(\v2\x10.weir.v1.FiguresR\afigures\x12\x18\n" +
 	"\aleaving\x18\x03 \x01(\bR\aleaving\x12'\n" +
-	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\xea\x01\n" +
+	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\x98\x03\n" +
 	"\x06Report\x12%\n" +
 	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12/\n" +
 	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x18\n" +
 	"\acontrol\x18\x03 \x01(\tR\acontrol\x12\x14\n" +
 	"\x05clock\x18< \x01(\x03R\x05clock\x12,\n" +
 	"\bcircuits\x18\x14 \x03(\v2\x10.weir.v1.CircuitR\bcircuits\x12*\n" +
-	"\x11circuits_left_out\x18\x15 \x01(\rR\x0fcircuitsLeftOut\"\xc8\x01\n" +
+	"\x11circuits_left_out\x18\x15 \x01(\rR\x0fcircuitsLeftOut\x12-\n" +
+	"\x12certificate_serial\x182 \x01(\tR\x11certificateSerial\x12-\n" +
+	"\x12certificate_begins\x183 \x01(\x03R\x11certificateBegins\x12)\n" +
+	"\x10certificate_root\x184 \x01(\tR\x0fcertificateRoot\x12#\n" +
+	"\rtrusted_roots\x185 \x03(\tR\ftrustedRoots\"\xc8\x01\n" +
 	"\aCircuit\x12'\n" +
 	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -3620,142 +3736,145 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
-	(*Service)(nil),             // 2: weir.v1.Service
-	(*Endpoint)(nil),            // 3: weir.v1.Endpoint
-	(*CircuitOrder)(nil),        // 4: weir.v1.CircuitOrder
-	(*External)(nil),            // 5: weir.v1.External
-	(*TrafficRule)(nil),         // 6: weir.v1.TrafficRule
-	(*Rewrite)(nil),             // 7: weir.v1.Rewrite
-	(*HeaderChanges)(nil),       // 8: weir.v1.HeaderChanges
-	(*Redirect)(nil),            // 9: weir.v1.Redirect
-	(*DirectResponse)(nil),      // 10: weir.v1.DirectResponse
-	(*Mirror)(nil),              // 11: weir.v1.Mirror
-	(*Fault)(nil),               // 12: weir.v1.Fault
-	(*Hedge)(nil),               // 13: weir.v1.Hedge
-	(*FaultDelay)(nil),          // 14: weir.v1.FaultDelay
-	(*FaultAbort)(nil),          // 15: weir.v1.FaultAbort
-	(*Traffic)(nil),             // 16: weir.v1.Traffic
-	(*Balancing)(nil),           // 17: weir.v1.Balancing
-	(*Outliers)(nil),            // 18: weir.v1.Outliers
-	(*Overload)(nil),            // 19: weir.v1.Overload
-	(*Affinity)(nil),            // 20: weir.v1.Affinity
-	(*RateLimit)(nil),           // 21: weir.v1.RateLimit
-	(*Inbound)(nil),             // 22: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 23: weir.v1.SecurityRule
-	(*ClaimValues)(nil),         // 24: weir.v1.ClaimValues
-	(*Lookup)(nil),              // 25: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 26: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 27: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 28: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 29: weir.v1.AttachRequest
-	(*Report)(nil),              // 30: weir.v1.Report
-	(*Circuit)(nil),             // 31: weir.v1.Circuit
-	(*Hello)(nil),               // 32: weir.v1.Hello
-	(*Figures)(nil),             // 33: weir.v1.Figures
-	(*LimitRef)(nil),            // 34: weir.v1.LimitRef
-	(*Demand)(nil),              // 35: weir.v1.Demand
-	(*KeyDemand)(nil),           // 36: weir.v1.KeyDemand
-	(*AttachResponse)(nil),      // 37: weir.v1.AttachResponse
-	(*Share)(nil),               // 38: weir.v1.Share
-	(*KeyShare)(nil),            // 39: weir.v1.KeyShare
-	nil,                         // 40: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 41: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 42: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 43: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 44: weir.v1.HeaderChanges.AddEntry
-	nil,                         // 45: weir.v1.Traffic.PortModesEntry
-	nil,                         // 46: weir.v1.Inbound.PortModesEntry
-	nil,                         // 47: weir.v1.SecurityRule.HeadersEntry
-	nil,                         // 48: weir.v1.SecurityRule.ClaimsEntry
-	(*durationpb.Duration)(nil), // 49: google.protobuf.Duration
+	(*Revocation)(nil),          // 2: weir.v1.Revocation
+	(*Service)(nil),             // 3: weir.v1.Service
+	(*Endpoint)(nil),            // 4: weir.v1.Endpoint
+	(*CircuitOrder)(nil),        // 5: weir.v1.CircuitOrder
+	(*External)(nil),            // 6: weir.v1.External
+	(*TrafficRule)(nil),         // 7: weir.v1.TrafficRule
+	(*Rewrite)(nil),             // 8: weir.v1.Rewrite
+	(*HeaderChanges)(nil),       // 9: weir.v1.HeaderChanges
+	(*Redirect)(nil),            // 10: weir.v1.Redirect
+	(*DirectResponse)(nil),      // 11: weir.v1.DirectResponse
+	(*Mirror)(nil),              // 12: weir.v1.Mirror
+	(*Fault)(nil),               // 13: weir.v1.Fault
+	(*Hedge)(nil),               // 14: weir.v1.Hedge
+	(*FaultDelay)(nil),          // 15: weir.v1.FaultDelay
+	(*FaultAbort)(nil),          // 16: weir.v1.FaultAbort
+	(*Traffic)(nil),             // 17: weir.v1.Traffic
+	(*Balancing)(nil),           // 18: weir.v1.Balancing
+	(*Outliers)(nil),            // 19: weir.v1.Outliers
+	(*Overload)(nil),            // 20: weir.v1.Overload
+	(*Affinity)(nil),            // 21: weir.v1.Affinity
+	(*RateLimit)(nil),           // 22: weir.v1.RateLimit
+	(*Inbound)(nil),             // 23: weir.v1.Inbound
+	(*SecurityRule)(nil),        // 24: weir.v1.SecurityRule
+	(*ClaimValues)(nil),         // 25: weir.v1.ClaimValues
+	(*Lookup)(nil),              // 26: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 27: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 28: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 29: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 30: weir.v1.AttachRequest
+	(*Report)(nil),              // 31: weir.v1.Report
+	(*Circuit)(nil),             // 32: weir.v1.Circuit
+	(*Hello)(nil),               // 33: weir.v1.Hello
+	(*Figures)(nil),             // 34: weir.v1.Figures
+	(*LimitRef)(nil),            // 35: weir.v1.LimitRef
+	(*Demand)(nil),              // 36: weir.v1.Demand
+	(*KeyDemand)(nil),           // 37: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 38: weir.v1.AttachResponse
+	(*Share)(nil),               // 39: weir.v1.Share
+	(*KeyShare)(nil),            // 40: weir.v1.KeyShare
+	nil,                         // 41: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 42: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 43: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 44: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 45: weir.v1.HeaderChanges.AddEntry
+	nil,                         // 46: weir.v1.Traffic.PortModesEntry
+	nil,                         // 47: weir.v1.Inbound.PortModesEntry
+	nil,                         // 48: weir.v1.SecurityRule.HeadersEntry
+	nil,                         // 49: weir.v1.SecurityRule.ClaimsEntry
+	(*durationpb.Duration)(nil), // 50: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	49, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
-	0,  // 1: weir.v1.Service.name:type_name -> weir.v1.Name
-	3,  // 2: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
-	6,  // 3: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
-	16, // 4: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	40, // 5: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	49, // 6: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
-	21, // 7: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
-	4,  // 8: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
-	5,  // 9: weir.v1.Endpoint.external:type_name -> weir.v1.External
-	41, // 10: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	42, // 11: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
-	7,  // 12: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
-	8,  // 13: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
-	8,  // 14: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
-	9,  // 15: weir.v1.TrafficRule.redirect:type_name -> weir.v1.Redirect
-	10, // 16: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
-	11, // 17: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
-	12, // 18: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
-	13, // 19: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
-	21, // 20: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
-	43, // 21: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	44, // 22: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
-	14, // 23: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
-	15, // 24: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	49, // 25: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	49, // 26: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	49, // 27: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
-	21, // 28: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
-	0,  // 29: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
-	17, // 30: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
-	18, // 31: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
-	19, // 32: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
-	20, // 33: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	45, // 34: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
-	21, // 35: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
-	49, // 36: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	49, // 37: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	49, // 38: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	49, // 39: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	49, // 40: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	49, // 41: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	49, // 42: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
-	0,  // 43: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	23, // 44: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
-	21, // 45: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
-	21, // 46: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
-	6,  // 47: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
-	46, // 48: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
-	0,  // 49: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 50: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 51: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
-	47, // 52: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
-	48, // 53: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
-	0,  // 54: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	0,  // 55: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
-	32, // 56: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	33, // 57: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	30, // 58: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	31, // 59: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 60: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	3,  // 61: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	35, // 62: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 63: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	34, // 64: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	36, // 65: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	49, // 66: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	38, // 67: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	34, // 68: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	39, // 69: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	24, // 70: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
-	26, // 71: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	27, // 72: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	29, // 73: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	28, // 74: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	28, // 75: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	37, // 76: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	74, // [74:77] is the sub-list for method output_type
-	71, // [71:74] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	50, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	2,  // 1: weir.v1.Mesh.revocations:type_name -> weir.v1.Revocation
+	0,  // 2: weir.v1.Revocation.identity:type_name -> weir.v1.Name
+	0,  // 3: weir.v1.Service.name:type_name -> weir.v1.Name
+	4,  // 4: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
+	7,  // 5: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
+	17, // 6: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
+	41, // 7: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	50, // 8: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	22, // 9: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
+	5,  // 10: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
+	6,  // 11: weir.v1.Endpoint.external:type_name -> weir.v1.External
+	42, // 12: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	43, // 13: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	8,  // 14: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
+	9,  // 15: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
+	9,  // 16: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
+	10, // 17: weir.v1.TrafficRule.redirect:type_name -> weir.v1.Redirect
+	11, // 18: weir.v1.TrafficRule.direct_response:type_name -> weir.v1.DirectResponse
+	12, // 19: weir.v1.TrafficRule.mirror:type_name -> weir.v1.Mirror
+	13, // 20: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
+	14, // 21: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
+	22, // 22: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
+	44, // 23: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	45, // 24: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	15, // 25: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
+	16, // 26: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
+	50, // 27: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	50, // 28: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	50, // 29: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	22, // 30: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
+	0,  // 31: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
+	18, // 32: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
+	19, // 33: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
+	20, // 34: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
+	21, // 35: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
+	46, // 36: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
+	22, // 37: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
+	50, // 38: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	50, // 39: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	50, // 40: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	50, // 41: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	50, // 42: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	50, // 43: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	50, // 44: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	0,  // 45: weir.v1.Inbound.name:type_name -> weir.v1.Name
+	24, // 46: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	22, // 47: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
+	22, // 48: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
+	7,  // 49: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
+	47, // 50: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
+	0,  // 51: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 52: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 53: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
+	48, // 54: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
+	49, // 55: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
+	0,  // 56: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	0,  // 57: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
+	33, // 58: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	34, // 59: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	31, // 60: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	32, // 61: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	0,  // 62: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	4,  // 63: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	36, // 64: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 65: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	35, // 66: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	37, // 67: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	50, // 68: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	39, // 69: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	35, // 70: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	40, // 71: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	25, // 72: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
+	27, // 73: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	28, // 74: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	30, // 75: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	29, // 76: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	29, // 77: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	38, // 78: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	76, // [76:79] is the sub-list for method output_type
+	73, // [73:76] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -3763,18 +3882,18 @@ func file_weir_proto_init() {
 	if File_weir_proto != nil {
 		return
 	}
-	file_weir_proto_msgTypes[6].OneofWrappers = []any{}
-	file_weir_proto_msgTypes[11].OneofWrappers = []any{}
-	file_weir_proto_msgTypes[13].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[7].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[12].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[14].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[15].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
