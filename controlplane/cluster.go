@@ -96,6 +96,7 @@ func (p *plane) takePart(ctx context.Context) error {
 		g.Go(func() error { return p.health.Run(ctx) })
 		g.Go(func() error { return p.markMeshed(ctx) })
 		g.Go(func() error { return p.forgetChecks(ctx) })
+		g.Go(func() error { return p.keepTrust(ctx) })
 		return g.Wait()
 	})
 }
@@ -173,7 +174,7 @@ func (p *plane) self() store.Member {
 	return store.Member{
 		Name: p.cfg.name(), Address: p.cfg.address(p.grpcAddr), Version: p.cfg.Version, Since: unix(p.started),
 		Proxies: p.pub.Connected(), Figures: p.pub.Totals(), Refused: p.refused(), Circuits: p.toldCircuits(),
-		Demands: p.shares.totals(),
+		Demands: p.shares.totals(), Rotation: p.toldRotation(),
 	}
 }
 
@@ -236,6 +237,7 @@ func (c cluster) Figures(ctx context.Context) api.ControlMetrics {
 	defer cancel()
 	members, _ := c.p.store.Members(ctx) // those known last, when the store does not answer
 	m := api.ControlMetrics{Name: c.p.cfg.name(), Leading: c.p.leading.Load(), Members: len(members), RefusedJoins: c.p.ca.Refused()}
+	c.p.addCertificates(&m)
 	if t := c.p.store.Trouble(); t != nil {
 		m.StoreAway = time.Since(t.Since).Seconds()
 	}

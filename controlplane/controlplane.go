@@ -45,9 +45,17 @@ type Config struct {
 	TrustDomain string
 	InsecureAPI bool          // no admin token; loopback only
 	LeafTTL     time.Duration // of workload certificates; 0 is 24 h
-	Hosts       []string      // names and addresses in the control plane's own certificate
-	Version     string
-	Log         *zap.Logger
+	// Files of a certificate authority of one's own, PEM; "" is the mesh's own root.
+	CACertFile, CAKeyFile, CAChainFile string
+	// KeyEncryptionFile holds the keys by which secrets are encrypted in the store;
+	// "" is in the clear.
+	KeyEncryptionFile string
+	// CertificateAlarm is the part of a certificate's lifetime below which it needs
+	// attention; 0 is a third.
+	CertificateAlarm float64
+	Hosts            []string // names and addresses in the control plane's own certificate
+	Version          string
+	Log              *zap.Logger
 	// Ready is called once both ports answer, with their addresses.
 	Ready func(http, grpc net.Addr)
 	// Notify hears what a service manager may be told (sd_notify(3)); may be nil.
@@ -91,7 +99,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
-	authority, err := ca.New(ctx, ca.Config{TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: st, Tokens: st, Log: cfg.Log.Named("ca")})
+	authority, err := newAuthority(ctx, &cfg, st)
 	if err != nil {
 		return err
 	}
@@ -133,6 +141,8 @@ type plane struct {
 	shares *shareOut
 	api    *api.Server
 
+	streams streams
+
 	grpcAddr net.Addr // set before anything runs
 	leading  atomic.Bool
 	unmarked chan struct{} // of one place: endpoints or proxies have changed
@@ -141,6 +151,7 @@ type plane struct {
 
 func (p *plane) run(ctx context.Context) error {
 	p.view = newView(p.store.State(), p.ca.TrustDomain(), p.ca.Bundle)
+	p.view.signingRoot = p.ca.SigningRoot
 	if err := p.compose(ctx); err != nil {
 		return err
 	}
@@ -168,6 +179,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { p.awaitProxies(ctx); return nil })
 	g.Go(func() error { p.changeModes(ctx); return nil })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
+	g.Go(func() error { p.watchExpiry(ctx); return nil })
 	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
 	g.Go(func() error { return ended("limits of the mesh", p.shares.run(ctx)) })
 	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })
@@ -204,6 +216,7 @@ func (p *plane) follow(ctx context.Context, watch *store.Watch) error {
 		if err != nil {
 			return ended("follow the store", err)
 		}
+		p.followTrust(ctx, &change)
 		p.pub.Changed(p.view.apply(change))
 		if (change.Security || change.Settings) && p.view.turning() {
 			select {
@@ -226,7 +239,7 @@ func (p *plane) bundleChanged([]byte) { p.pub.Changed(publish.Change{Mesh: true}
 // keep what they know and look for the next control plane.
 func (p *plane) serveGRPC(ctx context.Context, ln net.Listener) error {
 	srv := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(p.ca.ServerTLS())),
+		grpc.Creds(credentials.NewTLS(p.ca.ServerTLS())), grpc.StreamInterceptor(p.streams.watch),
 		// A proxy is idle most of the time: 32 KiB to read for each would be a third
 		// of what the control plane keeps for it. What a proxy says fits into this; a
 		// longer message takes more calls.

@@ -14,7 +14,12 @@ func (v *view) Mesh() policy.Mesh {
 	defer v.mu.RUnlock()
 	s := &v.state.Settings
 	o := &s.Observability
+	signs := ""
+	if v.signingRoot != nil {
+		signs = v.signingRoot()
+	}
 	return policy.Mesh{
+		Revocations: v.state.Revoked, SigningRoot: signs,
 		TrustDomain: v.trustDomain, EgressDeny: s.Egress == "deny", AccessLog: o.AccessLogging,
 		Metrics: o.Metrics.Enabled, Tracing: o.Tracing.Enabled, Bundle: v.bundle(),
 		MetricsPath: o.Metrics.Path, MetricsInterval: duration(o.Metrics.Interval),

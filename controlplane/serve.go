@@ -22,7 +22,7 @@ import (
 // serveAPI puts the REST API before the parts.
 func (p *plane) serveAPI() (err error) {
 	p.api, err = api.New(api.Config{
-		Mesh: p, Authority: authority{p}, Proxies: p, Cluster: cluster{p}, ConfigFile: p.file.status,
+		Mesh: p, Authority: authority{p}, Proxies: p, Trust: p, Cluster: cluster{p}, ConfigFile: p.file.status,
 		Token: p.token, Insecure: p.cfg.InsecureAPI, Version: p.cfg.Version, Started: p.started, Log: p.log.Named("api"),
 	})
 	return err
@@ -103,6 +103,7 @@ func (p *plane) viewProxy(k *publish.ProxyStatus) api.ProxyStatus {
 		Addresses: make([]string, len(k.Addresses)), ConnectedAt: unix(k.ConnectedAt), LastSeen: unix(k.LastSeen), Subscribed: k.Subscribed,
 		Resources: make([]api.ResourceState, len(k.Types)), State: api.Current,
 		ConnectedTo: k.Report.Control, MemoryBytes: k.Report.ResidentBytes, CertificateExpires: unix(k.Report.CertificateExpires),
+		CertificateBegins: unix(k.Report.CertificateBegins), CertificateSerial: k.Report.CertificateSerial,
 	}
 	for j, a := range k.Addresses {
 		s.Addresses[j] = a.String()
@@ -135,11 +136,12 @@ func (a authority) IssueForCSR(name policy.ServiceName, csr []byte) ([]byte, err
 
 func (a authority) IssueWithKey(name policy.ServiceName) (keyPEM, chainPEM []byte, err error) {
 	chainPEM, keyPEM, err = a.p.ca.IssueWithKey(name)
-	return keyPEM, chainPEM, err
+	return keyPEM, chainPEM, asConflict(err)
 }
 
 func (a authority) CreateToken(ctx context.Context, name policy.ServiceName, ttl time.Duration, uses int) (policy.JoinToken, string, error) {
-	return a.p.ca.CreateToken(ctx, name, ttl, uses)
+	t, text, err := a.p.ca.CreateToken(ctx, name, ttl, uses)
+	return t, text, asConflict(err)
 }
 
 func (a authority) Tokens(ctx context.Context) ([]policy.JoinToken, error) {

@@ -18,6 +18,7 @@ import (
 type view struct {
 	trustDomain string
 	bundle      func() []byte
+	signingRoot func() string // may be nil
 
 	mu       sync.RWMutex // guards what follows
 	state    *store.State
@@ -73,7 +74,7 @@ func (v *view) apply(c store.Change) publish.Change {
 	// to send plaintext.
 	out.AllInbounds = c.Security || c.Settings || v.disabled
 	out.AllServices = c.Settings || c.Security && (was || v.disabled)
-	out.Mesh = c.Settings
+	out.Mesh = c.Settings || c.Revoked || c.Roots
 	out.Services = slices.Collect(maps.Keys(touched))
 	out.Lookups = slices.Collect(maps.Keys(lookups))
 	return out
@@ -84,7 +85,7 @@ func (v *view) apply(c store.Change) publish.Change {
 func (v *view) foresee(differences []policy.Difference) (*view, publish.Change) {
 	v.mu.RLock()
 	next := &view{
-		trustDomain: v.trustDomain, bundle: v.bundle, state: v.state, virtual: maps.Clone(v.virtual), byAddr: maps.Clone(v.byAddr), byHost: maps.Clone(v.byHost),
+		trustDomain: v.trustDomain, bundle: v.bundle, signingRoot: v.signingRoot, state: v.state, virtual: maps.Clone(v.virtual), byAddr: maps.Clone(v.byAddr), byHost: maps.Clone(v.byHost),
 		byIP: make(map[netip.Addr][]user, len(v.byIP)), besides: maps.Clone(v.besides), meshed: maps.Clone(v.meshed), disabled: v.disabled,
 		unlooked: map[policy.ServiceName]struct{}{},
 	}

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/telemetry"
 	"github.com/weir-mesh/weir/proxy/translate"
 )
 
@@ -84,9 +85,18 @@ func (p *Proxy) dialOffLoop(ctx context.Context, d *destination, e *endpoint) (n
 	tc := tls.Client(c, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		_ = c.Close()
+		p.refusedPeer(telemetry.Outbound, err)
 		return nil, &handshakeError{err}
 	}
-	return tc, nil
+	if !e.mtls {
+		return tc, nil
+	}
+	kept, err := p.keepLoose(tc)
+	if err != nil {
+		p.refusedPeer(telemetry.Outbound, err)
+		return nil, &handshakeError{err}
+	}
+	return kept, nil
 }
 
 // closeAcross ends all translations.

@@ -110,8 +110,13 @@ func (p *Proxy) dialAs(l *loop.Loop, d *destination, e *endpoint, begin *origin,
 	default:
 		return c, nil
 	}
-	if err := tc.Handshake(limit); err != nil {
+	err = tc.Handshake(limit)
+	if err == nil && e.mtls {
+		err = p.keep(tc, telemetry.Outbound)
+	}
+	if err != nil {
 		_ = tc.Close()
+		p.refusedPeer(telemetry.Outbound, err)
 		if e.mtls {
 			p.metrics.HandshakeFailed(telemetry.Client, identity.FailureReason(err))
 		} else { // mostly a wrong ca or server_name, which nobody would find in a 502

@@ -107,10 +107,14 @@ func (i *inbound) serveMesh(first *firstBytes) {
 		resumed = cs.DidResume
 		i.caller.Name, err = i.p.id.Peer(cs)
 	}
+	if err == nil {
+		err = i.p.keep(tc, telemetry.Inbound)
+	}
 	if err != nil {
 		first.dropUpstream()
 		i.p.conns.handshakeFailed.Opened()
 		i.p.conns.handshakeFailed.Closed("handshake", 0, 0)
+		i.p.refusedPeer(telemetry.Inbound, err)
 		reason := identity.FailureReason(err)
 		i.p.metrics.HandshakeFailed(telemetry.Server, reason)
 		i.p.log.Info("mTLS handshake failed", zap.Stringer("peer", i.lc.Peer()), zap.String("reason", reason), zap.Error(err))

@@ -22,6 +22,10 @@ func (p *Proxy) makeLoops() error {
 			return err
 		}
 		p.loops = append(p.loops, l)
+		if p.peers.groups == nil {
+			p.peers.groups = map[*loop.Loop]*peerGroups{}
+		}
+		p.peers.groups[l] = &peerGroups{}
 		p.apps = append(p.apps, appPools{})
 		p.mirrors = append(p.mirrors, 0)
 		p.underway = append(p.underway, underway{})

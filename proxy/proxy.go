@@ -113,6 +113,7 @@ type Proxy struct {
 	apps    []appPools // by loop
 	mirrors []int      // by loop, each its loop's alone: copies under way
 	live    liveConns
+	peers   peers
 	// by loop, each its loop's alone
 	underway []underway
 
@@ -312,7 +313,10 @@ func (p *Proxy) housekeep(ctx context.Context) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
 	for {
-		p.metrics.CertificateExpiry(p.id.Expiry())
+		if c, ok := p.id.Certificate(); ok {
+			p.metrics.CertificateExpiry(c.Ends)
+			p.metrics.TrustExpiry(c.TrustEnds)
+		}
 		p.metrics.ControlConnected(p.feed.Connected())
 		select {
 		case <-ctx.Done():

@@ -28,6 +28,7 @@ var (
 	noEndpoints      = &refusal{503, "no-endpoints", "No healthy endpoints available", false}
 	appDown          = &refusal{503, "app-unavailable", "Service unavailable", false}
 	upstreamFailed   = &refusal{502, "upstream-failure", "Downstream service error", false}
+	peerRevoked      = &refusal{502, "revoked", "The certificate of the server was revoked", false}
 	circuitOpen      = &refusal{503, "circuit-open", "Circuit is open for ", true}
 	overload         = &refusal{503, "overload", "Too many requests at once to ", true}
 	rateLimited      = &refusal{429, "rate-limited", "Rate limit exceeded for ", true}

@@ -13,6 +13,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/balance"
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/retry"
@@ -302,6 +303,9 @@ func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err
 	}
 	if timedOut || f.timeout {
 		return o.reply(x, timedOutUpstream), false
+	}
+	if errors.Is(err, identity.ErrRevoked) {
+		return o.reply(x, peerRevoked), false
 	}
 	return o.reply(x, upstreamFailed), false
 }

@@ -26,6 +26,9 @@ func newControlCommand() *cobra.Command {
 			if cfg.Store == nil && cfg.StoreCAFile+cfg.StoreCertFile+cfg.StoreKeyFile+cfg.StoreUserFile != "" {
 				return usagef("--store-ca-file, --store-cert-file, --store-key-file and --store-user-file are for an etcd cluster; --store names none")
 			}
+			if !(cfg.CertificateAlarm > 0 && cfg.CertificateAlarm < 1) {
+				return usagef("--certificate-alarm %v is not between 0 and 1", cfg.CertificateAlarm)
+			}
 			cfg.Notify = func(state string) { _, _ = daemon.SdNotify(false, state) } // nobody listens where there is no systemd
 			if cfg.Log, err = newLog(logLevel, logFormat); err != nil {
 				return err
@@ -53,6 +56,11 @@ func newControlCommand() *cobra.Command {
 	f.StringVar(&cfg.Name, "name", "", "of this control plane among several on one etcd cluster; without it the machine's name")
 	f.StringVar(&cfg.TrustDomain, "trust-domain", "weir.local", "of the SPIFFE IDs that are given out")
 	f.StringSliceVar(&cfg.Hosts, "host", nil, "further names and addresses for the control plane's certificate")
+	f.StringVar(&cfg.CACertFile, "ca-cert", "", "certificate of a CA of one's own, PEM: an intermediate or a root; read anew when it is replaced")
+	f.StringVar(&cfg.CAKeyFile, "ca-key", "", "its key, PEM")
+	f.StringVar(&cfg.CAChainFile, "ca-chain", "", "what is above it up to the root, PEM, where --ca-cert does not hold it")
+	f.StringVar(&cfg.KeyEncryptionFile, "ca-key-encryption", "", "file with the keys by which the CA's keys are encrypted in the store: base64 of 32 bytes a line, the first encrypts")
+	f.Float64Var(&cfg.CertificateAlarm, "certificate-alarm", 1.0/3, "part of its lifetime below which a certificate needs attention")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", 0, "how long workload certificates hold (default 24h)")
 	f.BoolVar(&cfg.InsecureAPI, "insecure-api", false, "serve the API without a token, on loopback only")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")

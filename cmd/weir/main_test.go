@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 				checks = append(checks, api.HealthResult{At: float64(i), Took: 0.0015, Check: "http", Passed: i < 11, Healthy: i < 11, Detail: fmt.Sprint("answer ", i)})
 			}
 			m.Check(checks...)
-			h, err := m.Serve(api.Config{Authority: authority{}, Proxies: m, Token: "s3cret", Started: time.Unix(0, 0), Now: func() time.Time { return time.Unix(90, 0) }})
+			h, err := m.Serve(api.Config{Authority: authority{}, Proxies: m, Trust: &apitest.Trust{}, Token: "s3cret", Started: time.Unix(0, 0), Now: func() time.Time { return time.Unix(90, 0) }})
 			if err != nil {
 				return err
 			}

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"strings"
@@ -14,15 +12,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-mesh/weir/controlplane/api"
+	"github.com/weir-mesh/weir/policy"
 )
 
-const (
-	// Workloads renew their certificates at half their life, 24 h unless told
-	// otherwise: one that has an hour left was not renewed.
-	leafEndsSoon = time.Hour
-	// A successor of the root is in every bundle for 45 days before it signs.
-	rootEndsSoon = 30 * 24 * time.Hour
-)
+// Workloads renew their certificates at half their life, 24 h unless told otherwise:
+// one that has an hour left was not renewed. That is for proxies that do not tell
+// when theirs began.
+const leafEndsSoon = time.Hour
 
 func newStatusCommand(opt *options) *cobra.Command {
 	return &cobra.Command{
@@ -58,6 +54,8 @@ type overview struct {
 	SecurityRules int            `json:"security_rules"`
 	Proxies       map[string]int `json:"proxies"` // by state
 	RootExpires   time.Time      `json:"root_expires,omitzero"`
+	Rotation      string         `json:"rotation,omitempty"` // the stage of one that is under way
+	Revocations   int            `json:"revocations"`
 	LastChange    *api.Revision  `json:"last_change,omitempty"`
 	Attention     []string       `json:"attention"`
 }
@@ -84,12 +82,17 @@ func oversee(ctx context.Context, c *api.Client, now time.Time) (*overview, erro
 	if err != nil {
 		return nil, err
 	}
-	o.addProxies(proxies, now)
-	root, err := c.RootPEM(ctx)
+	ca, err := c.CA(ctx)
 	if err != nil {
 		return nil, err
 	}
-	o.addRoot(root, now)
+	o.addProxies(proxies, ca.Alarm, now)
+	o.addCA(&ca)
+	revoked, err := c.Revocations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.Revocations = len(revoked)
 	last, err := c.History(ctx, 0, 1)
 	if err == nil && len(last) > 0 {
 		o.LastChange = &last[0]
@@ -139,7 +142,16 @@ func (o *overview) addServices(services []api.ServiceSummary) {
 	}
 }
 
-func (o *overview) addProxies(proxies []api.ProxyStatus, now time.Time) {
+// leafEnds tells whether a proxy's certificate should have been renewed by now.
+func leafEnds(p *api.ProxyStatus, alarm float64, now time.Time) bool {
+	left := p.CertificateExpires - float64(now.UnixMilli())/1000
+	if p.CertificateBegins == 0 {
+		return left < leafEndsSoon.Seconds()
+	}
+	return left < alarm*(p.CertificateExpires-p.CertificateBegins)
+}
+
+func (o *overview) addProxies(proxies []api.ProxyStatus, alarm float64, now time.Time) {
 	for i := range proxies {
 		p := &proxies[i]
 		o.Proxies[cmp.Or(p.State, "unknown")]++
@@ -151,23 +163,34 @@ func (o *overview) addProxies(proxies []api.ProxyStatus, now time.Time) {
 		if p.CertificateExpires == 0 {
 			continue
 		}
-		if left := time.Unix(int64(p.CertificateExpires), 0).Sub(now); left < leafEndsSoon {
+		if leafEnds(p, alarm, now) {
 			o.attend("the certificate of proxy %s ends at %s and was not renewed", p.ID, when(p.CertificateExpires))
 		}
 	}
 }
 
-func (o *overview) addRoot(text []byte, now time.Time) {
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return
+// addCA tells when the root ends that signs, which certificates end soon, and of a
+// rotation that waits.
+func (o *overview) addCA(ca *api.CA) {
+	for _, c := range ca.Certificates {
+		ends := time.Unix(int64(c.Expires), 0).UTC()
+		if c.Kind == api.KindRoot && c.Signs {
+			o.RootExpires = ends
+		}
+		if c.Attention {
+			o.attend("the %s certificate %s ends at %s, and nothing takes its place", c.Kind, c.Name, ends.Format(time.RFC3339))
+		}
 	}
-	root, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return
+	if f := ca.Files; f != nil && f.Problem != "" {
+		o.attend("the files of the certificate authority are not in force: %s", f.Problem)
+	} else if f != nil && f.State == "waiting" {
+		o.attend("%s stands under a root that the mesh does not trust yet; go over to it with: weir ca rotate", f.Path)
 	}
-	if o.RootExpires = root.NotAfter.UTC(); o.RootExpires.Sub(now) < rootEndsSoon {
-		o.attend("the certificate of the root that signs ends at %s", o.RootExpires.Format(time.RFC3339))
+	if r := ca.Rotation; r != nil && (r.Stage == policy.StageTrust || r.Stage == policy.StageReissue) {
+		o.Rotation = r.Stage
+		for _, p := range r.Behind {
+			o.attend("the rotation of the root waits for proxy %s: it %s", p.ID, p.Reason)
+		}
 	}
 }
 
@@ -199,6 +222,12 @@ func (o *overview) write(w io.Writer) error {
 		o.Proxies[api.Elsewhere], o.Proxies[api.Away])
 	if !o.RootExpires.IsZero() {
 		row("root", "ends %s", o.RootExpires.Format(time.RFC3339))
+	}
+	if o.Rotation != "" {
+		row("rotation", "stage %s", stageNumbers[o.Rotation])
+	}
+	if o.Revocations > 0 {
+		row("revocations", "%d", o.Revocations)
 	}
 	if r := o.LastChange; r != nil {
 		row("last change", "revision %d, %s, by %s, %d resources", r.Revision, when(r.Time), by(r), r.Total)

@@ -131,6 +131,7 @@ type Config struct {
 	Mesh      Mesh
 	Authority Authority
 	Proxies   Proxies
+	Trust     Trust
 	Cluster   Cluster // may be nil: nobody else shares the store
 
 	// ConfigFile tells how the mesh file stands, nil where there is none. The func
@@ -152,7 +153,7 @@ type Config struct {
 // New gives the server of everything under BasePath. It starts nothing. It
 // fails when the configuration has a gap: without a token only Insecure serves.
 func New(cfg Config) (*Server, error) {
-	if cfg.Mesh == nil || cfg.Authority == nil || cfg.Proxies == nil {
+	if cfg.Mesh == nil || cfg.Authority == nil || cfg.Proxies == nil || cfg.Trust == nil {
 		return nil, errors.New("api: a part is missing in the configuration")
 	}
 	if cfg.Token == "" && !cfg.Insecure {

@@ -60,7 +60,7 @@ func (authority) IssueForCSR(name policy.ServiceName, csr []byte) ([]byte, error
 func config(m *mesh) api.Config {
 	started := time.Unix(1_700_000_000, 0)
 	return api.Config{
-		Mesh: m, Authority: authority{}, Proxies: m,
+		Mesh: m, Authority: authority{}, Proxies: m, Trust: &apitest.Trust{},
 		Token: token, Started: started, Now: func() time.Time { return started.Add(90 * time.Second) },
 	}
 }

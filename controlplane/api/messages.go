@@ -43,7 +43,9 @@ type ProxyStatus struct {
 	MemoryBytes        uint64  `json:"memory_bytes" doc:"resident; 0 where it is not known"`
 	CertificateExpires float64 `json:"certificate_expires" doc:"Unix seconds; 0 where it is not known"`
 
-	ClockSkew *float64 `json:"clock_skew,omitempty" required:"false" doc:"seconds that the proxy's clock is ahead of the control plane's; negative is behind; absent where it is not known"`
+	ClockSkew         *float64 `json:"clock_skew,omitempty" required:"false" doc:"seconds that the proxy's clock is ahead of the control plane's; negative is behind; absent where it is not known"`
+	CertificateBegins float64  `json:"certificate_begins" doc:"Unix seconds; 0 where it is not known"`
+	CertificateSerial string   `json:"certificate_serial" doc:"hexadecimal; empty where it is not known"`
 
 	InboundRequests      uint64  `json:"inbound_requests"`
 	OutboundRequests     uint64  `json:"outbound_requests"`
@@ -161,6 +163,9 @@ type ControlMetrics struct {
 	Members      int               `json:"members" doc:"control planes that share the store"`
 	StoreAway    float64           `json:"store_away" doc:"seconds for which the store could not be followed; 0 when it is"`
 	RefusedJoins map[string]uint64 `json:"refused_joins" doc:"certificates that were asked for and refused since the start, by reason" nullable:"false"`
+	Certificates []Certified       `json:"certificates" doc:"when they end; of the leaves of the proxies that are attached here the one that ends first" nullable:"false"`
+	Revocations  int               `json:"revocations" doc:"that hold"`
+	RefusedFiles uint64            `json:"refused_files" doc:"changes of the files of --ca-cert that were refused"`
 }
 
 // ConfigFile is how the mesh file stands (weir control --config).

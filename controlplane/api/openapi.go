@@ -28,6 +28,8 @@ func newDocument(version string) *huma.OpenAPI {
 			{Name: "traffic-rules", Description: "Where requests go."},
 			{Name: "security-rules", Description: "Who may call whom."},
 			{Name: "certificates", Description: "The mesh's certificate authority."},
+			{Name: "ca", Description: "What the mesh trusts, and the rotation of its root."},
+			{Name: "revocations", Description: "What is trusted no more."},
 			{Name: "tokens", Description: "Tokens with which proxies join."},
 			{Name: "config", Description: "The settings of the mesh."},
 			{Name: "apply", Description: "Documents stored together."},

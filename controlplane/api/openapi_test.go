@@ -41,11 +41,14 @@ func TestTheDocumentDescribesEveryRoute(t *testing.T) {
 		}
 	}
 	sort.Strings(routes)
-	if want := `DELETE /config
+	if want := `DELETE /ca/rotation
+DELETE /config
+DELETE /revocations/{revocation_id}
 DELETE /security-rules/{rule_id}
 DELETE /services/{namespace}/{service}/{endpoint_id}
 DELETE /tokens/{token_id}
 DELETE /traffic-rules/{namespace}/{service}/{rule_id}
+GET /ca
 GET /certificates/ca
 GET /circuits/{namespace}/{service}
 GET /config
@@ -54,6 +57,7 @@ GET /history
 GET /history/{revision}
 GET /metrics
 GET /proxies
+GET /revocations
 GET /security-rules
 GET /security-rules/{rule_id}
 GET /services
@@ -65,9 +69,12 @@ GET /tokens
 GET /traffic-rules/{namespace}/{service}
 GET /traffic-rules/{namespace}/{service}/{rule_id}
 POST /apply
+POST /ca/rotation
+POST /ca/rotation/force
 POST /certificates/issue
 POST /circuits/{namespace}/{service}/{endpoint_id}
 POST /config
+POST /revocations
 POST /rollback
 POST /security-rules
 POST /services/register

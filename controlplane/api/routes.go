@@ -67,6 +67,14 @@ func (s *Server) register(api huma.API) {
 	add(api, "GET /tokens", "list-tokens", "List the join tokens that have not expired", s.listTokens)
 	add(api, "DELETE /tokens/{token_id}", "revoke-token", "Have a join token refused from now on", s.revokeToken)
 
+	add(api, "GET /ca", "get-ca", "Tell how the certificate authority is, and how far a rotation has come", s.getCA)
+	add(api, "POST /ca/rotation", "begin-rotation", "Begin a rotation of the root", s.rotate)
+	add(api, "POST /ca/rotation/force", "force-rotation", "Take the rotation to its next stage, without the proxies that have not followed", s.goOn)
+	add(api, "DELETE /ca/rotation", "abort-rotation", "Take the rotation back", s.abortRotation)
+	add(api, "GET /revocations", "list-revocations", "List the certificates and identities that are trusted no more", s.listRevocations)
+	add(api, "POST /revocations", "revoke", "Revoke a certificate or an identity", s.revoke)
+	add(api, "DELETE /revocations/{revocation_id}", "lift-revocation", "Lift a revocation", s.liftRevocation)
+
 	add(api, "POST /config", "update-config", "Merge a patch into the settings", s.updateConfig)
 	add(api, "GET /config", "get-config", "Get the effective settings, without secrets", s.getConfig)
 	add(api, "PUT /config", "replace-config", "Set what the body names, and everything else to its default", s.replaceConfig)

@@ -177,7 +177,7 @@ func TestMetricsAndStatusCountAsInSeedB(t *testing.T) {
 			`"proxies":{"total_proxies":1,"total_inbound_requests":1,"total_outbound_requests":2,"total_request_errors":3},` +
 			`"api":{"watches":0,"refused":{"missing_token":0,"wrong_token":0,"proxy_certificate":0,"other_site":0}}}`},
 		{"GET", "/status", "", `{"status":"healthy","services":2,"proxies":1,"uptime":90,"version":""}`},
-		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"state":"current","last_seen":0,"connected_to":"","memory_bytes":0,"certificate_expires":0,"inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
+		{"GET", "/proxies", "", `[{"id":"p1","namespace":"default","service_name":"web","version":"","addresses":[],"connected_at":1.5,"subscribed":0,"resources":[],"state":"current","last_seen":0,"connected_to":"","memory_bytes":0,"certificate_expires":0,"certificate_begins":0,"certificate_serial":"","inbound_requests":0,"outbound_requests":0,"request_errors":0,"request_duration_total":0,"circuit_breaker_opens":0}]`},
 	})
 }
 

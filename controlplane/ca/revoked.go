@@ -28,7 +28,7 @@ func (a *Authority) SetRevoked(list []policy.Revocation) {
 
 func (a *Authority) checkIdentity(name policy.ServiceName) error {
 	if r := a.revoked.Load(); r != nil && r.Identity(name) {
-		return fmt.Errorf("%w: the identity %s; weir get revocations tells why, weir revoke --lift lifts it", ErrRevoked, name)
+		return fmt.Errorf("%w: the identity %s; weir revoke list tells why, weir revoke lift lifts it", ErrRevoked, name)
 	}
 	return nil
 }

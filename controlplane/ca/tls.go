@@ -154,14 +154,17 @@ func (a *Authority) PeerOf(state tls.ConnectionState) (policy.ServiceName, error
 		return policy.ServiceName{}, fmt.Errorf("%w: no certificate was shown", ErrPeer)
 	}
 	leaf := state.PeerCertificates[0]
-	if a.cfg.Now().After(leaf.NotAfter) {
-		return policy.ServiceName{}, fmt.Errorf("%w: its certificate has expired", ErrPeer)
-	}
 	name, err := a.nameIn(leaf)
+	if err == nil {
+		err = a.checkCertificate(name, leaf)
+	}
+	if err == nil && a.cfg.Now().After(leaf.NotAfter) {
+		err = fmt.Errorf("%w: its certificate has expired", ErrPeer)
+	}
 	if err != nil {
 		return policy.ServiceName{}, err
 	}
-	return name, a.checkCertificate(name, leaf)
+	return name, nil
 }
 
 // nameIn reads the name in a verified certificate: exactly one URI (X509-SVID

@@ -27,8 +27,17 @@ type Member struct {
 	Circuits []Circuit `json:"circuits,omitempty"`
 	// Demands are what its proxies want of limits of the whole mesh.
 	Demands []policy.Demand `json:"demands,omitempty"`
+	// Rotation is how far its proxies have followed one of the root.
+	Rotation MemberRotation `json:"rotation,omitzero"`
 
 	Leader bool `json:"-"` // it runs the task of TakePart
+}
+
+// MemberRotation tells which proxies of a member have followed a step of a rotation.
+type MemberRotation struct {
+	Step     string    `json:"step"`               // which step; "" is none
+	Followed []string  `json:"followed,omitempty"` // ids
+	Behind   []Refusal `json:"behind,omitempty"`   // a bounded number, with reasons
 }
 
 // Refusal tells that a proxy attached to a member did not take a change.

@@ -23,7 +23,7 @@ func (r *refusal) Unwrap() error { return r.error }
 // metric's label:
 //
 //	expired, not-yet-valid, untrusted-root, trust-domain, not-a-workload (two SPIFFE IDs, none, or one
-//	that names no service), other-service (the server is not who was dialled), usage: the peer's certificate;
+//	that names no service), other-service (the server is not who was dialled), usage, revoked: the peer's certificate;
 //	no-certificate: it showed none; own-certificate: there is none to show;
 //	tls-version, protocol (ALPN): what the peer speaks;
 //	timeout, closed: it went silent, or away;
@@ -36,6 +36,8 @@ func FailureReason(err error) string {
 	switch {
 	case errors.As(err, &r):
 		return r.word
+	case errors.Is(err, ErrRevoked):
+		return "revoked"
 	case errors.Is(err, errNoCertificate):
 		return "own-certificate"
 	case errors.Is(err, errNothingShown):

@@ -2,8 +2,10 @@ package identity
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -57,6 +59,27 @@ func (h *held) isFor(name policy.ServiceName, now time.Time) error {
 }
 
 func (h *held) expired(now time.Time) bool { return !now.Before(h.cert.Leaf.NotAfter) }
+
+// root is the fingerprint of the root that the certificate stands under; "" where it
+// stands under none.
+func (h *held) root() string {
+	intermediates := x509.NewCertPool()
+	for _, c := range h.chain[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := h.chain[0].Verify(x509.VerifyOptions{
+		Roots: h.trust.pool, Intermediates: intermediates, CurrentTime: h.cert.Leaf.NotAfter.Add(-time.Second), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return ""
+	}
+	return fingerprint(chains[0][len(chains[0])-1])
+}
+
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
+}
 
 // renewAt is when half of the certificate's life is over, give or take a tenth
 // of it, so that proxies started together do not renew together. chance is in

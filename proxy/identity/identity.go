@@ -44,10 +44,13 @@ type Identity struct {
 	cfg     Config
 	wake    chan struct{} // capacity 1: renew now
 	clients clientConfigs
+	fresh   bool // Start has joined; set before Run
 
-	now atomic.Pointer[held] // nil before Start; replaced under mu, never changed
+	now     atomic.Pointer[held] // nil before Start; replaced under mu, never changed
+	revoked atomic.Pointer[policy.Revoked]
 
-	mu sync.Mutex // held while now and the cache file are replaced
+	mu      sync.Mutex // held while now and the cache file are replaced; guards what follows
+	signing string     // fingerprint of the root that was told to sign
 }
 
 // New checks the configuration. It neither reads files nor connects.
@@ -100,12 +103,61 @@ func (i *Identity) SetBundle(pem []byte) error {
 	i.cfg.Log.Info("trust bundle replaced", zap.Int("roots", len(t.roots)))
 	if err := next.isFor(i.cfg.Service, i.cfg.Now()); err != nil {
 		i.cfg.Log.Warn("our certificate does not stand under the new trust bundle; renewing it", zap.Error(err))
-		select {
-		case i.wake <- struct{}{}:
-		default:
-		}
+		i.wakeUp()
 	}
 	return nil
+}
+
+func (i *Identity) wakeUp() {
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+}
+
+// SignedUnder tells under which root certificates are signed now, by its fingerprint;
+// "" says nothing. When ours stands under another, Run renews it soon: within
+// spread, by chance, so that not all proxies of a mesh do so at once.
+func (i *Identity) SignedUnder(fingerprint string, spread time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	h := i.now.Load()
+	if fingerprint == "" || fingerprint == i.signing || h == nil {
+		return
+	}
+	i.signing = fingerprint
+	if h.root() == fingerprint {
+		return
+	}
+	i.cfg.Log.Info("certificates are signed under another root now; ours will be renewed", zap.String("root", fingerprint))
+	time.AfterFunc(time.Duration(float64(spread)*i.cfg.Rand()), i.wakeUp)
+}
+
+// Certificate tells of the present certificate; false before there is one.
+func (i *Identity) Certificate() (c Certificate, ok bool) {
+	h := i.now.Load()
+	if h == nil {
+		return c, false
+	}
+	leaf := h.cert.Leaf
+	c = Certificate{Serial: serialOf(leaf), Begins: leaf.NotBefore, Ends: leaf.NotAfter, Root: h.root()}
+	for _, r := range h.trust.roots {
+		c.Trusted = append(c.Trusted, fingerprint(r))
+		if end := r.NotAfter; c.TrustEnds.IsZero() || end.Before(c.TrustEnds) {
+			c.TrustEnds = end
+		}
+	}
+	return c, true
+}
+
+// Certificate is what a workload has, and what it trusts. Fingerprints are hex
+// SHA-256 of public keys (SubjectPublicKeyInfo).
+type Certificate struct {
+	Serial       string // hexadecimal
+	Begins, Ends time.Time
+	Root         string   // above the certificate
+	Trusted      []string // in the order of the bundle
+	TrustEnds    time.Time
 }
 
 // replaceLocked puts a new value in force, and in the cache. A cache that cannot

@@ -48,7 +48,7 @@ func (i *Identity) join(ctx context.Context) error {
 	// token's fingerprint, before the token is sent.
 	first := &tls.Config{
 		MinVersion: tls.VersionTLS13, CurvePreferences: curves, NextProtos: []string{"h2"}, Time: i.cfg.Now,
-		ServerName:         policy.ControlPlane.Name + "." + policy.ControlPlane.Namespace,
+		ServerName:         t.calls(),
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if err := t.verifyServer(cs, i.cfg.Now()); err != nil {

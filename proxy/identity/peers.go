@@ -13,11 +13,12 @@ import (
 type known struct {
 	leaf        *x509.Certificate
 	name        policy.ServiceName
+	serial      string    // hexadecimal
 	from, until time.Time // when its chain is valid: the narrowest of its certificates
 }
 
 func newKnown(chain []*x509.Certificate, name policy.ServiceName) *known {
-	p := &known{leaf: chain[0], name: name, from: chain[0].NotBefore, until: chain[0].NotAfter}
+	p := &known{leaf: chain[0], name: name, serial: serialOf(chain[0]), from: chain[0].NotBefore, until: chain[0].NotAfter}
 	for _, c := range chain[1:] {
 		if c.NotBefore.After(p.from) {
 			p.from = c.NotBefore

@@ -25,6 +25,7 @@ func (i *Identity) Start(ctx context.Context) error {
 	for n := 0; ; n++ {
 		err := i.join(ctx)
 		if err == nil {
+			i.fresh = true
 			i.cfg.Log.Info("joined", zap.String("trust_domain", i.TrustDomain()), zap.Time("expires", i.Expiry()))
 			return nil
 		}
@@ -50,6 +51,9 @@ func (i *Identity) Run(ctx context.Context) error {
 		return errors.New("renew certificate: Run was called before Start")
 	}
 	next := h.renewAt(i.cfg.Rand())
+	if i.fresh { // not of the cache
+		next = i.afterNext()
+	}
 	for failed := 0; i.until(ctx, next); {
 		if err := i.again(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -68,16 +72,13 @@ func (i *Identity) Run(ctx context.Context) error {
 	return nil
 }
 
-// afterNext is when to renew what was just got: at half-life, but not before a
-// third of what is left. Certificates are back-dated, so that half of a very
+// afterNext is when to renew what was just got: when half of what is left is over,
+// give or take a tenth of it. Certificates are back-dated, so that half of a very
 // short life can be over on arrival.
 func (i *Identity) afterNext() time.Time {
 	h, now := i.now.Load(), i.cfg.Now()
-	half := h.renewAt(i.cfg.Rand())
-	if third := now.Add(h.cert.Leaf.NotAfter.Sub(now) / 3); half.Before(third) {
-		return third
-	}
-	return half
+	left := h.cert.Leaf.NotAfter.Sub(now)
+	return now.Add(time.Duration(float64(left) / 2 * (0.9 + 0.2*i.cfg.Rand())))
 }
 
 // again gets the next certificate by the present one, or else by the token: a

@@ -74,6 +74,9 @@ func (i *Identity) verifyClient(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
+	if err := i.checkRevoked(p); err != nil {
+		return err
+	}
 	share(cs, p)
 	return nil
 }
@@ -188,7 +191,7 @@ func (i *Identity) verifyServer(cs tls.ConnectionState, expect policy.ServiceNam
 	if p.name != expect {
 		return &refusal{"other-service", fmt.Errorf("peer is %s, not %s", p.name, expect)}
 	}
-	return nil
+	return i.checkRevoked(p)
 }
 
 // checkProtocol makes sure that both sides mean the same: crypto/tls lets a

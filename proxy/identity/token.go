@@ -114,6 +114,13 @@ func (t *token) verifyServer(cs tls.ConnectionState, now time.Time) error {
 	return nil
 }
 
+// calls is the name by which the control plane is called at first contact: with the
+// half of the fingerprint that fits into a label, it shows a certificate under that
+// root while the mesh trusts two.
+func (t *token) calls() string {
+	return "ca-" + hex.EncodeToString(t.ca[:16]) + "." + policy.ControlPlane.Name + "." + policy.ControlPlane.Namespace
+}
+
 func (t *token) findRoot(certs []*x509.Certificate) *x509.Certificate {
 	for n, c := range certs {
 		if n > 0 && sha256.Sum256(c.RawSubjectPublicKeyInfo) == t.ca {

@@ -53,7 +53,7 @@ func trustIn(roots []*x509.Certificate, domain spiffeid.TrustDomain) *trust {
 // gives whom it names. A leaf that was verified before is not verified again
 // within its validity: that is two signatures less in a full handshake, and
 // all there is to check in a resumed one. New roots are a new trust, which has
-// seen nobody; a list of revoked certificates would be looked up here, first.
+// seen nobody. Who is revoked is asked apart, each time: see checkRevoked.
 func (t *trust) verify(certs []*x509.Certificate, use x509.ExtKeyUsage, now time.Time) (*known, error) {
 	if len(certs) == 0 {
 		return nil, errNothingShown

@@ -39,6 +39,7 @@ type Conn struct {
 	lent     *buffer // crypto/tls reads records into it
 	readErr  error   // what every read says from now on
 	writeErr error   // and every write
+	place    place
 }
 
 type phase uint8
@@ -147,12 +148,14 @@ func (c *Conn) Close() error {
 		c.below.notify(c.tls)
 		c.below.offer()
 	}
+	c.leave()
 	c.drop(net.ErrClosed)
 	return c.sock.Close()
 }
 
 // Reset closes so that the peer sees a cut, not an end.
 func (c *Conn) Reset() error {
+	c.leave()
 	c.drop(net.ErrClosed)
 	return c.sock.Reset()
 }

@@ -61,6 +61,7 @@ type serviceKey struct {
 type vecs struct {
 	retries, denied      *prometheus.CounterVec // per service
 	deniedBy, audited    *prometheus.CounterVec
+	revoked              *prometheus.CounterVec
 	overloads, ejections *prometheus.CounterVec
 	mirrors, faults      *prometheus.CounterVec
 	hedges               *prometheus.CounterVec
@@ -75,6 +76,7 @@ type vecs struct {
 	detected, dns          words
 	certificate, connected prometheus.Gauge
 	handshakes
+	trust prometheus.Gauge
 }
 
 // New returns an empty registry. It starts nothing.
@@ -149,6 +151,8 @@ func (r *Registry) register() {
 	r.dns = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.dnsVec.WithLabelValues(w) }}
 	r.certificate = gauge("certificate_expiry_timestamp_seconds", "When this workload's certificate ends, as Unix time; 0 without one.").WithLabelValues()
 	r.handshakes.register(&r.mu, counter, gauge)
+	r.trust = gauge("trust_expiry_timestamp_seconds", "When the first of the roots that this workload trusts ends, as Unix time; 0 without one.").WithLabelValues()
+	r.revoked = counter("revoked_total", "Handshakes refused and connections cut because the peer's certificate or identity was revoked.", "direction", "what")
 	r.connected = gauge("control_connected", "1 while connected to the control plane.").WithLabelValues()
 	r.prom.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weir_access_log_dropped_total", Help: "Access log records lost because the writer did not keep up or failed.",
@@ -163,6 +167,14 @@ func (r *Registry) DNSQuery(outcome string) { r.dns.get(outcome).Inc() }
 
 // CertificateExpiry sets when this workload's certificate ends.
 func (r *Registry) CertificateExpiry(t time.Time) { r.certificate.Set(float64(t.Unix())) }
+
+// TrustExpiry sets when the first of the roots that are trusted ends.
+func (r *Registry) TrustExpiry(t time.Time) { r.trust.Set(float64(t.Unix())) }
+
+// Revoked counts what a revocation ended: "handshake" or "connection".
+func (r *Registry) Revoked(d Direction, what string) {
+	r.revoked.WithLabelValues(string(d), what).Inc()
+}
 
 // ControlConnected sets whether the control plane is connected.
 func (r *Registry) ControlConnected(yes bool) {
