@@ -105,12 +105,12 @@ const renewSpread = 5 * time.Second
 
 // setMesh takes new mesh settings from the feed.
 func (p *Proxy) setMesh(m policy.Mesh) error {
+	p.setRevoked(m.Revocations) // whatever is wrong with the rest
 	if len(m.Bundle) > 0 {
 		if err := p.id.SetBundle(m.Bundle); err != nil {
 			return err
 		}
 	}
-	p.setRevoked(m.Revocations)
 	p.id.SignedUnder(m.SigningRoot, renewSpread)
 	p.mesh.Store(&m)
 	if p.cfg.SetLog != nil {

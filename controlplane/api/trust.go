@@ -110,14 +110,17 @@ func (s *Server) getCA(context.Context, *nothing) (*output[CA], error) {
 	return &output[CA]{s.Trust.CA()}, nil
 }
 
-func (s *Server) rotate(ctx context.Context, _ *nothing) (*output[statusBody], error) {
+// orderInput is an order that needs no more words: an empty object.
+type orderInput struct{ Body struct{} }
+
+func (s *Server) rotate(ctx context.Context, _ *orderInput) (*output[statusBody], error) {
 	if err := s.Trust.Rotate(ctx); err != nil {
 		return nil, s.answerFor("begin a rotation", err)
 	}
 	return &output[statusBody]{statusBody{Status: "rotation begun"}}, nil
 }
 
-func (s *Server) goOn(ctx context.Context, _ *nothing) (*output[[]ProxyBehind], error) {
+func (s *Server) goOn(ctx context.Context, _ *orderInput) (*output[[]ProxyBehind], error) {
 	left, err := s.Trust.GoOn(ctx)
 	if err != nil {
 		return nil, s.answerFor("go on with the rotation", err)
@@ -200,14 +203,14 @@ func (c *Client) CA(ctx context.Context) (CA, error) { return get[CA](ctx, c, "/
 
 // Rotate begins a rotation of the root.
 func (c *Client) Rotate(ctx context.Context) error {
-	_, err := c.call(ctx, http.MethodPost, "/ca/rotation", nil, nil)
+	_, err := c.call(ctx, http.MethodPost, "/ca/rotation", struct{}{}, nil)
 	return err
 }
 
 // GoOn takes a rotation to its next stage without the proxies that have not
 // followed, and lists those.
 func (c *Client) GoOn(ctx context.Context) (left []ProxyBehind, err error) {
-	_, err = c.call(ctx, http.MethodPost, "/ca/rotation/force", nil, &left)
+	_, err = c.call(ctx, http.MethodPost, "/ca/rotation/force", struct{}{}, &left)
 	return left, err
 }
 

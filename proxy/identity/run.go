@@ -77,8 +77,22 @@ func (i *Identity) Run(ctx context.Context) error {
 // short life can be over on arrival.
 func (i *Identity) afterNext() time.Time {
 	h, now := i.now.Load(), i.cfg.Now()
+	if i.strays(h) { // a control plane that has not heard yet has signed it
+		return now.Add(time.Duration(float64(strayed) * (0.5 + i.cfg.Rand())))
+	}
 	left := h.cert.Leaf.NotAfter.Sub(now)
 	return now.Add(time.Duration(float64(left) / 2 * (0.9 + 0.2*i.cfg.Rand())))
+}
+
+// strayed is the wait before a certificate under another root than the one that signs
+// is renewed once more.
+const strayed = 2 * time.Second
+
+func (i *Identity) strays(h *held) bool {
+	i.mu.Lock()
+	signing := i.signing
+	i.mu.Unlock()
+	return signing != "" && h.root() != signing
 }
 
 // again gets the next certificate by the present one, or else by the token: a
