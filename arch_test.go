@@ -44,6 +44,7 @@ var mayImport = map[string][]string{
 	"proxy/resolve":   {},
 	"proxy/retry":     {},
 	"proxy/secure":    {"proxy/loop"},
+	"proxy/spire":     {},
 	"proxy/telemetry": {},
 	"proxy/translate": {},
 	"proxy/wsframe":   {"proxy/loop"},
@@ -57,6 +58,7 @@ var mayImport = map[string][]string{
 	"controlplane/publish":     {"policy", "policy/wire"},
 	"controlplane/shares":      {"policy"},
 	"controlplane/store":       {"policy"},
+	"controlplane/tokenreview": {"policy"},
 
 	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "controlplane/meshfile", "cmd/weir/demo"},
 	"cmd/weir/demo":  {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
@@ -89,6 +91,8 @@ var oneDoor = map[string][]string{
 	"github.com/golang-jwt/jwt":              {"proxy/jwt"},
 	"golang.org/x/net/dns":                   {"proxy/dns"},
 	"k8s.io":                                 {"controlplane/kube"},
+
+	"github.com/spiffe/go-spiffe/v2/workloadapi": {"proxy/spire"},
 }
 
 type source struct {

@@ -25,6 +25,7 @@ import (
 	"github.com/weir-mesh/weir/controlplane/health"
 	"github.com/weir-mesh/weir/controlplane/publish"
 	"github.com/weir-mesh/weir/controlplane/store"
+	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/policy/wire"
 )
 
@@ -54,6 +55,7 @@ type Config struct {
 	// attention; 0 is a third.
 	CertificateAlarm float64
 	Hosts            []string // names and addresses in the control plane's own certificate
+	Joining          Joining
 	Version          string
 	Log              *zap.Logger
 	// Ready is called once both ports answer, with their addresses.
@@ -85,6 +87,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	account, endReviews, err := cfg.Joining.kubernetes()
+	if err != nil {
+		return err
+	}
+	defer endReviews()
+	spire, err := newSPIRERoots(cfg.Joining.SPIREBundleFile, cfg.TrustDomain, cfg.Log.Named("spire"))
+	if err != nil {
+		return err
+	}
 	token, err := adminToken(cfg.DataDir)
 	if err != nil {
 		return err
@@ -99,14 +110,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
-	authority, err := newAuthority(ctx, &cfg, st)
+	authority, err := newAuthority(ctx, &cfg, st, ca.Config{Account: account, Others: spire.now, IDs: policy.IDTemplate(cfg.Joining.SPIFFETemplate)})
 	if err != nil {
 		return err
 	}
 	if err := file.use(ctx, st, len(cfg.Store) == 0); err != nil {
 		return err
 	}
-	p := &plane{cfg: cfg, file: file, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
+	p := &plane{cfg: cfg, file: file, spire: spire, token: token, secure: secure, started: time.Now(), store: st, ca: authority, log: cfg.Log, unmarked: make(chan struct{}, 1), turns: make(chan struct{}, 1)}
 	return p.run(ctx)
 }
 
@@ -133,6 +144,7 @@ type plane struct {
 	log     *zap.Logger
 
 	file   *configFile
+	spire  *spireRoots
 	store  *store.Store
 	ca     *ca.Authority
 	view   *view
@@ -180,6 +192,7 @@ func (p *plane) run(ctx context.Context) error {
 	g.Go(func() error { p.changeModes(ctx); return nil })
 	g.Go(func() error { return ended("certificate authority", p.ca.Run(ctx, p.bundleChanged)) })
 	g.Go(func() error { p.watchExpiry(ctx); return nil })
+	g.Go(func() error { return p.spire.run(ctx, func() { p.bundleChanged(nil) }) })
 	g.Go(func() error { return ended("mesh file", p.file.run(ctx)) })
 	g.Go(func() error { return ended("limits of the mesh", p.shares.run(ctx)) })
 	g.Go(func() error { return ended("proxies' port", p.serveGRPC(ctx, grpcLn)) })

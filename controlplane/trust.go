@@ -16,8 +16,8 @@ import (
 )
 
 // newAuthority makes the certificate authority, and stores what it takes the roots
-// to be where the store has nothing of them.
-func newAuthority(ctx context.Context, cfg *Config, st *store.Store) (*ca.Authority, error) {
+// to be where the store has nothing of them. more says who joins without our tokens.
+func newAuthority(ctx context.Context, cfg *Config, st *store.Store, more ca.Config) (*ca.Authority, error) {
 	keep, err := ca.Seal(st, cfg.KeyEncryptionFile)
 	if err != nil {
 		return nil, err
@@ -25,6 +25,7 @@ func newAuthority(ctx context.Context, cfg *Config, st *store.Store) (*ca.Author
 	for {
 		a, err := ca.New(ctx, ca.Config{
 			TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Hosts: cfg.hosts(), Keep: keep, Tokens: st, Log: cfg.Log.Named("ca"),
+			Account: more.Account, Others: more.Others, IDs: more.IDs,
 			Files: ca.Files{Cert: cfg.CACertFile, Key: cfg.CAKeyFile, Chain: cfg.CAChainFile}, Roots: st.State().Roots,
 		})
 		if err != nil {

@@ -21,7 +21,12 @@ import (
 // follow makes the parts that speak with the control plane.
 func (p *Proxy) follow() error {
 	cfg := &p.cfg
+	source, ids, err := cfg.Joining.source(cfg.Service, p.log.Named("spire"))
+	if err != nil {
+		return err
+	}
 	id, err := identity.New(identity.Config{
+		AccountTokenFile: cfg.Joining.AccountTokenFile, ControlCAFile: cfg.Joining.ControlCAFile, Source: source, Template: ids,
 		Control: cfg.Control, TokenFile: cfg.TokenFile, Service: cfg.Service, CacheDir: cfg.StateDir,
 		Dial: p.toMesh.DialContext, Now: time.Now, OnClock: p.clockTold, Log: p.log.Named("identity"),
 	})

@@ -46,6 +46,7 @@ type Config struct {
 	Version   string
 	Control   []string // control plane addresses, tried in turn
 	TokenFile string   // join token
+	Joining   Joining  // what there may be in the place of a join token
 	StateDir  string   // key, certificate and last known good state; "" keeps none
 
 	AppPorts   []AppPort

@@ -26,6 +26,8 @@ type flags struct {
 	control            []string
 	service, namespace string
 	tokenFile          string
+	joinKubernetes     bool
+	joining            proxy.Joining
 	appPorts, labels   []string
 	advertise          []string
 	healthPath         string
@@ -63,6 +65,11 @@ func (f *flags) register(s *pflag.FlagSet) {
 	s.StringVar(&f.service, "service", "", "name of the app's service")
 	s.StringVar(&f.namespace, "namespace", f.namespace, "namespace of the app's service")
 	s.StringVar(&f.tokenFile, "token-file", "", `file with the join token of "weir token create"`)
+	s.BoolVar(&f.joinKubernetes, "join-kubernetes", false, "join with the token of the pod's service account, in the place of --token-file")
+	s.StringVar(&f.joining.AccountTokenFile, "kubernetes-token-file", "/var/run/secrets/weir/token", "with --join-kubernetes: a projected token, made for the audience that weir control asks for")
+	s.StringVar(&f.joining.SpireSocket, "spire-socket", "", "Workload API of a SPIRE agent that gives the identity, in the place of --token-file")
+	s.StringVar(&f.joining.SPIFFETemplate, "spiffe-template", "", "with --spire-socket: how the paths of its IDs name services (default "+string(policy.DefaultIDTemplate)+")")
+	s.StringVar(&f.joining.ControlCAFile, "control-ca", "", "file with the control plane's roots (GET /api/v1/certificates/ca); a join token says them itself")
 	s.StringSliceVar(&f.appPorts, "app-port", nil, "port the app listens on, PORT or PORT/PROTOCOL ("+strings.Join(policy.Protocols, ", ")+", or a name for one such as kubernetes.io/h2c, https, mysql); registered as an endpoint while the proxy runs")
 	s.StringSliceVar(&f.labels, "label", nil, "label of the endpoints, KEY=VALUE (version=v2 puts them in subset v2; zone=z is the zone of this proxy, too)")
 	s.StringSliceVar(&f.advertise, "advertise", nil, "address of the app, instead of this host's own")
@@ -94,7 +101,7 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 	closers = func() {}
 	cfg = proxy.Config{
 		Service: policy.ServiceName{Namespace: f.namespace, Name: f.service}, ID: f.id, Version: version,
-		Control: f.control, TokenFile: f.tokenFile, StateDir: f.stateDir,
+		Control: f.control, TokenFile: f.tokenFile, Joining: f.joining, StateDir: f.stateDir,
 		HealthPath: f.healthPath, Weight: f.weight, Admin: f.adminAddr, Profiles: f.pprof, ClusterDomain: f.clusterDomain,
 		OriginalDst:   redirect.OriginalDst,
 		NotRedirected: func(err error) bool { return errors.Is(err, redirect.ErrNotRedirected) },
@@ -105,7 +112,7 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 		return cfg, closers, err
 	}
 	cfg.Log, cfg.SetLog, cfg.AccessLogAs = log.logger(), log.set, f.accessLogAs()
-	for _, step := range []func(*proxy.Config) error{f.checkBounds, f.setPorts, f.setLabels, f.setAddresses, f.setMarks, f.setResolvers} {
+	for _, step := range []func(*proxy.Config) error{f.setJoining, f.checkBounds, f.setPorts, f.setLabels, f.setAddresses, f.setMarks, f.setResolvers} {
 		if err := step(&cfg); err != nil {
 			return cfg, closers, err
 		}
@@ -116,6 +123,30 @@ func (f *flags) config() (cfg proxy.Config, closers func(), err error) {
 	}
 	cfg.AccessLog = w
 	return cfg, closeLog, nil
+}
+
+// setJoining checks that there is one way to join.
+func (f *flags) setJoining(cfg *proxy.Config) error {
+	if !f.joinKubernetes {
+		cfg.Joining.AccountTokenFile = ""
+	}
+	ways := 0
+	for _, given := range []bool{f.tokenFile != "", f.joinKubernetes, f.joining.SpireSocket != ""} {
+		if given {
+			ways++
+		}
+	}
+	switch {
+	case ways != 1:
+		return errors.New("one of --token-file, --join-kubernetes and --spire-socket is needed, and not more")
+	case f.said("kubernetes-token-file") && !f.joinKubernetes:
+		return errors.New("--kubernetes-token-file goes with --join-kubernetes")
+	case f.joinKubernetes && f.joining.ControlCAFile == "":
+		return errors.New("--join-kubernetes needs --control-ca FILE with the control plane's root: the pod's token is sent to nobody else")
+	case f.joining.SPIFFETemplate != "" && f.joining.SpireSocket == "":
+		return errors.New("--spiffe-template goes with --spire-socket")
+	}
+	return nil
 }
 
 func (f *flags) checkBounds(*proxy.Config) error {

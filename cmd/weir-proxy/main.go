@@ -43,11 +43,12 @@ func (e *usageError) Unwrap() error { return e.err }
 func newCommand() *cobra.Command {
 	f := defaults()
 	cmd := &cobra.Command{
-		Use:   "weir-proxy --control ADDR --service NAME --token-file FILE [--app-port PORT]…",
+		Use:   "weir-proxy --control ADDR --service NAME {--token-file FILE | --join-kubernetes | --spire-socket PATH} [--app-port PORT]…",
 		Short: "The sidecar of the weir service mesh",
 		Long: `weir-proxy runs beside one app, in the app's network namespace, after weir-init
 has put the redirection there. It joins the mesh with a token made by
-"weir token create", answers DNS for the mesh's names, carries the app's
+"weir token create", with its pod's service account, or with an identity of a
+SPIRE agent. It answers DNS for the mesh's names, carries the app's
 connections out with mTLS and takes those of other workloads in.
 
 SIGTERM drains: the app's endpoints leave the mesh, open requests finish, then
@@ -83,7 +84,7 @@ it ends.`,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	f.register(cmd.Flags())
-	for _, name := range []string{"control", "service", "token-file"} {
+	for _, name := range []string{"control", "service"} {
 		_ = cmd.MarkFlagRequired(name)
 	}
 	// The heap is small and what lives is long-lived: collect less often, but

@@ -63,6 +63,15 @@ func newControlCommand() *cobra.Command {
 	f.Float64Var(&cfg.CertificateAlarm, "certificate-alarm", 1.0/3, "part of its lifetime below which a certificate needs attention")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", 0, "how long workload certificates hold (default 24h)")
 	f.BoolVar(&cfg.InsecureAPI, "insecure-api", false, "serve the API without a token, on loopback only")
+	j := &cfg.Joining
+	f.BoolVar(&j.Kubernetes, "kubernetes-join", false, "let pods join with their service account's token, checked by a TokenReview")
+	f.StringVar(&j.KubernetesAPI, "kubernetes-api", "", "URL of the Kubernetes API server; without it that of the pod we are in")
+	f.StringVar(&j.KubernetesCAFile, "kubernetes-ca", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt", "certificate authorities of the API server, PEM")
+	f.StringVar(&j.KubernetesTokenFile, "kubernetes-token-file", "/var/run/secrets/kubernetes.io/serviceaccount/token", "token to ask the API server with; its account may create tokenreviews")
+	f.StringVar(&j.KubernetesAudience, "kubernetes-audience", "weir", "that the pods' tokens must have been made for")
+	f.StringSliceVar(&j.KubernetesMap, "kubernetes-map", nil, "NAMESPACE/ACCOUNT=SERVICE: another service of its namespace that an account may join as, besides the one of its own name")
+	f.StringVar(&j.SPIREBundleFile, "spire-bundle", "", "roots of SPIRE in this trust domain, PEM or a SPIFFE bundle: workloads with its identities are taken; followed when it changes")
+	f.StringVar(&j.SPIFFETemplate, "spiffe-template", "", "how the paths of SPIRE's IDs name services (default /ns/{namespace}/sa/{service}); the same for all proxies")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&logFormat, "log-format", "console", "console or json")
 	return cmd

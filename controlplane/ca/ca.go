@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
@@ -86,6 +87,12 @@ type Config struct {
 	Files Files
 	// Roots is what the store knows of the roots; the zero value at the first start.
 	Roots policy.Roots
+	// Others gives roots of others that vouch for workloads of this trust domain:
+	// they are in Bundle, and certificates under them are taken. nil is none.
+	Others func() []*x509.Certificate
+	// IDs reads the SPIFFE IDs of workloads; "" is policy.DefaultIDTemplate. What
+	// this authority signs is of the default form.
+	IDs policy.IDTemplate
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 	// Log takes refusals and rotations; nil drops them. No token, key or
@@ -132,6 +139,11 @@ func New(ctx context.Context, cfg Config) (*Authority, error) {
 	}
 	if cfg.LeafTTL < MinLeafTTL || cfg.LeafTTL > MaxLeafTTL {
 		return nil, fmt.Errorf("lifetime of certificates: %v is not in %v..%v", cfg.LeafTTL, MinLeafTTL, MaxLeafTTL)
+	}
+	if cfg.IDs != "" {
+		if _, err := policy.ParseIDTemplate(string(cfg.IDs)); err != nil {
+			return nil, err
+		}
 	}
 	domain, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
 	if err != nil {

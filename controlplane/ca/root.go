@@ -225,7 +225,18 @@ func (a *Authority) RootPEM() []byte {
 func (a *Authority) Bundle() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.bundleLocked()
+	out := a.bundleLocked()
+	for _, c := range a.others() {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+func (a *Authority) others() []*x509.Certificate {
+	if a.cfg.Others == nil {
+		return nil
+	}
+	return a.cfg.Others()
 }
 
 func (a *Authority) bundleLocked() []byte {
@@ -246,6 +257,9 @@ func (a *Authority) pool() *x509.CertPool {
 	defer a.mu.Unlock()
 	for _, r := range a.trustedLocked() {
 		pool.AddCert(r.cert)
+	}
+	for _, c := range a.others() {
+		pool.AddCert(c)
 	}
 	return pool
 }

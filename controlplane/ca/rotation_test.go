@@ -180,9 +180,9 @@ func TestWhatIsRevokedGetsNothing(t *testing.T) {
 	must(t, err)
 	other, _, err := a.NewToken(cart, time.Hour)
 	must(t, err)
-	name, nonce, err := a.readToken(token)
+	said, err := a.readToken(token)
 	must(t, err)
-	chain, err := a.issue(name, newCSR(t, noWish(), nil), a.family(nonce))
+	chain, err := a.issue(cart, newCSR(t, noWish(), nil), a.family(said.Nonce))
 	must(t, err)
 	serial := serialOf(parse(t, chain))
 	// A certificate takes the token with it that it was got by, and no other.

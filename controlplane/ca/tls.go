@@ -180,7 +180,7 @@ func (a *Authority) nameIn(cert *x509.Certificate) (policy.ServiceName, error) {
 	if !id.MemberOf(a.domain) {
 		return policy.ServiceName{}, fmt.Errorf("%w: %s is not of the trust domain %q", ErrPeer, id, a.domain.Name())
 	}
-	name, err := policy.ParseSPIFFEPath(id.Path())
+	name, err := a.cfg.IDs.Parse(id.Path())
 	if err != nil {
 		return policy.ServiceName{}, fmt.Errorf("%w: %w", ErrPeer, err)
 	}

@@ -51,7 +51,7 @@ func (i *Identity) usable(h *held) error {
 	}
 	// A token that holds and knows none of our roots comes from a control plane
 	// that was set up anew: it would not know our certificate.
-	if t, err := i.readToken(); err == nil && !t.vouchedFor(h.trust.roots) {
+	if c, err := i.credential(); err == nil && !c.vouchedFor(h.trust.roots) {
 		return errors.New("the join token is of another control plane")
 	}
 	return nil

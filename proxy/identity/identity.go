@@ -4,6 +4,8 @@ package identity
 
 import (
 	"context"
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -22,9 +24,21 @@ const ALPN = "weir"
 
 // Config says who this workload is and where it gets its certificate.
 type Config struct {
-	Control   []string           // addresses of the control plane, host:port, tried in turn; at least one
-	TokenFile string             // holds the join token; read anew at every use, so that it may be replaced
-	Service   policy.ServiceName // who we are to be
+	Control   []string // addresses of the control plane, host:port, tried in turn; at least one
+	TokenFile string   // holds the join token; read anew at every use, so that it may be replaced
+	// AccountTokenFile holds the token of a Kubernetes service account, to join with
+	// in the place of a join token; read anew at every use.
+	AccountTokenFile string
+	// ControlCAFile holds the control plane's roots, PEM, by which it is known at
+	// first contact where no join token says so.
+	ControlCAFile string
+	// Source brings the identity in the place of the control plane; it is neither
+	// renewed nor kept in CacheDir then. nil is none.
+	Source Follow
+	// Template reads the SPIFFE IDs where there is a Source; "" is
+	// policy.DefaultIDTemplate.
+	Template policy.IDTemplate
+	Service  policy.ServiceName // who we are to be
 	// CacheDir keeps key, certificate and trust bundle in one file, 0600, so
 	// that a restart needs no control plane. "" keeps them in memory only.
 	CacheDir string
@@ -49,8 +63,11 @@ type Identity struct {
 	now     atomic.Pointer[held] // nil before Start; replaced under mu, never changed
 	revoked atomic.Pointer[policy.Revoked]
 
-	mu      sync.Mutex // held while now and the cache file are replaced; guards what follows
-	signing string     // fingerprint of the root that was told to sign
+	joinKey crypto.Signer // of a join that was not answered yet; of Start and Run
+
+	mu                 sync.Mutex          // held while now and the cache file are replaced; guards what follows
+	signing            string              // fingerprint of the root that was told to sign
+	sourced, meshRoots []*x509.Certificate // with a Source: its roots, and those of SetBundle
 }
 
 // New checks the configuration. It neither reads files nor connects.
@@ -90,6 +107,9 @@ func (i *Identity) SetBundle(pem []byte) error {
 	old := i.now.Load()
 	if old == nil {
 		return errors.New("set trust bundle: there is no certificate yet")
+	}
+	if i.cfg.Source != nil {
+		return i.addMeshRoots(old, pem)
 	}
 	t, err := newTrust(pem, old.trust.domain)
 	if err != nil {

@@ -34,31 +34,37 @@ type lasting struct{ error }
 
 func (e lasting) Unwrap() error { return e.error }
 
-// join gets a certificate with the token.
+// join gets a certificate with the token. Its key stays the same until it has
+// one: the control plane counts a token's uses by keys, and an answer may be lost.
 func (i *Identity) join(ctx context.Context) error {
-	t, err := i.readToken()
+	c, err := i.credential()
 	if err != nil {
 		return lasting{err}
 	}
-	key, csr, err := request(i.cfg.Service, t.domain)
+	if i.joinKey == nil {
+		if i.joinKey, err = makeKey(); err != nil {
+			return err
+		}
+	}
+	csr, err := request(i.joinKey, i.cfg.Service, c.domain)
 	if err != nil {
 		return err
 	}
-	// The server's name is not checked by crypto/tls: verifyServer looks at the
-	// token's fingerprint, before the token is sent.
+	// The server's name is not checked by crypto/tls: verify looks at the token's
+	// fingerprint, or at the roots given, before the token is sent.
 	first := &tls.Config{
 		MinVersion: tls.VersionTLS13, CurvePreferences: curves, NextProtos: []string{"h2"}, Time: i.cfg.Now,
-		ServerName:         t.calls(),
+		ServerName:         c.calls,
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			if err := t.verifyServer(cs, i.cfg.Now()); err != nil {
+			if err := c.verify(cs, i.cfg.Now()); err != nil {
 				return lasting{err}
 			}
 			return nil
 		},
 	}
-	resp, err := i.ask(ctx, first, func(ctx context.Context, c wire.JoinClient) (*wire.JoinResponse, error) {
-		return c.Join(ctx, &wire.JoinRequest{Token: t.text, Csr: csr})
+	resp, err := i.ask(ctx, first, func(ctx context.Context, client wire.JoinClient) (*wire.JoinResponse, error) {
+		return client.Join(ctx, c.ask(csr))
 	})
 	if errors.As(err, &lasting{}) { // the token is of no use here
 		return fmt.Errorf("join: %w; %s", err, i.advice())
@@ -66,16 +72,27 @@ func (i *Identity) join(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	if err := i.take(resp, key, t.domain); err != nil {
+	domain := c.domain
+	if domain.IsZero() {
+		if domain, err = spiffeid.TrustDomainFromString(resp.GetTrustDomain()); err != nil {
+			return fmt.Errorf("join: the control plane's answer: %w", err)
+		}
+	}
+	if err := i.take(resp, i.joinKey, domain); err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
+	i.joinKey = nil
 	return nil
 }
 
 // renew gets a certificate with the present one.
 func (i *Identity) renew(ctx context.Context) error {
 	domain := i.now.Load().trust.domain
-	key, csr, err := request(i.cfg.Service, domain)
+	key, err := makeKey()
+	if err != nil {
+		return err
+	}
+	csr, err := request(key, i.cfg.Service, domain)
 	if err != nil {
 		return err
 	}
@@ -102,25 +119,22 @@ func makeKey() (crypto.Signer, error) {
 	return key, nil
 }
 
-// request makes a new key and the request to sign it. The key never leaves this
-// process but for the cache file.
-func request(name policy.ServiceName, domain spiffeid.TrustDomain) (crypto.Signer, []byte, error) {
-	key, err := makeKey()
-	if err != nil {
-		return nil, nil, err
+// request makes the request to sign a key. The key never leaves this process but
+// for the cache file. Without a trust domain it names nobody.
+func request(key crypto.Signer, name policy.ServiceName, domain spiffeid.TrustDomain) ([]byte, error) {
+	template := &x509.CertificateRequest{Subject: pkix.Name{Organization: []string{"Service Mesh"}, CommonName: name.Namespace + "." + name.Name}}
+	if !domain.IsZero() {
+		id, err := url.Parse(name.SPIFFE(domain.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("make certificate request: %w", err)
+		}
+		template.URIs = []*url.URL{id}
 	}
-	id, err := url.Parse(name.SPIFFE(domain.Name()))
+	csr, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make certificate request: %w", err)
+		return nil, fmt.Errorf("make certificate request: %w", err)
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject: pkix.Name{Organization: []string{"Service Mesh"}, CommonName: name.Namespace + "." + name.Name},
-		URIs:    []*url.URL{id},
-	}, key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make certificate request: %w", err)
-	}
-	return key, csr, nil
+	return csr, nil
 }
 
 // ask makes a call to the first address that answers it. The error lasts only

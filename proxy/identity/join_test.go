@@ -65,7 +65,7 @@ func TestWhatWaitingDoesNotHealIsSaidAtOnce(t *testing.T) {
 	}{
 		"no token":              {"", nil, nil, "weir token create --service web --namespace shop"},
 		"not a token":           {"hunter2", nil, nil, "not a join token"},
-		"expired token":         {ca.token(web, time.Now().Add(-time.Minute)), nil, nil, "expired at"},
+		"expired token":         {ca.token(web, time.Now().Add(-time.Hour)), nil, nil, "expired at"},
 		"another service":       {ca.token(store, later), nil, nil, "is of shop/store, but this proxy is to be shop/web"},
 		"another control plane": {other.token(web, later), nil, nil, "not the one of the join token"},
 		"another trust domain": {ca.token(web, later, func(m map[string]any) { m["td"] = "elsewhere" }), nil, nil,

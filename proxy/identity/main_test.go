@@ -172,6 +172,8 @@ type control struct {
 	fail    error                    // answered instead of a certificate
 	spoil   func(*wire.JoinResponse) // changes an answer
 	joins   int
+	asked   [][]byte // requests of joins
+	account string   // who joined with a service account's token, and as what
 	renewed int
 	calls   chan string // "join", "renew": each call as it came
 }
@@ -181,13 +183,16 @@ func newControl(t testing.TB, ca *authority) *control {
 }
 
 func (c *control) Join(_ context.Context, r *wire.JoinRequest) (*wire.JoinResponse, error) {
+	if r.GetKubernetesToken() != "" {
+		name := policy.ServiceName{Namespace: r.GetService().GetNamespace(), Name: r.GetService().GetName()}
+		c.set(func() { c.account = r.GetKubernetesToken() + " as " + name.String() })
+		return c.answer("join", name, r.Csr)
+	}
 	tok, err := parseToken(r.Token)
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
-	c.mu.Lock()
-	c.joins++
-	c.mu.Unlock()
+	c.set(func() { c.joins++; c.asked = append(c.asked, r.GetCsr()) })
 	return c.answer("join", tok.service, r.Csr)
 }
 

@@ -10,11 +10,14 @@ import (
 )
 
 // Start gets the first certificate: from the cache when it holds a valid one,
-// else by joining with the token. While the control plane cannot be reached it
+// else by joining with the token; or the Source's. While the control plane cannot be reached it
 // tries again, waiting 0.2 to 10 s, until ctx ends. What waiting does not heal
 // is returned at once: a token that is missing, malformed, expired, another
 // service's or refused, and a control plane that is not the one of the token.
 func (i *Identity) Start(ctx context.Context) error {
+	if i.cfg.Source != nil {
+		return i.startFollowing(ctx)
+	}
 	if h := i.cached(); h != nil {
 		i.mu.Lock()
 		i.now.Store(h)
@@ -44,11 +47,15 @@ func (i *Identity) Start(ctx context.Context) error {
 // Run renews the certificate when half of its life is over (±10 %), until ctx
 // ends; it then returns nil. Failures are logged and tried again after 1 to 60
 // s; the present certificate stays in use. When renewing fails or the
-// certificate has expired it joins again, if the token still holds.
+// certificate has expired it joins again, if the token still holds. With a Source
+// it follows that.
 func (i *Identity) Run(ctx context.Context) error {
 	h := i.now.Load()
 	if h == nil {
 		return errors.New("renew certificate: Run was called before Start")
+	}
+	if i.cfg.Source != nil {
+		return i.cfg.Source(ctx, i.takeOver)
 	}
 	next := h.renewAt(i.cfg.Rand())
 	if i.fresh { // not of the cache
@@ -105,7 +112,7 @@ func (i *Identity) again(ctx context.Context) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	if _, noToken := i.readToken(); noToken != nil {
+	if _, noToken := i.credential(); noToken != nil {
 		return err // an old token is nothing to complain of while the certificate holds
 	}
 	return errors.Join(err, i.join(ctx))

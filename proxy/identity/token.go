@@ -70,6 +70,9 @@ func parseToken(text string) (token, error) {
 
 // advice is what to do where there is no token that holds.
 func (i *Identity) advice() string {
+	if i.cfg.AccountTokenFile != "" {
+		return "weir control --kubernetes-join says which service accounts may join as which service (--kubernetes-map)"
+	}
 	return fmt.Sprintf("make one with: weir token create --service %s --namespace %s", i.cfg.Service.Name, i.cfg.Service.Namespace)
 }
 

@@ -20,7 +20,8 @@ type trust struct {
 	roots  []*x509.Certificate
 	pool   *x509.CertPool
 	domain spiffeid.TrustDomain
-	id     string // the same for the same roots
+	id     string            // the same for the same roots
+	ids    policy.IDTemplate // set before it is used
 
 	seen peers
 }
@@ -93,7 +94,7 @@ func (t *trust) name(leaf *x509.Certificate) (policy.ServiceName, error) {
 	if !id.MemberOf(t.domain) {
 		return policy.ServiceName{}, &refusal{"trust-domain", fmt.Errorf("%s is not of our trust domain %s", id, t.domain)}
 	}
-	name, err := policy.ParseSPIFFEPath(id.Path())
+	name, err := t.ids.Parse(id.Path())
 	if err != nil {
 		return policy.ServiceName{}, &refusal{"not-a-workload", fmt.Errorf("%s: %w", id, err)}
 	}

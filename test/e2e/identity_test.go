@@ -131,7 +131,7 @@ func TestAJoinTokenThatDoesNotHoldIsRefusedWithAdvice(t *testing.T) {
 		return nil
 	})
 	for _, c := range []struct{ name, token, want string }{
-		{"expired", expired, "the join token expired at "},
+		{"expired", expired, "expired at "},
 		{"of another service", other, "the join token is of default/other, but this proxy is to be default/late"},
 		{"changed to name this service", editBody(t, other, `"other"`, `"late"`), "not signed by this mesh"},
 		{"nonsense", "hello", "not a join token"},
