@@ -60,10 +60,11 @@ var mayImport = map[string][]string{
 	"controlplane/store":       {"policy"},
 	"controlplane/tokenreview": {"policy"},
 
-	"cmd/weir":       {"policy", "controlplane", "controlplane/api", "controlplane/meshfile", "cmd/weir/demo"},
-	"cmd/weir/demo":  {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
-	"cmd/weir-proxy": {"policy", "proxy", "proxy/dns", "redirect"},
-	"cmd/weir-init":  {"redirect", "redirect/shortcut"},
+	"cmd/weir":        {"policy", "controlplane", "controlplane/api", "controlplane/meshfile", "cmd/weir/demo", "cmd/weir/launch"},
+	"cmd/weir/launch": {"test/netlab"},
+	"cmd/weir/demo":   {"controlplane/api", "policy", "test/meshlab", "test/netlab"},
+	"cmd/weir-proxy":  {"policy", "proxy", "proxy/dns", "redirect"},
+	"cmd/weir-init":   {"redirect", "redirect/shortcut"},
 
 	"deploy/release": {},
 

@@ -14,14 +14,25 @@ import (
 func main() { os.Exit(run()) }
 
 // run gives the exit status: 0, or 1 for what failed, or 2 for a command that
-// was not understood.
+// was not understood; weir run has the status of its program.
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{syscall.SIGTERM}
+	if !signal.Ignored(os.Interrupt) { // as in the background of a script
+		ends = append(ends, os.Interrupt)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends at once
 	cmd, err := newRootCommand().ExecuteContextC(ctx)
 	if err == nil {
 		return 0
+	}
+	var program *exitError
+	if errors.As(err, &program) {
+		if program.error != nil {
+			fmt.Fprintf(os.Stderr, "weir run: %v\n", err)
+		}
+		return program.status
 	}
 	fmt.Fprintf(os.Stderr, "weir: %v\n", err)
 	var failed *failedError

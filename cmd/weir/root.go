@@ -35,7 +35,7 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newControlCommand(), newDemoCommand(), newVersionCommand(opt), newValidateCommand(opt))
+	root.AddCommand(newControlCommand(), newDemoCommand(), newVersionCommand(opt), newValidateCommand(opt), newRunCommand(opt), newRunInsideCommand())
 	for _, cmd := range []*cobra.Command{newTokenCommand(opt), newGetCommand(opt), newDeleteCommand(opt), newApplyCommand(opt),
 		newStatusCommand(opt), newHistoryCommand(opt), newDiffCommand(opt), newRollbackCommand(opt), newCircuitCommand(opt), newCACommand(opt), newRevokeCommand(opt)} {
 		f := cmd.PersistentFlags()

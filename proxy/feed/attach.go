@@ -46,8 +46,14 @@ func patience(ttl time.Duration, addresses, moves int) time.Duration {
 }
 
 // answered notes an answer, and moved that none came.
-func (f *Feed) answered() { f.setMoves(func(int) int { return 0 }) }
+func (f *Feed) answered() { f.setAttached(true); f.setMoves(func(int) int { return 0 }) }
 func (f *Feed) moved()    { f.setMoves(func(n int) int { return n + 1 }) }
+
+func (f *Feed) setAttached(attached bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.link.attached = attached
+}
 
 func (f *Feed) setMoves(to func(int) int) {
 	f.mu.Lock()
@@ -152,6 +158,7 @@ func (f *Feed) receiveTTL(stream attachStream, answers chan<- time.Duration) err
 }
 
 func (f *Feed) attached(run context.Context, stream attachStream, answers <-chan time.Duration, ended <-chan error) error {
+	defer f.setAttached(false)
 	ttl, heard := defaultTTL, time.Now() // for the timer only: a span of real time
 	first, wanted := f.figures()
 	if err := stream.Send(f.message(&wire.AttachRequest{Hello: f.hello(), Figures: first})); err != nil && !errors.Is(err, io.EOF) {

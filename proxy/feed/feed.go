@@ -93,6 +93,7 @@ type link struct {
 	lastErr  string
 	heard    bool // anything of any control plane, since Run began
 	moves    int  // control planes left for their silence since the last answer to an attachment
+	attached bool // the control plane has answered our attachment, which lasts
 	fromFile bool
 	rejected map[string]string
 }

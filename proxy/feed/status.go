@@ -8,6 +8,7 @@ import (
 // Status is how the feed stands, for people.
 type Status struct {
 	Connected bool              `json:"connected"`
+	Attached  bool              `json:"attached"`             // our endpoints are registered, and our figures taken
 	Control   string            `json:"control"`              // the address connected to, or tried last
 	Since     time.Time         `json:"since"`                // of Connected as it is
 	LastError string            `json:"last_error,omitempty"` // why the last connection ended
@@ -23,6 +24,7 @@ func (f *Feed) Status() Status {
 	defer f.mu.RUnlock()
 	return Status{
 		Connected: f.link.down != nil,
+		Attached:  f.link.attached,
 		Control:   f.link.address,
 		Since:     f.link.since,
 		LastError: f.link.lastErr,
