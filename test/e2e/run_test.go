@@ -2,238 +2,20 @@ package e2e
 
 import (
 	"bytes"
-	"context"
-	"errors"
-	"fmt"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"time"
 
-	"github.com/weir-mesh/weir/controlplane/api"
-	"github.com/weir-mesh/weir/policy"
-	"github.com/weir-mesh/weir/test/netlab"
+	"github.com/weir-mesh/weir/test/meshlab"
 )
-
-// runMachine is a place where weir run finds itself alone: a network namespace that
-// it takes for the host's, and a /run of its own. A control plane is there.
-type runMachine struct {
-	t   *testing.T
-	pid int // of a process that is there as long as the test
-	dir string
-	env []string
-	api *api.Client
-	net *netlab.Namespace
-}
-
-func newRunMachine(t *testing.T) *runMachine {
-	t.Helper()
-	m := &runMachine{t: t, dir: t.TempDir()}
-	for dir := m.dir; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil { // other users run programs here
-			t.Fatal(err)
-		}
-	}
-	const script = `mount -t tmpfs tmpfs /run && ip link set lo up && echo there && exec sleep 1000`
-	holder := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", script)
-	holder.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := holder.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
-	if n, err := out.Read(make([]byte, 16)); n == 0 {
-		t.Fatal(err)
-	}
-	m.pid = holder.Process.Pid
-	if m.net, err = netlab.OpenNamespace(fmt.Sprintf("/proc/%d/ns/net", m.pid)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.net.Close() })
-	m.env = append(os.Environ(), "PATH="+programs(t)+":"+os.Getenv("PATH"), "WEIR_TOKEN_FILE="+filepath.Join(m.dir, "control", "admin.token"))
-	m.startControl()
-	return m
-}
-
-func (m *runMachine) startControl() {
-	m.t.Helper()
-	p := m.start("weir", "control", "--data-dir", filepath.Join(m.dir, "control"), "--grpc-addr", "127.0.0.1:8081")
-	m.t.Cleanup(func() { _ = p.Process.Kill(); _ = p.Wait() })
-	m.api = &api.Client{BaseURL: "http://127.0.0.1:8080", HTTP: &http.Client{
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: m.dial}, Timeout: 15 * time.Second,
-	}}
-	m.await("the control plane", func() error {
-		token, err := os.ReadFile(filepath.Join(m.dir, "control", "admin.token"))
-		if err != nil {
-			return err
-		}
-		m.api.Token = strings.TrimSpace(string(token))
-		_, err = m.api.Status(m.t.Context())
-		return err
-	})
-}
-
-func (m *runMachine) dial(ctx context.Context, network, address string) (c net.Conn, err error) {
-	err = m.net.Do(func() error {
-		c, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, address)
-		return err
-	})
-	return c, err
-}
-
-// command is a program on the machine, as one process.
-func (m *runMachine) command(program string, args ...string) *exec.Cmd {
-	enter := []string{"--target", strconv.Itoa(m.pid), "--mount", "--net", "--", "sh", "-c", `cd "$0" && exec "$@"`, m.dir, program}
-	cmd := exec.CommandContext(m.t.Context(), "nsenter", append(enter, args...)...)
-	cmd.Env = m.env
-	return cmd
-}
-
-func (m *runMachine) start(program string, args ...string) *exec.Cmd {
-	m.t.Helper()
-	cmd := m.command(program, args...)
-	log, err := os.OpenFile(filepath.Join(m.dir, program+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	return cmd
-}
-
-// output runs a program to its end and gives what it printed, on both streams.
-func (m *runMachine) output(program string, args ...string) (string, error) {
-	out, err := m.command(program, args...).CombinedOutput()
-	return string(out), err
-}
-
-func (m *runMachine) must(program string, args ...string) string {
-	m.t.Helper()
-	out, err := m.output(program, args...)
-	if err != nil {
-		m.t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
-func (m *runMachine) await(what string, ok func() error) {
-	m.t.Helper()
-	limit := time.After(30 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-limit:
-			m.t.Fatalf("%s: %v", what, err)
-		case <-tick.C:
-		}
-	}
-}
-
-func (m *runMachine) allow(from, to string, mtls policy.MTLSMode) {
-	m.t.Helper()
-	_, err := m.api.AddSecurityRule(m.t.Context(), policy.SecurityRule{
-		SourceNamespace: policy.Any, SourceService: from, DestinationNamespace: policy.Any, DestinationService: to,
-		AllowedMethods: []string{"*"}, MTLSMode: mtls,
-	})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-}
-
-// running is a weir run in the background.
-type running struct {
-	m    *runMachine
-	cmd  *exec.Cmd
-	out  lockedBuffer
-	done chan struct{}
-	err  error
-}
-
-// run starts weir run, and does not wait for anything.
-func (m *runMachine) run(args ...string) *running {
-	m.t.Helper()
-	r := &running{m: m, cmd: m.command("weir", append([]string{"run"}, args...)...), done: make(chan struct{})}
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.out
-	r.cmd.WaitDelay = 20 * time.Second
-	if err := r.cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	go func() { r.err = r.cmd.Wait(); close(r.done) }()
-	m.t.Cleanup(func() { _ = r.cmd.Process.Kill(); <-r.done })
-	return r
-}
-
-// says waits until the run has printed a text.
-func (r *running) says(text string) {
-	r.m.t.Helper()
-	r.m.await("the run prints "+text, func() error {
-		if out := r.out.String(); !strings.Contains(out, text) {
-			select {
-			case <-r.done:
-				r.m.t.Fatalf("it ended: %v\n%s", r.err, out)
-			default:
-			}
-			return fmt.Errorf("it printed %q", out)
-		}
-		return nil
-	})
-}
-
-func (r *running) signal(s syscall.Signal) {
-	r.m.t.Helper()
-	if err := r.cmd.Process.Signal(s); err != nil {
-		r.m.t.Fatal(err)
-	}
-}
-
-// ends waits for the end and gives the exit status.
-func (r *running) ends() int {
-	r.m.t.Helper()
-	select {
-	case <-r.done:
-	case <-time.After(30 * time.Second):
-		r.m.t.Fatalf("the run does not end\n%s", r.out.String())
-	}
-	return r.cmd.ProcessState.ExitCode()
-}
-
-// traces is all that a run could leave behind on the machine.
-func (m *runMachine) traces() string {
-	m.t.Helper()
-	return m.must("sh", "-c", "ip -o link | cut -d: -f2; ip route; ip netns; iptables-save; ls /run /run/weir 2>&1; mount | grep -c netns; ps axo args | grep -e '[w]eir run' -e '[w]eir-proxy.*"+m.dir+"'; true")
-}
-
-func exitStatus(err error) int {
-	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
-		return failed.ExitCode()
-	}
-	if err != nil {
-		return -1
-	}
-	return 0
-}
 
 func TestRunIsTheProgramItself(t *testing.T) {
 	m := newRunMachine(t)
-	before := m.traces()
+	defer m.untouched()()
+	m.write("vars", "# of a file\nA=0\n\nB=of the file\n")
+	m.write("fourth", "of the fourth descriptor\n")
 	for _, c := range []struct {
 		args   []string
 		stdin  string
@@ -253,16 +35,19 @@ func TestRunIsTheProgramItself(t *testing.T) {
 		{args: []string{"--env", "A=1=2", "--env-file", "vars", "--", "sh", "-c", `echo "$A,$B,$C"`}, want: "1=2,of the file,kept\n"},
 		{args: []string{"--dns-search", "shop,example.org", "--", "grep", "^search", "/etc/resolv.conf"}, want: "search shop example.org\n"},
 		{args: []string{"sh", "-c", "echo its own $1", "--", "--service"}, want: "its own --service\n"},
-		{args: []string{"--", "sh", "-c", "ls /proc/self/fd | wc -l"}, want: "4\n"},
+		{args: []string{"--", "sh", "-c", "cat <&3"}, want: "of the fourth descriptor\n"},
 	} {
-		if err := os.WriteFile(filepath.Join(m.dir, "vars"), []byte("# of a file\nA=0\n\nB=of the file\n"), 0o644); err != nil {
-			t.Fatal(err)
-		}
 		cmd := m.command("weir", append([]string{"run", "--service", "one"}, c.args...)...)
 		cmd.Env = append(cmd.Env, "C=kept")
+		fourth, err := os.Open(filepath.Join(m.dir, "fourth"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.ExtraFiles = []*os.File{fourth}
 		var stdout, stderr bytes.Buffer
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(c.stdin), &stdout, &stderr
 		status := exitStatus(cmd.Run())
+		fourth.Close()
 		if status != c.status {
 			t.Errorf("%v: exit status %d, want %d\n%s", c.args, status, c.status, stderr.String())
 		}
@@ -273,25 +58,128 @@ func TestRunIsTheProgramItself(t *testing.T) {
 			t.Errorf("%v said %q, which lacks %q", c.args, stderr.String(), c.want)
 		}
 	}
-	if after := m.traces(); after != before {
-		t.Errorf("what is there has changed from\n%s\nto\n%s", before, after)
+}
+
+
+func TestRunPassesEachSignalOnOnce(t *testing.T) {
+	m := newRunMachine(t)
+	defer m.untouched()()
+	const program = `
+import os, signal
+names = ("HUP", "INT", "QUIT", "USR1", "USR2", "WINCH", "TSTP")
+def heard(n, _): print("heard", signal.Signals(n).name, flush=True)
+for n in names: signal.signal(getattr(signal, "SIG" + n), heard)
+print("there", flush=True)
+while True: signal.pause()
+`
+	r := m.run("--service", "one", "--", "python3", "-c", program)
+	r.says("there")
+	want := "there\n"
+	for _, s := range []syscall.Signal{syscall.SIGUSR1, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGTSTP, syscall.SIGINT} {
+		r.signal(s)
+		want += "heard " + map[syscall.Signal]string{
+			syscall.SIGUSR1: "SIGUSR1", syscall.SIGHUP: "SIGHUP", syscall.SIGINT: "SIGINT", syscall.SIGQUIT: "SIGQUIT",
+			syscall.SIGUSR2: "SIGUSR2", syscall.SIGWINCH: "SIGWINCH", syscall.SIGTSTP: "SIGTSTP",
+		}[s] + "\n"
+		r.says(want)
+	}
+	r.signal(syscall.SIGTERM)
+	if status := r.ends(); status != 143 {
+		t.Errorf("exit status %d, want 143", status)
+	}
+	if got := r.out.String(); got != want {
+		t.Errorf("it printed %q, want %q", got, want)
 	}
 }
 
-// lockedBuffer is what a program has printed so far.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
+func TestRunEndsWhatTheProgramLeaves(t *testing.T) {
+	m := newRunMachine(t)
+	defer m.untouched()()
+	for _, c := range []struct{ what, script, want string }{
+		{"is asked first", `(trap 'echo asked; exit' TERM; echo there; while :; do sleep 0.05; done) & sleep 0.5; echo over`, "asked"},
+		{"is killed after the grace", `(trap '' TERM; echo there; exec setsid sleep 1000) & sleep 0.5; echo over`, "over"},
+		{"is woken to be asked", `(trap 'echo asked; exit' TERM; kill -STOP $(exec sh -c 'echo $PPID'); sleep 1000) & sleep 0.5; echo over`, "asked"},
+	} {
+		r := m.run("--service", "one", "--grace", "1s", "--", "sh", "-c", c.script)
+		r.says("over")
+		netns := m.netns(1)
+		if status := r.ends(); status != 0 {
+			t.Errorf("%s: exit status %d\n%s", c.what, status, r.out.String())
+		}
+		if left := m.inside(netns, ""); len(left) > 0 {
+			t.Errorf("%s: %v are left", c.what, left)
+		}
+		if !strings.Contains(r.out.String(), c.want) {
+			t.Errorf("%s: it printed %q", c.what, r.out.String())
+		}
+	}
 }
 
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
+func TestRunIsOfTheUserWhoCallsSudo(t *testing.T) {
+	m := newRunMachine(t)
+	defer m.untouched()()
+	if !meshlab.OtherUsers() { // the kernel shows so: no other uid is mapped
+		out, err := m.output("weir", "run", "--service", "one", "--user", "12:34", "--", "id")
+		if exitStatus(err) != 126 || !strings.Contains(out, "invalid argument") {
+			t.Errorf("a user that this namespace does not know: %v\n%s", err, out)
+		}
+		return
+	}
+	for _, c := range []struct {
+		sudo []string
+		args []string
+		want string
+	}{
+		{[]string{"SUDO_UID=1234", "SUDO_GID=2345"}, nil, "1234 2345 2345 "},
+		{[]string{"SUDO_UID=65534", "SUDO_GID=65534"}, nil, "65534 65534 65534 nobody"},
+		{[]string{"SUDO_UID=1234", "SUDO_GID=2345"}, []string{"--user", "0"}, "0 0 0 root"},
+		{nil, []string{"--user", "nobody:12"}, "65534 12 12 65534 nobody"},
+		{nil, []string{"--user", "77:88"}, "77 88 88 "},
+	} {
+		args := append([]string{"run", "--service", "one"}, c.args...)
+		cmd := m.command("weir", append(args, "--", "sh", "-c", "echo $(id -u) $(id -g) $(id -G) $USER")...)
+		cmd.Env = append(cmd.Env, "USER=")
+		cmd.Env = append(cmd.Env, c.sudo...)
+		out, err := cmd.CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != strings.TrimSpace(c.want) {
+			t.Errorf("%v %v: %v, %q, want %q", c.sudo, c.args, err, got, c.want)
+		}
+	}
+	out := m.must("weir", "run", "--service", "one", "--", "grep", "CapBnd", "/proc/self/status")
+	if strings.HasSuffix(strings.TrimSpace(out), "ffffffff") {
+		t.Errorf("a program of root keeps what it could get past the proxy with: %s", out)
+	}
 }
 
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
+func TestRunSaysWhatIsMissing(t *testing.T) {
+	m := newRunMachine(t)
+	defer m.untouched()()
+	for _, c := range []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{[]string{"--service", "one", "--control", "127.0.0.1:1", "--", "true"}, 125, `start one with "weir control"`},
+		{[]string{"--service", "one", "--server", "http://127.0.0.1:1", "--", "true"}, 125, "--token-file names one"},
+		{[]string{"--service", "one", "--token-file", "/nowhere", "--", "true"}, 125, "--token-file: open /nowhere"},
+		{[]string{"--service", "one", "--netns", "nowhere", "--", "true"}, 125, "/run/netns/nowhere"},
+		{[]string{"--service", "one"}, 2, "no program is named"},
+		{[]string{"--", "true"}, 2, "--service is missing"},
+		{[]string{"--service", "one", "--publish", "80", "--", "true"}, 2, "HOST:PORT:PORT"},
+		{[]string{"--service", "one", "--publish", "localhost:80:80", "--", "true"}, 2, "HOST:PORT:PORT"},
+		{[]string{"--service", "one", "--env", "A", "--", "true"}, 2, "KEY=VALUE"},
+		{[]string{"--service", "one", "--user", "no-such-user", "--", "true"}, 2, "no such user"},
+		{[]string{"--service", "one", "--subnet", "10.0.0.0/31", "--", "true"}, 2, "--subnet"},
+		{[]string{"--service", "one", "--port", "x", "--", "true"}, 2, "--port"},
+	} {
+		out, err := m.output("weir", append([]string{"run"}, c.args...)...)
+		if got := exitStatus(err); got != c.status || !strings.Contains(out, c.want) {
+			t.Errorf("%v: exit status %d, want %d\n%s", c.args, got, c.status, out)
+		}
+	}
+	cmd := m.command("weir", "run", "--service", "one", "--", "true")
+	cmd.Env = append(cmd.Env, "WEIR_TOKEN_FILE="+m.write("wrong.token", "wrong\n"))
+	if out, err := cmd.CombinedOutput(); exitStatus(err) != 125 || !strings.Contains(string(out), "admin token") {
+		t.Errorf("with a wrong admin token: %v\n%s", err, out)
+	}
 }
