@@ -130,7 +130,7 @@ func (s *sidecar) keep(ended <-chan error) {
 		if s.isStopping() {
 			return
 		}
-		s.say("the proxy has ended (%v); connections are refused until it runs again", ended2text(err))
+		s.say("the proxy has ended (%v); connections are refused until it runs again", howEnded(err))
 		if time.Since(began) > longest {
 			wait = first
 		}
@@ -142,6 +142,7 @@ func (s *sidecar) keep(ended <-chan error) {
 			}
 			wait = min(2*wait, longest)
 			if ended, err = s.launch(); err == nil {
+				s.say("the proxy runs again")
 				break
 			}
 			if errors.Is(err, errStopping) {
@@ -152,7 +153,7 @@ func (s *sidecar) keep(ended <-chan error) {
 	}
 }
 
-func ended2text(err error) string {
+func howEnded(err error) string {
 	if err == nil {
 		return "exit status 0"
 	}
