@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/net/dns/dnsmessage"
+
 	"github.com/weir-mesh/weir/policy"
 )
 
@@ -143,12 +145,12 @@ func TestRunJoinsANamespaceAndLeavesItAsItWas(t *testing.T) {
 	m := newRunMachine(t)
 	m.must("sh", "-c", `ip netns add theirs && ip -n theirs link set lo up && ip link add out0 type veth peer name eth0 netns theirs &&
 ip addr add 10.5.0.1/24 dev out0 && ip link set out0 up && ip -n theirs addr add 10.5.0.2/24 dev eth0 && ip -n theirs link set eth0 up && ip -n theirs route add default via 10.5.0.1 &&
-ip netns exec theirs iptables -A INPUT -p udp --dport 9 -j DROP && for t in raw mangle filter nat; do ip netns exec theirs iptables -t $t -L -n >/dev/null; ip netns exec theirs ip6tables -t $t -L -n >/dev/null; done`)
+ip netns exec theirs iptables -A INPUT -p udp --dport 9 -j DROP`)
 	defer m.untouched()()
 	m.allow(policy.Any, "web", "")
 	web := m.runWeb("web", 8080)
 	inside := func() string {
-		return m.must("ip", "netns", "exec", "theirs", "sh", "-c", "iptables-save | grep -v '^#' | sed 's/ \\[.*//'; ip6tables-save | grep -v '^#' | sed 's/ \\[.*//'; ip addr; ip route; ip rule")
+		return m.must("ip", "netns", "exec", "theirs", "sh", "-c", "iptables-save | grep ^-; ip6tables-save | grep ^-; ip -o -4 addr; ip -o link | cut -d: -f2; ip route show table all | grep -v fe80 | grep -v ff00; ip rule; true")
 	}
 	before := inside()
 	// The namespace has a way to the bridge of the runs by the machine only.
@@ -240,4 +242,55 @@ func TestAProxyThatIsKilledRunsAgain(t *testing.T) {
 	}
 	web.signal(syscall.SIGTERM)
 	web.ends()
+}
+
+// Names outside of the mesh are asked of the machine's resolvers, which may be on
+// its loopback.
+func TestRunAsksTheMachinesResolvers(t *testing.T) {
+	m := newRunMachine(t)
+	conf := m.write("resolv.conf", "nameserver 127.0.0.1\nsearch office.example\noptions timeout:2\n")
+	m.must("sh", "-c", `mount --bind "$0" "$(readlink -f /etc/resolv.conf)"`, conf)
+	defer m.untouched()()
+	var udp net.PacketConn
+	err := m.net.Do(func() (err error) { udp, err = net.ListenPacket("udp4", "127.0.0.1:53"); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := make(chan struct{})
+	go func() { defer close(answered); answerEverything(udp) }()
+	defer func() { udp.Close(); <-answered }()
+	out := m.must("weir", "run", "--service", "one", "--", "sh", "-c", "getent ahostsv4 printer; cat /etc/resolv.conf")
+	for _, want := range []string{"198.51.100.7", "search office.example", "options timeout:2"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+// answerEverything is a resolver that knows one address, of printer.office.example.
+func answerEverything(udp net.PacketConn) {
+	buf := make([]byte, 4096)
+	for {
+		n, from, err := udp.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		var q dnsmessage.Message
+		if q.Unpack(buf[:n]) != nil || len(q.Questions) != 1 {
+			continue
+		}
+		a := dnsmessage.Message{Header: dnsmessage.Header{ID: q.ID, Response: true, RCode: dnsmessage.RCodeNameError}, Questions: q.Questions}
+		if q.Questions[0].Name.String() == "printer.office.example." {
+			a.RCode = dnsmessage.RCodeSuccess
+			if q.Questions[0].Type == dnsmessage.TypeA {
+				a.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Questions[0].Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: 1},
+					Body:   &dnsmessage.AResource{A: [4]byte{198, 51, 100, 7}},
+				}}
+			}
+		}
+		if text, err := a.Pack(); err == nil {
+			_, _ = udp.WriteTo(text, from)
+		}
+	}
 }

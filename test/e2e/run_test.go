@@ -60,7 +60,6 @@ func TestRunIsTheProgramItself(t *testing.T) {
 	}
 }
 
-
 func TestRunPassesEachSignalOnOnce(t *testing.T) {
 	m := newRunMachine(t)
 	defer m.untouched()()

@@ -33,7 +33,8 @@ type job struct {
 	events  chan event
 	orders  *json.Encoder
 	ended   <-chan error
-	resumed int // the group to have the terminal when the job is resumed; 0 for the leader's
+	wants   bool // the terminal: it had it, or asked for it
+	held    int  // the group that had it when it was taken back last; 0 is the leader's
 }
 
 // startJob starts the program in the namespace, and gives it the terminal before
@@ -76,6 +77,7 @@ func startJob(ns *netlab.Namespace, p *program, env []string) (*job, error) {
 	j.leader = cmd.Process.Pid
 	go j.listen(json.NewDecoder(conn))
 	if j.tty.wanted() {
+		j.wants = true
 		_ = j.tty.give(j.leader) // else it is stopped when it asks, and gets it then
 	}
 	return j, j.orders.Encode(order{Start: p})
@@ -150,13 +152,16 @@ func (j *job) pass(s os.Signal, programEnded bool) {
 // stopped stops weir run as the program was, so that the shell sees its job
 // stopped. A program that was stopped for want of the terminal gets it, if it is ours.
 func (j *job) stopped(by syscall.Signal) {
-	if (by == syscall.SIGTTIN || by == syscall.SIGTTOU) && j.tty.ours() {
-		if j.tty.give(j.leader) == nil {
+	if by == syscall.SIGTTIN || by == syscall.SIGTTOU {
+		j.wants = true
+		if j.tty.ours() && j.tty.give(j.leader) == nil {
 			_ = j.orders.Encode(order{Signal: int(syscall.SIGCONT), Group: true})
 			return
 		}
 	}
-	j.resumed = j.tty.take()
+	if group := j.tty.take(); group != 0 {
+		j.held = group
+	}
 	_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	// Here or a little later all threads stand still, until SIGCONT, which pass hears of.
 }
@@ -164,11 +169,10 @@ func (j *job) stopped(by syscall.Signal) {
 // resume gives the terminal back to whom it was taken from, if the job came to the
 // foreground.
 func (j *job) resume() {
-	if j.resumed == 0 || !j.tty.ours() {
+	if !j.wants || !j.tty.ours() {
 		return
 	}
-	if j.tty.give(j.resumed) != nil { // that group has ended
+	if j.held == 0 || j.tty.give(j.held) != nil { // that group has ended
 		_ = j.tty.give(j.leader)
 	}
-	j.resumed = 0
 }
