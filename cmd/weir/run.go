@@ -88,6 +88,7 @@ func newRunCommand(opt *options) *cobra.Command {
 	f.DurationVar(&cfg.Grace, "grace", 10*time.Second, "time between SIGTERM and SIGKILL for what the program leaves running when it ends")
 	f.StringVar(&cfg.Netns, "netns", "", "join this network namespace, a path or a name of ip netns, instead of making one; it is left as it was")
 	f.StringVar(&cfg.Subnet, "subnet", env("WEIR_SUBNET", "10.79.0.0/24"), "addresses of the bridge, the same for all runs of a machine (WEIR_SUBNET)")
+	f.BoolVar(&cfg.NAT, "nat", false, "let the runs of this machine reach what it reaches, under its address; takes nft, and net.ipv4.ip_forward=1")
 	f.StringSliceVar(&cfg.DNSSearch, "dns-search", nil, "search list of the program's resolv.conf, in the place of this machine's")
 	f.StringSliceVar(&cfg.Control, "control", strings.Split(env("WEIR_CONTROL", "127.0.0.1:8081"), ","), "control plane address for proxies, HOST:PORT, as this machine reaches it; several are tried in turn (WEIR_CONTROL)")
 	f.StringVar(&tokenFile, "token-file", "", `file with a join token of "weir token create"; without it one is made`)

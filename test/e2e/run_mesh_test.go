@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/weir-mesh/weir/policy"
+	"github.com/weir-mesh/weir/test/netlab"
 )
 
 // runWeb runs an nginx that answers with its name and who calls.
@@ -292,5 +294,40 @@ func answerEverything(udp net.PacketConn) {
 		if text, err := a.Pack(); err == nil {
 			_, _ = udp.WriteTo(text, from)
 		}
+	}
+}
+
+func TestRunReachesTheWorldByNAT(t *testing.T) {
+	m := newRunMachine(t)
+	// A host outside, which knows no way to the bridge of the runs.
+	m.must("sh", "-c", `ip netns add world && ip -n world link set lo up && ip link add out0 type veth peer name eth0 netns world &&
+ip addr add 10.5.0.1/24 dev out0 && ip link set out0 up && ip -n world addr add 10.5.0.2/24 dev eth0 && ip -n world link set eth0 up`)
+	world, err := netlab.OpenNamespace(fmt.Sprintf("/proc/%d/root/run/netns/world", m.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer world.Close()
+	var ln net.Listener
+	if err := world.Do(func() (err error) { ln, err = net.Listen("tcp", "10.5.0.2:8000"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, ln, "world", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "seen as", r.RemoteAddr) })
+	m.await("the host outside", func() error {
+		_, err := m.output("curl", "-sf", "--max-time", "1", "http://10.5.0.2:8000/")
+		return err
+	})
+	tables := func() string { return m.must("nft", "list", "ruleset") }
+	before := tables()
+	defer m.untouched()()
+	if out, err := m.output("weir", "run", "--service", "one", "--nat", "--", "true"); exitStatus(err) != 125 || !strings.Contains(out, "net.ipv4.ip_forward=1") {
+		t.Errorf("where the machine forwards nothing: %v\n%s", err, out)
+	}
+	m.must("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	out := m.must("weir", "run", "--service", "one", "--nat", "--", "curl", "-sS", "--max-time", "10", "http://10.5.0.2:8000/")
+	if !strings.HasPrefix(out, "seen as 10.5.0.1:") {
+		t.Errorf("the host outside answered %q", out)
+	}
+	if after := tables(); after != before {
+		t.Errorf("rules have changed from\n%s\nto\n%s", before, after)
 	}
 }

@@ -40,6 +40,9 @@ func newRun(cfg Config) (r *run, err error) {
 		_, _, e := net.SplitHostPort(c)
 		usage("--control", e)
 	}
+	if cfg.NAT && cfg.Netns != "" {
+		usage("--nat", errors.New("is for a namespace on the bridge; --netns joins another one"))
+	}
 	if cfg.Grace < 0 {
 		usage("--grace", fmt.Errorf("%v: a time before now", cfg.Grace))
 	}

@@ -28,13 +28,13 @@ var byTerminal = map[os.Signal]bool{syscall.SIGINT: true, syscall.SIGQUIT: true,
 // its process group (see Inside), and the terminal, which weir run passes to and
 // fro as a shell does.
 type job struct {
-	tty     *terminal
-	leader  int // the first process, and its group
-	events  chan event
-	orders  *json.Encoder
-	ended   <-chan error
-	wants   bool // the terminal: it had it, or asked for it
-	held    int  // the group that had it when it was taken back last; 0 is the leader's
+	tty    *terminal
+	leader int // the first process, and its group
+	events chan event
+	orders *json.Encoder
+	ended  <-chan error
+	wants  bool // the terminal: it had it, or asked for it
+	held   int  // the group that had it when it was taken back last; 0 is the leader's
 }
 
 // startJob starts the program in the namespace, and gives it the terminal before

@@ -37,6 +37,7 @@ type Config struct {
 	Publish   []string
 	Netns     string // join this one; "" makes one
 	Subnet    string // of the bridge
+	NAT       bool   // let the runs reach what the machine reaches
 	DNSSearch []string
 
 	User    string
@@ -163,7 +164,7 @@ func (r *run) reachControl(ctx context.Context) error {
 
 // makeNamespace takes a slot and, unless one is to be joined, makes a namespace on
 // the bridge.
-func (r *run) makeNamespace(context.Context) error {
+func (r *run) makeNamespace(ctx context.Context) error {
 	return r.slots.exclusively(func() (err error) {
 		if r.slot, err = r.slots.take(r.subnet.last(), r.removeDead); err != nil {
 			return err
@@ -178,6 +179,11 @@ func (r *run) makeNamespace(context.Context) error {
 		}
 		if err := ensureBridge(r.subnet); err != nil {
 			return err
+		}
+		if r.cfg.NAT {
+			if err := errors.Join(r.slots.mark("nat"), openNAT(ctx, r.subnet)); err != nil {
+				return err
+			}
 		}
 		if r.ns, err = netlab.MakeNamespace(netnsName(r.slot.number)); err != nil {
 			return err

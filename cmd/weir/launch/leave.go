@@ -56,6 +56,9 @@ func (r *run) leave() error {
 		errs = append(errs, r.slot.free())
 		others, err := r.slots.others(r.slot)
 		if err == nil && !others {
+			if r.slots.marked("nat") {
+				errs = append(errs, closeNAT())
+			}
 			errs = append(errs, removeLink(bridgeName), r.slots.remove())
 		}
 		return errors.Join(append(errs, err)...)

@@ -91,6 +91,14 @@ func (s slots) lock() (*os.File, error) {
 	}
 }
 
+// mark notes something that the runs share and the last one is to undo.
+func (s slots) mark(what string) error { return os.WriteFile(filepath.Join(s.dir, what), nil, 0o644) }
+
+func (s slots) marked(what string) bool {
+	_, err := os.Stat(filepath.Join(s.dir, what))
+	return err == nil
+}
+
 // remove takes the directory away, when no slot is left. The caller has the lock.
 func (s slots) remove() error {
 	if err := os.RemoveAll(s.dir); err != nil {
