@@ -162,6 +162,11 @@ func TestTheSeveralControlPlanesOfTheREADMEWorkAsWritten(t *testing.T) {
 	follow(t, "Several control planes")
 }
 
+func TestTheRunsOfTheREADMEWorkAsWritten(t *testing.T) {
+	t.Parallel()
+	follow(t, "One program")
+}
+
 func TestTheAPIExamplesOfTheREADMEWorkAsWritten(t *testing.T) {
 	t.Parallel()
 	follow(t, "REST API")
