@@ -34,7 +34,7 @@ http {
 		}
 		out, err := m.output("weir", "get", "health", name)
 		if err != nil || !strings.Contains(out, "healthy") || strings.Contains(out, "unhealthy") {
-			return fmt.Errorf("%v\n%s", err, out)
+			return fmt.Errorf("%w\n%s", err, out)
 		}
 		return nil
 	})

@@ -115,7 +115,7 @@ func (j *job) attend(signals <-chan os.Signal) (status int, err error) {
 		case e, ok := <-j.events:
 			switch {
 			case !ok:
-				<-j.ended
+				_ = <-j.ended // how, its last event has told
 				if status < 0 && err == nil {
 					err = errors.New("the first process of the program's namespaces was killed, and the program with it")
 				}
