@@ -80,6 +80,7 @@ func newRunCommand(opt *options) *cobra.Command {
 	f.StringVarP(&cfg.Namespace, "namespace", "n", "default", "namespace of the service")
 	f.StringSliceVar(&cfg.Ports, "port", nil, "port the program listens on, PORT or PORT/PROTOCOL as for weir-proxy --app-port; registered while it runs")
 	f.StringSliceVar(&cfg.Labels, "label", nil, "label of its endpoints, KEY=VALUE")
+	f.StringVar(&cfg.Health, "health-path", "/health", "path that the health check asks for")
 	f.StringSliceVar(&cfg.Publish, "publish", nil, "HOST:PORT:PORT or PORT:PORT: let an address of this machine (127.0.0.1 where none is named) lead to a port of the program, through its proxy")
 	f.StringArrayVar(&cfg.Env, "env", nil, "KEY=VALUE for the program's environment")
 	f.StringArrayVar(&cfg.EnvFile, "env-file", nil, "file with lines of KEY=VALUE")

@@ -152,11 +152,16 @@ func TestARefusedAttachmentIsTriedAgainAndStateIsFollowed(t *testing.T) {
 	for range 3 {
 		c.message("hello", hello)
 	}
-	if !f.Connected() {
-		t.Error("the connection was given up")
+	if !f.Connected() || f.Status().Attached {
+		t.Errorf("want a connection and no attachment: %+v", f.Status())
 	}
 	c.change(func() { c.attach = nil })
 	c.message("a sign of life", alive)
+	for end := time.Now().Add(20 * time.Second); !f.Status().Attached; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the attachment does not show: %+v", f.Status())
+		}
+	}
 	// A lease that was lost: attach again, on the same connection.
 	c.change(func() { c.attach = status.Error(codes.Unavailable, "lease lost; attach again") })
 	c.message("hello", hello)

@@ -32,9 +32,9 @@ http {
 			m.t.Fatalf("%s ended: %v\n%s", name, r.err, r.out.String())
 		default:
 		}
-		out, err := m.output("weir", "get", "health", name)
-		if err != nil || !strings.Contains(out, "healthy") || strings.Contains(out, "unhealthy") {
-			return fmt.Errorf("%w\n%s", err, out)
+		eps, err := m.api.Endpoints(m.t.Context(), policy.ServiceName{Namespace: "default", Name: name})
+		if err != nil || len(eps) != 1 || eps[0].Status != policy.Healthy {
+			return fmt.Errorf("endpoints %+v, %w", eps, err)
 		}
 		return nil
 	})

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -180,5 +182,30 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 	cmd.Env = append(cmd.Env, "WEIR_TOKEN_FILE="+m.write("wrong.token", "wrong\n"))
 	if out, err := cmd.CombinedOutput(); exitStatus(err) != 125 || !strings.Contains(string(out), "admin token") {
 		t.Errorf("with a wrong admin token: %v\n%s", err, out)
+	}
+}
+
+// A signal while weir run waits for a control plane that says nothing ends it, and
+// nothing is left.
+func TestRunIsEndedWhileItWaits(t *testing.T) {
+	m := newRunMachine(t)
+	defer m.untouched()()
+	var silent net.Listener
+	if err := m.net.Do(func() (err error) { silent, err = net.Listen("tcp", "127.0.0.1:0"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for s, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
+		r := m.run("--service", "one", "--control", silent.Addr().String(), "--", "sh", "-c", "echo never")
+		m.await("its proxy", func() error {
+			if _, err := m.output("sh", "-c", "ip netns | grep -q weir-run-1"); err != nil || len(m.inside(m.netns(1), "weir-proxy")) == 0 {
+				return errors.New("there is none")
+			}
+			return nil
+		})
+		r.signal(s)
+		if got := r.ends(); got != want || strings.Contains(r.out.String(), "never") {
+			t.Errorf("%v: exit status %d, want %d\n%s", s, got, want, r.out.String())
+		}
 	}
 }

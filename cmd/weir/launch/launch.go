@@ -28,6 +28,7 @@ type Config struct {
 	Namespace string
 	Ports     []string // as for weir-proxy --app-port
 	Labels    []string // as for weir-proxy --label
+	Health    string   // as for weir-proxy --health-path; "" is its default
 	Command   []string // the program and its arguments
 
 	Control  []string // HOST:PORT as the machine reaches them
@@ -282,6 +283,9 @@ func (r *run) startSidecar(ctx context.Context) error {
 	}
 	if r.address.IsValid() {
 		args = append(args, "--advertise", r.address.String())
+	}
+	if r.cfg.Health != "" {
+		args = append(args, "--health-path", r.cfg.Health)
 	}
 	for flag, values := range map[string][]string{"--control": control, "--app-port": r.cfg.Ports, "--label": r.cfg.Labels} {
 		for _, v := range values {

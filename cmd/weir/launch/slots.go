@@ -75,12 +75,7 @@ func (s slots) lock() (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		for {
-			if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if err != nil {
+		if err := flock(lock, unix.LOCK_EX); err != nil {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
 		}
 		mine, err := lock.Stat()
@@ -88,6 +83,14 @@ func (s slots) lock() (*os.File, error) {
 			return lock, nil
 		}
 		_ = lock.Close()
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
 }
 
@@ -128,7 +131,7 @@ func (s slots) take(last int, remove func(Entry) error) (*slot, error) {
 		}
 		lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 		if err == nil {
-			err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+			err = flock(lock, unix.LOCK_EX) // weir run --list may have it for a moment
 		}
 		if err != nil {
 			return nil, fmt.Errorf("lock slot %d: %w", n, err)
@@ -177,7 +180,7 @@ func (s slots) alive(n int) (bool, error) {
 		return false, err
 	}
 	defer func() { _ = lock.Close() }()
-	err = unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	err = flock(lock, unix.LOCK_SH|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return true, nil
 	}
@@ -244,7 +247,7 @@ func (s *slot) tell(e Entry) error {
 		return err
 	}
 	tmp := filepath.Join(s.dir, "run.json.new")
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil { // arguments may be secrets
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(s.dir, "run.json"))
