@@ -212,6 +212,7 @@ func (g *h1Hop) upgrade() (*upgrade, error) {
 // that answered with the pool that it is of.
 type hedger interface {
 	roundTrip(x *h1.Exchange, up *h1.Upstream, deadline time.Time) (*h1.Response, *h1.Upstream, *h1.Pool, error)
+	roundTripStream(x *h2.Exchange, up *h2.Upstream, deadline time.Time) (*h2.Response, *h2.Upstream, *h2.Pool, error)
 }
 
 // failure is how an exchange failed. The zero failure is that of a dial: nothing

@@ -7,6 +7,8 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
+	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/retry"
 	"github.com/weir-mesh/weir/proxy/translate"
 )
@@ -51,10 +53,14 @@ func (d *destination) setHedges(old *destination, now time.Time) error {
 }
 
 // hedge gives what sends a request that may be sent twice: the first try of an
-// idempotent one whose rule says so. nil is for all others.
+// idempotent one whose rule says so, or of a gRPC call: gRPC knows POST only, so the
+// rule speaks for the method. nil is for all others.
 func (o *outbound) hedge(x exchange) hedger {
 	plan := o.route.Plan
-	if plan == nil || plan.Hedge == nil || o.attempts > 1 || !retry.Idempotent(x.Method()) || o.dest.hedges[o.route.Rule] == nil {
+	if plan == nil || plan.Hedge == nil || o.attempts > 1 || o.dest.hedges[o.route.Rule] == nil {
+		return nil
+	}
+	if g, ok := x.(grpcCall); !retry.Idempotent(x.Method()) && !(ok && g.GRPC()) {
 		return nil
 	}
 	return o
@@ -68,21 +74,63 @@ func (h *hedge) after() (after time.Duration, ok bool) {
 	return h.times.Value()
 }
 
-// roundTrip sends the request, and a second time where no answer comes. The attempt
-// is then that of the endpoint that answered.
+// roundTrip implements hedger.
 func (o *outbound) roundTrip(x *h1.Exchange, up *h1.Upstream, deadline time.Time) (*h1.Response, *h1.Upstream, *h1.Pool, error) {
+	var resp *h1.Response
+	p, l, d, shard := o.p, o.l, o.service, o.lc.Shard()
+	won, err := race(o, up, func(after time.Duration, other func() func() (*h1.Upstream, error)) (won *h1.Upstream, err error) {
+		resp, won, err = x.RoundTripHedged(up, deadline, after, other)
+		return won, err
+	}, func(e *endpoint) (*h1.Upstream, error) {
+		pool := e.kept[shard].h1
+		for up := pool.Get(l.Now()); up != nil; up = pool.Get(l.Now()) {
+			if up.IdleAlive() {
+				return up, nil
+			}
+			_ = up.Close()
+		}
+		c, err := p.dialFor(l, d, e, translate.HTTP1, deadline)
+		if err != nil {
+			return nil, err
+		}
+		return h1.NewUpstream(c), nil
+	})
+	return resp, won, o.endpoint.kept[shard].h1, err
+}
+
+// roundTripStream implements hedger.
+func (o *outbound) roundTripStream(x *h2.Exchange, up *h2.Upstream, deadline time.Time) (*h2.Response, *h2.Upstream, *h2.Pool, error) {
+	var resp *h2.Response
+	p, l, d, shard := o.p, o.l, o.service, o.lc.Shard()
+	won, err := race(o, up, func(after time.Duration, other func() func() (*h2.Upstream, error)) (won *h2.Upstream, err error) {
+		resp, won, err = x.RoundTripHedged(up, deadline, after, other)
+		return won, err
+	}, func(e *endpoint) (*h2.Upstream, error) {
+		return e.kept[shard].streams().Take(l, deadline, func() (loop.Stream, error) { return p.dialFor(l, d, e, translate.HTTP2, deadline) })
+	})
+	return resp, won, o.endpoint.kept[shard].streams(), err
+}
+
+// race has a request sent, and a second time where no answer comes. The attempt is
+// then that of the endpoint that answered. take gets a connection for the second; it
+// is of no request: the one it was made for may have ended before.
+func race[U comparable](
+	o *outbound, up U, send func(after time.Duration, other func() func() (U, error)) (won U, err error), take func(*endpoint) (U, error),
+) (U, error) {
 	h := o.dest.hedges[o.route.Rule]
 	if o.t.stale == 0 {
 		h.budget.Request(o.began)
 	}
 	o.t.stale++
 	var second attempt
-	other := func() func() (*h1.Upstream, error) { return o.second(h, &second, deadline) }
 	after, known := h.after()
-	if !known {
-		other = func() func() (*h1.Upstream, error) { return nil }
-	}
-	resp, won, err := x.RoundTripHedged(up, deadline, after, other)
+	won, err := send(after, func() func() (U, error) {
+		if !known || !o.second(h, &second) {
+			return nil
+		}
+		e := second.e
+		return func() (U, error) { return take(e) }
+	})
 	now := o.l.Now()
 	if h.times != nil {
 		h.times.Observe(now.Sub(o.t.began)) // of the first try, or as far as it went
@@ -99,46 +147,32 @@ func (o *outbound) roundTrip(x *h1.Exchange, up *h1.Upstream, deadline time.Time
 		o.t = second
 		o.endpoint = o.t.e
 	}
-	return resp, won, o.endpoint.kept[o.lc.Shard()].h1, err
+	return won, err
 }
 
-// second chooses another endpoint for a request that is late; nil where there is
-// none, or no budget. What it returns is of no request: the one it was made for
-// may have ended before.
-func (o *outbound) second(h *hedge, second *attempt, deadline time.Time) func() (*h1.Upstream, error) {
+// second chooses another endpoint for a request that is late; false where there is
+// none, or no budget.
+func (o *outbound) second(h *hedge, second *attempt) bool {
 	now := o.l.Now()
 	if !h.budget.Take(now) {
 		o.service.metrics.Hedged("budget")
-		return nil
+		return false
 	}
 	o.sel.now = now
 	o.sel.avoid(o.t.e)
 	e, ticket, ok := o.sel.take(rand.Uint64(), rand.Uint64())
 	if !ok {
-		return nil
+		return false
 	}
 	*second = attempt{e: e, ticket: ticket, began: now}
 	if e == o.t.e { // the only one
 		second.cancel()
 		second.e = nil
-		return nil
+		return false
 	}
 	o.service.metrics.Routed()
 	o.identify(o.x, e)
-	p, l, d, pool := o.p, o.l, o.service, e.kept[o.lc.Shard()].h1
-	return func() (*h1.Upstream, error) {
-		for up := pool.Get(l.Now()); up != nil; up = pool.Get(l.Now()) {
-			if up.IdleAlive() {
-				return up, nil
-			}
-			_ = up.Close()
-		}
-		c, err := p.dialFor(l, d, e, translate.HTTP1, deadline)
-		if err != nil {
-			return nil, err
-		}
-		return h1.NewUpstream(c), nil
-	}
+	return true
 }
 
 // cancel takes an attempt back whose outcome says nothing of the endpoint.

@@ -61,6 +61,27 @@ func TestALateRequestIsSentToASecondEndpoint(t *testing.T) {
 	}
 }
 
+// gRPC knows POST only, so a rule that hedges calls speaks for their method.
+func TestACallOfGRPCIsSentToASecondEndpoint(t *testing.T) {
+	inHTTP2 = true
+	t.Cleanup(func() { inHTTP2 = false })
+	r := newRuled(t)
+	r.rules(func(rule *policy.TrafficRule) {
+		rule.Hedge, rule.Timeout = &policy.Hedge{After: 0.02, Percent: ptr(100.0)}, 30
+	})
+	slow, cut := hangsUntilCut(t)
+	r.a.does(slow)
+	for r.a.count() == 0 {
+		if _, body := r.do("POST", "/pkg.Service/Method", "call", "Content-Type", "application/grpc+proto"); body != "b" {
+			t.Fatalf("%q", body)
+		}
+	}
+	<-cut
+	if got := r.b.lastBody(); got != "call" {
+		t.Errorf("b got %q", got)
+	}
+}
+
 func TestWhatIsNotSentTwice(t *testing.T) {
 	r := newRuled(t)
 	hedged := func(after float64, percent float64) func(*policy.TrafficRule) {

@@ -205,6 +205,7 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	o.identify(x, e)
 	o.t = attempt{e: e, ticket: ticket, began: o.sel.now}
 	o.h1.hedged = o.hedge(x)
+	o.h2.hedged = o.h1.hedged
 	status, err := x.send(&e.kept[o.lc.Shard()], o, o.tryDeadline(x, o.t.began, deadline))
 	e, ticket, began := o.t.e, o.t.ticket, o.t.began // of the endpoint that answered
 	now := o.l.Now()

@@ -102,6 +102,7 @@ func TestRulesHoldInHTTP2(t *testing.T) {
 		"MirrorAway": TestAMirrorThatIsAwayOrStuckHarmsNobody, "Fault": TestFaultsAreInjected, "PerTry": TestATryThatTakesTooLongIsMadeElsewhere,
 		"TimeLeft": TestWhatIsLeftOfTheTimeIsPassedOn, "Pause": TestAnAnswerThatPausesTooLongIsCut, "Retry": TestARuleSaysWhatIsTriedAgain,
 		"Dial": TestADialThatFailsIsAConnectFailure, "Cookie": TestACookieKeepsAClientAtItsEndpoint, "CookieLost": TestAClientWhoseEndpointFailsGetsAnother,
+		"Hedge": TestALateRequestIsSentToASecondEndpoint, "NoHedge": TestWhatIsNotSentTwice, "HedgeTimes": TestHedgesGoByWhatRequestsTake,
 	} {
 		t.Run(name, story)
 	}

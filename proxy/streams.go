@@ -90,6 +90,7 @@ type h2Hop struct {
 	status int          // of the answer
 	over   bool         // all of the answer that a verdict goes by is there
 	own    int          // the grpc-status that the proxy itself answered with
+	hedged hedger       // nil: the request goes to one server at a time
 }
 
 func (g *h2Hop) protocol() string {
@@ -100,13 +101,18 @@ func (g *h2Hop) protocol() string {
 }
 
 func (g *h2Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
-	pool := kept.streams()
 	for stale := 0; ; stale++ {
+		pool := kept.streams()
 		up, err := pool.Take(g.l, deadline, func() (loop.Stream, error) { return via.dial(translate.HTTP2, deadline) })
 		if err != nil {
 			return 0, err
 		}
-		resp, err := g.RoundTrip(up, deadline)
+		var resp *h2.Response
+		if g.hedged == nil {
+			resp, err = g.RoundTrip(up, deadline)
+		} else {
+			resp, up, pool, err = g.hedged.roundTripStream(g.Exchange, up, deadline)
+		}
 		if err == nil {
 			g.pool, g.up, g.resp, g.status, g.over = pool, up, resp, resp.Status, resp.EndStream || !g.GRPC() || resp.Status != 200
 			return resp.Status, nil

@@ -72,23 +72,30 @@ func (x *Exchange) ask(up *Upstream, deadline time.Time) *Error {
 			return x.upstreamError(WriteHead, ErrStale)
 		}
 	}
+	c := &x.client
+	c.in.rewind()
+	bare := c.inEnded && c.in.left == 0 && c.trailers == nil
+	x.open(up, bare)
+	if !bare {
+		c.link(&up.stream)
+		c.pump(maxWindow)
+	}
+	return nil
+}
+
+// open begins a stream of the upstream with the request's head, which is all of it if
+// it is bare.
+func (x *Exchange) open(up *Upstream, bare bool) {
+	k := up.link
 	up.reused = k.used
 	k.used = true
 	id := k.nextID
 	k.nextID += 2
 	k.maxID = id
 	up.begin(&k.mux, id, x)
-	c := &x.client
-	c.in.rewind()
-	bare := c.inEnded && c.in.left == 0 && c.trailers == nil
 	up.edits = &x.toUpstream
 	up.outBegun, up.outEnded = true, bare
 	x.appendRequest(up, bare)
-	if !bare {
-		c.link(&up.stream)
-		c.pump(maxWindow)
-	}
-	return nil
 }
 
 // appendRequest encodes the request head.
