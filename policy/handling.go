@@ -21,7 +21,7 @@ type Handling struct {
 	RetryDelay       *float64 `json:"retry_delay,omitempty" doc:"seconds × n before try n+1; left out, the service's or the mesh's"`
 	RetryMaxDelay    float64  `json:"retry_max_delay,omitempty" doc:"seconds; no wait is longer, and a longer Retry-After is not waited for; left out, 10"`
 
-	Hedge *Hedge `json:"hedge,omitempty" doc:"sends idempotent requests that are late to a second endpoint, too"`
+	Hedge *Hedge `json:"hedge,omitempty" doc:"sends idempotent requests, and calls of gRPC, that are late to a second endpoint, too"`
 }
 
 // Rewrite changes what of a request names its target. The query stays.

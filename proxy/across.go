@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -52,6 +53,7 @@ func (p *Proxy) dialAcross(l *loop.Loop, d *destination, e *endpoint) (loop.Stre
 	bridge := e.across.get(func() *translate.Bridge {
 		return translate.New(translate.Config{
 			To: e.version(), MaxHeadBytes: maxTranslatedHead,
+			Overload: func(err error) bool { return errors.Is(err, errOverload) },
 			Dial:     func(ctx context.Context) (net.Conn, error) { return p.dialOffLoop(ctx, d, e) },
 			ErrorLog: zap.NewStdLog(p.log.Named("translate").WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
 		})
@@ -69,10 +71,18 @@ func (p *Proxy) dialAcross(l *loop.Loop, d *destination, e *endpoint) (loop.Stre
 func (p *Proxy) dialOffLoop(ctx context.Context, d *destination, e *endpoint) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ConnectLimit)
 	defer cancel()
-	c, err := p.toMesh.DialContext(ctx, "tcp", e.at)
-	if err != nil {
+	if now := p.dests.Load().byName[d.svc.Name]; now != nil {
+		d = now // the translation is as old as its endpoint
+	}
+	if err := p.admitOffLoop(ctx, d); err != nil {
 		return nil, err
 	}
+	bare, err := p.toMesh.DialContext(ctx, "tcp", e.at)
+	if err != nil {
+		d.gates.conns.Leave()
+		return nil, err
+	}
+	c := &placed{Conn: bare, gates: d.gates}
 	var cfg *tls.Config
 	switch {
 	case e.mtls:
@@ -115,6 +125,19 @@ func (a *across) get(create func() *translate.Bridge) *translate.Bridge {
 		a.bridge = create()
 	}
 	return a.bridge
+}
+
+// closeIdle closes the translation's connections on which no request is, if there is
+// a translation.
+func (a *across) closeIdle() bool {
+	a.mu.Lock()
+	bridge := a.bridge
+	a.mu.Unlock()
+	if bridge == nil {
+		return false
+	}
+	bridge.CloseIdle()
+	return true
 }
 
 func (a *across) close() {

@@ -7,8 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-mesh/weir/policy"
 )
@@ -73,5 +75,95 @@ func TestAnHTTP1ClientReachesAnHTTP2Endpoint(t *testing.T) {
 		if err != nil || string(got) != sent || resp.StatusCode != http.StatusCreated || resp.Trailer.Get("Sum") != "1" {
 			t.Error(len(got), err, resp.Status, resp.Trailer)
 		}
+	}
+}
+
+// Connections that translations make count against max_connections like all others,
+// make room like them when they are idle, and whoever finds none hears of overload,
+// which is no failure of the endpoint.
+func TestTranslationsKeepToTheBoundOfConnections(t *testing.T) {
+	for name, http2 := range map[string]bool{"to HTTP/1.1": false, "to HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			hold := make(chan struct{})
+			s := serving(t, http2, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/hold" {
+					<-hold
+				}
+			})
+			other := serving(t, http2, func(http.ResponseWriter, *http.Request) {})
+			p := sidecar(t)
+			protocol := map[bool]string{false: "http", true: "http2"}[http2]
+			svc := usersWith(endpointOf("a", s.Listener.Addr().String(), speaking(protocol)))
+			svc.Traffic.Overload = policy.Overload{Connections: 1}
+			svc.Traffic.Breaker = policy.Breaker{Enabled: true, Threshold: 1, Timeout: time.Minute}
+			svc.Traffic.Retry.Attempts = 1
+			if err := p.setService(users, svc); err != nil {
+				t.Fatal(err)
+			}
+			l := turning(t, p)
+			newClient := func() *http.Client {
+				lc, app := redirectedPair(t, l)
+				l.Post(func() {
+					l.Go(func() {
+						how := asStreams
+						if http2 {
+							how = asRequests
+						}
+						p.serveAs(how, &lc.Conn, nil, lc, p.dests.Load().byName[users])
+					})
+				})
+				return appOf(t, !http2, app)
+			}
+			get := func(c *http.Client, path string) (int, string) {
+				resp, err := c.Get("http://users" + path)
+				if err != nil {
+					t.Error(err)
+					return 0, ""
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+				return resp.StatusCode, resp.Header.Get("weir-error")
+			}
+			d := p.dests.Load().byName[users]
+			first := newClient()
+			if status, _ := get(first, "/"); status != 200 || d.gates.conns.Inside() != 1 {
+				t.Fatalf("%d, %d connections are counted", status, d.gates.conns.Inside())
+			}
+			// What is idle makes room for another endpoint's.
+			both := *svc
+			both.Endpoints = append(slices.Clone(svc.Endpoints), endpointOf("b", other.Listener.Addr().String(), speaking(protocol)))
+			both.Traffic.Strategy = "round_robin"
+			if err := p.setService(users, &both); err != nil {
+				t.Fatal(err)
+			}
+			for range 4 {
+				if status, word := get(first, "/"); status != 200 || d.gates.conns.Inside() > 1 {
+					t.Errorf("%d %s, %d connections are counted", status, word, d.gates.conns.Inside())
+				}
+			}
+			// What is not, does not. (Requests in HTTP/2 share a connection.)
+			if !http2 {
+				if err := p.setService(users, svc); err != nil {
+					t.Fatal(err)
+				}
+				held := make(chan struct{})
+				go func() { defer close(held); get(first, "/hold") }()
+				for d.gates.conns.Inside() != 1 || d.members[0].stats.InFlight() == 0 {
+					time.Sleep(time.Millisecond) // polled, bounded by the test's own time
+				}
+				if status, word := get(newClient(), "/"); status != 503 || word != "overload" {
+					t.Errorf("%d %s", status, word)
+				}
+				close(hold)
+				<-held
+				if status, word := get(first, "/"); status != 200 {
+					t.Errorf("%d %s: to be crowded is no failure", status, word)
+				}
+			}
+			p.closeAcross()
+			if n := d.gates.conns.Inside(); n != 0 {
+				t.Errorf("%d connections are counted, none is there", n)
+			}
+		})
 	}
 }

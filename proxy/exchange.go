@@ -37,6 +37,7 @@ type exchange interface {
 
 	Reply(status int, body []byte, header ...string) error
 	CanRetry() bool
+	Gone() bool      // the client is known to have left; nothing will be answered then
 	Sent() int64     // bytes of the request's body that were read
 	Received() int64 // bytes of the answer's body that the client got
 }

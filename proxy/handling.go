@@ -85,6 +85,9 @@ func (o *outbound) disturb(x exchange) (status int, done bool) {
 	if f.Delay > 0 && f.Delayed.Takes(rand.Uint64()) {
 		o.service.metrics.Fault("delay")
 		if !o.hold(f.Delay) {
+			if o.reason == clientGone {
+				return 0, true
+			}
 			return o.reply(x, timedOutUpstream), true
 		}
 	}
@@ -102,7 +105,7 @@ func (o *outbound) disturb(x exchange) (status int, done bool) {
 }
 
 // hold waits as if the service took so long. It is false when the request's time
-// is over before, or the proxy ends.
+// is over before, the client leaves, or the proxy ends.
 func (o *outbound) hold(d time.Duration) bool {
 	now := o.l.Now()
 	until, deadline := now.Add(d), o.deadline(o.x)
@@ -112,12 +115,17 @@ func (o *outbound) hold(d time.Duration) bool {
 	}
 	for left := until.Sub(now); left > 0 && !o.l.Closing(); left = until.Sub(o.l.Now()) {
 		o.l.Sleep(min(left, holdAtOnce))
+		if o.x.Gone() {
+			o.reason = clientGone
+			return false
+		}
 	}
 	return inTime && !o.l.Closing()
 }
 
-// holdAtOnce bounds by how much a fault's delay holds up the end of the proxy.
-const holdAtOnce = time.Second
+// holdAtOnce bounds by how much a fault's delay holds up the end of the proxy, and how
+// late it notices that the client left.
+const holdAtOnce = 250 * time.Millisecond
 
 // prepare changes the request as its rule says, and sends a copy where it says.
 func (o *outbound) prepare(x hop) {

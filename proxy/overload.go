@@ -1,14 +1,19 @@
 package proxy
 
 import (
+	"context"
 	"errors"
+	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/gate"
 	"github.com/weir-mesh/weir/proxy/loop"
+	"github.com/weir-mesh/weir/proxy/translate"
 )
 
 // gates bound what this proxy sends to a service at once, over all its loops. They
@@ -24,6 +29,8 @@ const (
 	// shedWithin is how long a connection is waited for where nobody may queue: for
 	// another loop to close one that is idle there.
 	shedWithin = 100 * time.Millisecond
+	// acrossEvery is how often the connections of translations are looked at meanwhile.
+	acrossEvery = 20 * time.Millisecond
 )
 
 // set takes a service's bounds over. For a connection there may wait as many as
@@ -93,7 +100,14 @@ func (p *Proxy) admit(l *loop.Loop, d *destination, limit time.Time) error {
 	if d.svc.Traffic.Overload.Pending == 0 {
 		limit = earlier(limit, l.Now().Add(shedWithin))
 	}
-	if g.Enter(l, limit) != gate.Entered {
+	outcome := gate.Late
+	for outcome == gate.Late && d.shedAcross(l) && l.Now().Before(limit) { // a request that is over may be so a moment later
+		outcome = g.Enter(l, earlier(limit, l.Now().Add(acrossEvery)))
+	}
+	if outcome == gate.Late {
+		outcome = g.Enter(l, limit)
+	}
+	if outcome != gate.Entered {
 		d.metrics.Overloaded("connections")
 		return errOverload
 	}
@@ -107,15 +121,75 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// shed closes one idle connection of a loop.
+// shed closes one connection of a loop on which no request is. Those to a translation
+// are no connections to an endpoint.
 func (d *destination) shed(shard int, now time.Time) bool {
 	for _, e := range d.members {
-		if up := e.kept[shard].h1.Get(now); up != nil {
+		k := &e.kept[shard]
+		if e.version() == translate.HTTP2 {
+			if k.h2 != nil && k.h2.CloseUnused() {
+				return true
+			}
+		} else if up := k.h1.Get(now); up != nil {
 			_ = up.Close()
 			return true
 		}
 	}
 	return false
+}
+
+// shedAcross closes the idle connections of translations, off the loop: they are
+// net/http's, and have locks. It reports whether there are translations.
+func (d *destination) shedAcross(l *loop.Loop) (any bool) {
+	l.Block(func() {
+		for _, e := range d.members {
+			any = e.across.closeIdle() || any
+		}
+	})
+	return any
+}
+
+// admitOffLoop is admit for goroutines. Who gets no error leaves.
+func (p *Proxy) admitOffLoop(ctx context.Context, d *destination) error {
+	if d.gates.conns.TryEnter() {
+		return nil
+	}
+	limit, _ := ctx.Deadline()
+	l, done := p.loops[0], make(chan error, 1)
+	var settled atomic.Bool // either the loop's task is heard, or it leaves for us
+	l.Post(func() {
+		l.Go(func() {
+			err := p.admit(l, d, limit)
+			if settled.CompareAndSwap(false, true) {
+				done <- err
+			} else if err == nil {
+				d.gates.conns.Leave()
+			}
+		})
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		if settled.CompareAndSwap(false, true) {
+			return ctx.Err()
+		}
+		return <-done
+	}
+}
+
+// placed is a connection that gives its place back when it is closed.
+type placed struct {
+	net.Conn
+	left  sync.Once
+	gates *gates
+}
+
+// Close implements net.Conn.
+func (c *placed) Close() error {
+	err := c.Conn.Close()
+	c.left.Do(c.gates.conns.Leave)
+	return err
 }
 
 // unjudged takes back a try that says nothing about its endpoint.

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -134,6 +136,47 @@ func onLoop(l *loop.Loop, f func()) {
 	done := make(chan struct{})
 	l.Post(func() { l.Go(func() { defer close(done); f() }) })
 	<-done
+}
+
+// A connection of HTTP/2 on which no request is makes room, too.
+func TestAnUnusedHTTP2ConnectionMakesRoom(t *testing.T) {
+	p, d := twoLoops(t, policy.Overload{Connections: 1})
+	svc := *d.svc
+	svc.Endpoints = slices.Clone(svc.Endpoints)
+	for i := range svc.Endpoints {
+		svc.Endpoints[i].Protocol = "http2"
+	}
+	if err := p.setService(users, &svc); err != nil {
+		t.Fatal(err)
+	}
+	d = p.dests.Load().byName[users]
+	a, b := d.members[0], d.members[1]
+	var up *h2.Upstream
+	for shard, l := range p.loops { // of the same loop, and of another
+		onLoop(p.loops[0], func() {
+			var err error
+			pool := a.kept[0].streams()
+			up, err = pool.Take(p.loops[0], time.Time{}, func() (loop.Stream, error) { return p.dialEndpoint(p.loops[0], d, a, time.Time{}) })
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
+		dial := func() (c loop.Stream, err error) {
+			onLoop(l, func() { c, err = p.dialEndpoint(l, d, b, time.Time{}) })
+			return c, err
+		}
+		if _, err := dial(); !errors.Is(err, errOverload) {
+			t.Errorf("loop %d, while a request is on the one connection: %v", shard, err)
+		}
+		onLoop(p.loops[0], func() { a.kept[0].streams().Put(p.loops[0].Now(), up) })
+		c, err := dial()
+		left := 0
+		onLoop(p.loops[0], func() { left = a.kept[0].streams().Len() })
+		if err != nil || d.gates.conns.Inside() != 1 || left != 0 {
+			t.Fatalf("loop %d, with an unused one: %v, %d connections", shard, err, d.gates.conns.Inside())
+		}
+		onLoop(l, func() { _ = c.Close() })
+	}
 }
 
 func TestNoMoreConnectionsThanMayBe(t *testing.T) {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -212,6 +213,11 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	if err != nil {
 		return o.sendFailed(x, ticket, began, err, deadline)
 	}
+	if status == http.StatusServiceUnavailable && o.crowded(x) {
+		e.unjudged(ticket)
+		x.discard()
+		return o.reply(x, overload), false
+	}
 	verdict, known := x.verdict()
 	if !known {
 		return o.judgeLate(x, status, now), false
@@ -222,6 +228,13 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 		return 0, true
 	}
 	return o.relay(x, status), false
+}
+
+// crowded reports whether it is a translation that answers, as there may be no
+// connection more.
+func (o *outbound) crowded(x hop) bool {
+	_, refused := x.answerField(translate.Refused)
+	return refused
 }
 
 // judgeLate relays an answer whose verdict comes with its end; one that the client

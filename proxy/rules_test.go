@@ -102,7 +102,7 @@ func TestRulesHoldInHTTP2(t *testing.T) {
 		"MirrorAway": TestAMirrorThatIsAwayOrStuckHarmsNobody, "Fault": TestFaultsAreInjected, "PerTry": TestATryThatTakesTooLongIsMadeElsewhere,
 		"TimeLeft": TestWhatIsLeftOfTheTimeIsPassedOn, "Pause": TestAnAnswerThatPausesTooLongIsCut, "Retry": TestARuleSaysWhatIsTriedAgain,
 		"Dial": TestADialThatFailsIsAConnectFailure, "Cookie": TestACookieKeepsAClientAtItsEndpoint, "CookieLost": TestAClientWhoseEndpointFailsGetsAnother,
-		"Hedge": TestALateRequestIsSentToASecondEndpoint, "NoHedge": TestWhatIsNotSentTwice, "HedgeTimes": TestHedgesGoByWhatRequestsTake,
+		"FaultLeft": TestAFaultsDelayEndsWithItsClient, "Hedge": TestALateRequestIsSentToASecondEndpoint, "NoHedge": TestWhatIsNotSentTwice, "HedgeTimes": TestHedgesGoByWhatRequestsTake,
 	} {
 		t.Run(name, story)
 	}
@@ -511,6 +511,27 @@ func TestFaultsAreInjected(t *testing.T) {
 }
 
 // hangs answers nothing until the test ends.
+// Nobody waits out a fault's delay for a client that left.
+func TestAFaultsDelayEndsWithItsClient(t *testing.T) {
+	r := newRuled(t)
+	r.rules(func(rule *policy.TrafficRule) {
+		rule.Timeout, rule.Fault = 0, &policy.Fault{Delay: &policy.FaultDelay{Seconds: 300}}
+	})
+	ctx, leave := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://users/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := make(chan error)
+	go func() { _, err := r.client.Do(req); left <- err }()
+	r.awaitMetric("weir_faults_total", "delay", 1)
+	leave()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	r.awaitMetric("weir_requests_total", "0", 1)
+}
+
 func hangs(t *testing.T) http.HandlerFunc {
 	end := make(chan struct{})
 	t.Cleanup(func() { close(end) })

@@ -204,6 +204,15 @@ func (x *Exchange) waitUpstream(up *Upstream, until time.Time, content *body) er
 	}
 }
 
+// Gone reports whether the client is known to have left, by a look at its socket: by a
+// reset, or a FIN that is older than Config.HalfCloseGrace. The exchange is over then.
+func (x *Exchange) Gone() bool {
+	if x.err == nil && !x.answered && x.clientGone(x.s.cfg.now(x.s)) {
+		x.err = clientError(ReadResponse, ErrGone)
+	}
+	return x.err != nil
+}
+
 // clientGone looks at the client's socket. A pump reads there itself.
 func (x *Exchange) clientGone(now time.Time) bool {
 	if x.pump.running {

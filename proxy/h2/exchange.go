@@ -197,6 +197,10 @@ func (x *Exchange) CanRetry() bool {
 	return !x.answered && x.err == nil && x.client.err == nil && x.client.whole
 }
 
+// Gone reports whether the client is known to have left, or to have cancelled the
+// request. The exchange is over then.
+func (x *Exchange) Gone() bool { return x.clientError(ReadBody) != nil }
+
 // Trailer is a field of the response's trailer section after Relay, or of the head
 // of a response that has nothing but a head (Response.EndStream): grpc-status, most
 // often. That is known before Relay, too. It is valid until the Handler returns.

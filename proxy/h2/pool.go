@@ -165,6 +165,18 @@ func (p *Pool) CloseIdle(now time.Time) int {
 	return len(p.links)
 }
 
+// CloseUnused closes one connection on which no request is, and reports whether there
+// was one.
+func (p *Pool) CloseUnused() bool {
+	for _, k := range p.links {
+		if k.open == 0 {
+			k.shut()
+			return true
+		}
+	}
+	return false
+}
+
 // Close closes connections without requests now, and the others when they have none.
 func (p *Pool) Close() {
 	p.closed = true

@@ -31,6 +31,9 @@ type Config struct {
 	To Version
 	// Dial connects to the server, with whatever TLS there is to be.
 	Dial func(context.Context) (net.Conn, error)
+	// Overload tells of an error of Dial that the server is not to blame for, as there
+	// may be no connection more. The answer is 503 with the field Refused.
+	Overload func(error) bool
 	// MaxHeadBytes bounds a request's head and an answer's.
 	MaxHeadBytes int
 	// ErrorLog is told what net/http has to say.
@@ -42,6 +45,9 @@ type Bridge struct {
 	server    *http.Server
 	transport *http.Transport
 }
+
+// Refused is a field of answers that the Bridge makes itself, never of the server's.
+const Refused = "Weir-Translate-Refused"
 
 // idle is how long a connection to the server is kept without a request, and
 // maxIdle how many.
@@ -72,7 +78,13 @@ func New(cfg Config) *Bridge {
 		Handler: &httputil.ReverseProxy{
 			Rewrite: rewrite, ModifyResponse: keepTrailers, Transport: b.transport, FlushInterval: -1, ErrorLog: cfg.ErrorLog,
 			// The sender is to see a server that failed, and to decide what that means.
-			ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+				if !cfg.Overload(err) {
+					panic(http.ErrAbortHandler)
+				}
+				w.Header().Set(Refused, "overload")
+				w.WriteHeader(http.StatusServiceUnavailable)
+			},
 		},
 	}
 	return b
@@ -94,6 +106,7 @@ func rewrite(r *httputil.ProxyRequest) {
 // keepTrailers has HTTP/1.1 carry trailers: it can only where no length is given,
 // and HTTP/2 can in any case.
 func keepTrailers(r *http.Response) error {
+	r.Header.Del(Refused)
 	if len(r.Trailer) > 0 {
 		r.Header.Del("Content-Length")
 	}
@@ -107,6 +120,9 @@ func (b *Bridge) Serve(c net.Conn) {
 		_ = c.Close()
 	}
 }
+
+// CloseIdle closes connections to the server on which no request is.
+func (b *Bridge) CloseIdle() { b.transport.CloseIdleConnections() }
 
 // Close ends all connections.
 func (b *Bridge) Close() {

@@ -31,7 +31,7 @@ func connect(t *testing.T, to Version, h http.HandlerFunc) *http.Client {
 	srv := &http.Server{Handler: h, Protocols: &far, ErrorLog: quiet}
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = srv.Serve(ln) }()
-	b := New(Config{To: to, MaxHeadBytes: 64 << 10, ErrorLog: quiet, Dial: func(ctx context.Context) (net.Conn, error) {
+	b := New(Config{To: to, MaxHeadBytes: 64 << 10, ErrorLog: quiet, Overload: func(error) bool { return false }, Dial: func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", ln.Addr().String())
 	}})
 	client := &http.Client{Transport: &http.Transport{Protocols: &near, DialContext: func(context.Context, string, string) (net.Conn, error) {
