@@ -66,6 +66,11 @@ type hop interface {
 	KeepBody()
 	// discard drops the answer.
 	discard()
+	// version is the one in which the request came.
+	version() translate.Version
+	// upgrades reports whether the request asks for another protocol on its connection,
+	// or its stream.
+	upgrades() bool
 	// upgrade hands both connections over after a 101.
 	upgrade() (*upgrade, error)
 	// abort ends the exchange while another task of the loop handles it. A client of
@@ -157,6 +162,8 @@ func (g *h1Hop) protocol() string { return "http1" }
 
 func (g *h1Hop) abort() { _ = g.conn.Reset() }
 
+func (g *h1Hop) version() translate.Version { return translate.HTTP1 }
+
 func (g *h1Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {
 		up := kept.h1.Get(g.l.Now())
@@ -200,6 +207,8 @@ func (g *h1Hop) discard() {
 	g.Discard(g.up)
 	g.pool.Put(g.l.Now(), g.up)
 }
+
+func (g *h1Hop) upgrades() bool { return g.Req.Upgrade() != "" }
 
 func (g *h1Hop) upgrade() (*upgrade, error) {
 	client, upstream, err := g.Upgraded(g.up)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/jwt"
 	"github.com/weir-mesh/weir/proxy/loop"
 	"github.com/weir-mesh/weir/proxy/telemetry"
@@ -193,6 +194,8 @@ func (r *inboundRequests) forward(x hop) int {
 		return r.relay(x, status)
 	}
 	switch f := failureOf(err); {
+	case errors.Is(err, h2.ErrNoConnect):
+		return r.reply(x, noUpgrade)
 	case !f.exchanged:
 		r.in.p.log.Debug("the app does not answer", zap.Stringer("address", r.in.dst), zap.Error(err))
 		return r.reply(x, appDown)

@@ -49,7 +49,7 @@ var mirroreds = sync.Pool{New: func() any { return &mirrored{} }}
 // comes back at once. One whose body is not whole yet is copied after the answer;
 // one to switch protocols is not: there would be nobody to speak the new one.
 func (o *outbound) mirror(x hop) {
-	if _, asks := x.Get("Upgrade"); asks {
+	if _, asks := x.Get("Upgrade"); asks || x.upgrades() {
 		return
 	}
 	if o.hand.copyLast = !x.Whole(); o.hand.copyLast {

@@ -32,6 +32,7 @@ var (
 	circuitOpen      = &refusal{503, "circuit-open", "Circuit is open for ", true}
 	overload         = &refusal{503, "overload", "Too many requests at once to ", true}
 	rateLimited      = &refusal{429, "rate-limited", "Rate limit exceeded for ", true}
+	noUpgrade        = &refusal{501, "upgrade-impossible", "The endpoint takes no such upgrade in the version of HTTP that it speaks", false}
 	timedOutUpstream = &refusal{504, "timeout", "Upstream timed out", false}
 	badRequest       = &refusal{400, "bad-request", "Malformed request", false}
 	badPath          = &refusal{400, "bad-path", "Malformed path", false}

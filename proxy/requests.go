@@ -14,6 +14,7 @@ import (
 	"github.com/weir-mesh/weir/proxy/balance"
 	"github.com/weir-mesh/weir/proxy/breaker"
 	"github.com/weir-mesh/weir/proxy/h1"
+	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/identity"
 	"github.com/weir-mesh/weir/proxy/listen"
 	"github.com/weir-mesh/weir/proxy/loop"
@@ -203,6 +204,10 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	}
 	o.endpoint = e
 	o.service.metrics.Routed()
+	if x.upgrades() && x.version() != e.version() {
+		e.unjudged(ticket)
+		return o.reply(x, noUpgrade), false
+	}
 	o.identify(x, e)
 	o.t = attempt{e: e, ticket: ticket, began: o.sel.now}
 	o.h1.hedged = o.hedge(x)
@@ -296,6 +301,10 @@ func (o *outbound) noneUsable(x hop) int {
 // sendFailed decides what a failed try means.
 func (o *outbound) sendFailed(x hop, ticket breaker.Ticket, began time.Time, err error, deadline time.Time) (status int, again bool) {
 	e, now, f := o.endpoint, o.l.Now(), failureOf(err)
+	if errors.Is(err, h2.ErrNoConnect) {
+		e.unjudged(ticket)
+		return o.reply(x, noUpgrade), false
+	}
 	if f.exchanged && !f.server {
 		e.unjudged(ticket)
 		return o.clientFailed(x, f), false

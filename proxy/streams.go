@@ -38,6 +38,16 @@ func (c *outboundStreams) Handle(x *h2.Exchange) {
 	o.free()
 }
 
+// Connects implements h2.Connecter: extended CONNECT reaches endpoints of HTTP/2 only.
+func (c *outboundStreams) Connects() bool {
+	for _, e := range c.dest.members {
+		if e.version() != translate.HTTP2 {
+			return false
+		}
+	}
+	return true
+}
+
 // Ended is told how the connection ended.
 func (c *outboundStreams) Ended(err error) {
 	streamsEnded(c.p.conns.outboundH2, err)
@@ -66,6 +76,9 @@ func (s *inboundStreams) Handle(x *h2.Exchange) {
 	r.h2 = h2Hop{}
 	r.free()
 }
+
+// Connects implements h2.Connecter.
+func (s *inboundStreams) Connects() bool { return s.protocol == "http2" || s.protocol == "grpc" }
 
 // Ended is told how the connection ended.
 func (s *inboundStreams) Ended(err error) {
@@ -99,6 +112,8 @@ func (g *h2Hop) protocol() string {
 	}
 	return "http2"
 }
+
+func (g *h2Hop) version() translate.Version { return translate.HTTP2 }
 
 func (g *h2Hop) send(kept *kept, via link, deadline time.Time) (int, error) {
 	for stale := 0; ; stale++ {
@@ -147,6 +162,8 @@ func (g *h2Hop) put() {
 
 // abort says what gRPC takes for PERMISSION_DENIED.
 func (g *h2Hop) abort() { g.Abort(h2.InadequateSecurity) }
+
+func (g *h2Hop) upgrades() bool { return g.Protocol() != "" }
 
 func (g *h2Hop) upgrade() (*upgrade, error) { return nil, errNoUpgrade }
 

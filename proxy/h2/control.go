@@ -51,6 +51,8 @@ func (m *mux) setting(id uint16, v uint32) *connError {
 		if m.greeted {
 			m.side.grew()
 		}
+	case settingConnect:
+		m.connects = v == 1
 	case settingWindow:
 		return m.setInitial(v)
 	case settingMaxFrame:

@@ -94,6 +94,7 @@ var (
 	ErrTruncated = errors.New("connection closed in mid-message")        // the peer went away
 	ErrStale     = errors.New("upstream connection is over")             // found before anything was sent
 	ErrNoReplay  = errors.New("request body is gone, cannot send again") // RoundTrip after CanRetry said no
+	ErrNoConnect = errors.New("upstream takes no extended CONNECT")      // by its SETTINGS
 	ErrFlood     = errors.New("too many frames that carry nothing")      // or that come to nothing
 )
 

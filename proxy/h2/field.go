@@ -25,6 +25,7 @@ const (
 	pseudoAuthority
 	pseudoPath
 	pseudoStatus
+	pseudoProtocol // RFC 8441
 
 	broken // and those after it
 	brokenName
@@ -64,8 +65,10 @@ func classifyPseudo(name string) uint8 {
 		return pseudoPath
 	case ":status":
 		return pseudoStatus
+	case ":protocol":
+		return pseudoProtocol
 	}
-	return brokenPseudo // :protocol too: extended CONNECT was not offered
+	return brokenPseudo
 }
 
 func classifyName(name string) uint8 {

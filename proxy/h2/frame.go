@@ -35,6 +35,7 @@ const (
 	settingWindow       = 0x4
 	settingMaxFrame     = 0x5
 	settingMaxHeadBytes = 0x6
+	settingConnect      = 0x8 // SETTINGS_ENABLE_CONNECT_PROTOCOL, RFC 8441 section 3
 )
 
 const (

@@ -141,6 +141,12 @@ type User interface {
 	Ended(error)      // see Server.Begin
 }
 
+// Connecter is a User that may take extended CONNECT (RFC 8441), by which a client asks
+// for a WebSocket on a stream. Others refuse it.
+type Connecter interface {
+	Connects() bool // asked once, in Begin
+}
+
 // funcs is a User of functions.
 type funcs struct {
 	handler  Handler

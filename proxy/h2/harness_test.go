@@ -34,6 +34,8 @@ type proxy struct {
 	panics   func(any, []byte)
 	peek     int // so many bytes are read before the server begins
 
+	connects bool // offers extended CONNECT
+
 	draining bool // on the loop
 	conns    map[*Conn]bool
 	mu       sync.Mutex
@@ -122,6 +124,7 @@ type testUser struct {
 
 func (u *testUser) Handle(x *Exchange) { u.p.handler(x) }
 func (u *testUser) Draining() bool     { return u.p.draining }
+func (u *testUser) Connects() bool     { return u.p.connects }
 func (u *testUser) Ended(err error) {
 	delete(u.p.conns, &u.c)
 	u.p.mu.Lock()

@@ -30,6 +30,7 @@ type mux struct {
 	initial  int    // what we may send on a new stream
 	acked    bool   // the peer knows our settings
 	greeted  bool   // its SETTINGS came
+	connects bool   // and said that it takes extended CONNECT
 	maxID    uint32 // the highest stream that the client of the connection began
 
 	control budget

@@ -11,6 +11,7 @@ import (
 type request struct {
 	message
 	method, scheme, authority, path string
+	protocol                        string // of an extended CONNECT, RFC 8441
 	host                            string // of the field
 	hosts                           int
 	expects                         bool // 100-continue
@@ -18,7 +19,7 @@ type request struct {
 
 func (r *request) reset() {
 	r.message.reset()
-	r.method, r.scheme, r.authority, r.path, r.host = "", "", "", "", ""
+	r.method, r.scheme, r.authority, r.path, r.protocol, r.host = "", "", "", "", "", ""
 	r.hosts, r.expects = 0, false
 }
 
@@ -40,6 +41,8 @@ func (r *request) read() *refusal {
 			r.authority = f.Value
 		case pseudoPath:
 			r.path = f.Value
+		case pseudoProtocol:
+			r.protocol = f.Value
 		}
 		return nil
 	})
@@ -48,8 +51,10 @@ func (r *request) read() *refusal {
 		return errHeadLarge
 	case err != nil:
 		return err
-	case r.method == "CONNECT":
+	case r.method == "CONNECT" && r.protocol == "":
 		return errConnect
+	case r.protocol != "" && (r.method != "CONNECT" || !isToken(r.protocol)):
+		return errPseudo
 	}
 	const needed = 1<<(pseudoMethod-pseudo) | 1<<(pseudoScheme-pseudo) | 1<<(pseudoPath-pseudo)
 	switch {
@@ -98,8 +103,18 @@ func (r *request) readHost() *refusal {
 	return nil
 }
 
-// Method is the request's method.
-func (x *Exchange) Method() string { return x.req.method }
+// Method is the request's method; of an extended CONNECT it is GET, by which HTTP/1.1
+// asks for the same (RFC 8441 section 5), so that the same rules hold.
+func (x *Exchange) Method() string {
+	if x.req.protocol != "" {
+		return "GET"
+	}
+	return x.req.method
+}
+
+// Protocol is what an extended CONNECT asks for, such as "websocket"; "" for all other
+// requests.
+func (x *Exchange) Protocol() string { return x.req.protocol }
 
 // Target is the request target: "/a?b", or "*".
 func (x *Exchange) Target() string { return x.req.path }

@@ -72,6 +72,11 @@ func (x *Exchange) ask(up *Upstream, deadline time.Time) *Error {
 			return x.upstreamError(WriteHead, ErrStale)
 		}
 	}
+	if x.req.protocol != "" {
+		if e := x.awaitOffer(k, deadline); e != nil {
+			return e
+		}
+	}
 	c := &x.client
 	c.in.rewind()
 	bare := c.inEnded && c.in.left == 0 && c.trailers == nil
@@ -82,6 +87,35 @@ func (x *Exchange) ask(up *Upstream, deadline time.Time) *Error {
 	}
 	return nil
 }
+
+// awaitOffer waits for the upstream's SETTINGS and whether they offer extended CONNECT:
+// it must not be sent without (RFC 8441 section 3).
+func (x *Exchange) awaitOffer(k *link, deadline time.Time) *Error {
+	deadline = earlier(deadline, x.s.now().Add(offerTime))
+	k.touch() // our greeting, which goes with the first request else
+	x.s.settle()
+	for !k.greeted {
+		if e := x.clientError(ReadBody); e != nil {
+			return e
+		}
+		if !x.s.now().Before(deadline) {
+			return x.upstreamError(WriteHead, errSlow)
+		}
+		_ = x.w.Wait(x.s.now().Add(offerPoll)) // nobody wakes who has no stream yet
+		if !k.fit() {
+			return x.upstreamError(WriteHead, ErrStale)
+		}
+	}
+	if !k.connects {
+		return &Error{Side: SideLocal, Step: WriteHead, Status: http.StatusNotImplemented, Err: ErrNoConnect}
+	}
+	return nil
+}
+
+const (
+	offerTime = 5 * time.Second
+	offerPoll = 2 * time.Millisecond
+)
 
 // open begins a stream of the upstream with the request's head, which is all of it if
 // it is bare.

@@ -23,11 +23,12 @@ type session struct {
 	scratch  hpack.Head
 	last     *Exchange // to be handled by the reader's own task
 
-	idleSince time.Duration // the loop's age when the last request ended
-	going     going
-	cut       bool   // with requests at hand
-	lastID    uint32 // of the last GOAWAY: streams after it are not looked at
-	reported  bool
+	idleSince  time.Duration // the loop's age when the last request ended
+	going      going
+	connecting bool   // extended CONNECT was offered
+	cut        bool   // with requests at hand
+	lastID     uint32 // of the last GOAWAY: streams after it are not looked at
+	reported   bool
 }
 
 // going is how far the end of a session has come, RFC 9113 section 6.8: the client is
@@ -56,9 +57,15 @@ func (s *session) begin(peeked []byte) {
 		return
 	}
 	out := appendHeader(s.room(), 18, frameSettings, 0, 0)
+	length := len(out) - 9
 	out = appendSetting(out, settingMaxStreams, s.cfg.MaxStreams)
 	out = appendSetting(out, settingWindow, s.cfg.StreamWindow)
 	out = appendSetting(out, settingMaxHeadBytes, s.cfg.MaxHeadBytes)
+	if c, ok := s.user.(Connecter); ok && c.Connects() {
+		s.connecting = true
+		out = appendSetting(out, settingConnect, 1)
+	}
+	out[length+2] = byte(len(out) - length - 9) // all that was set
 	if more := s.cfg.connWindow() - defaultWindow; more > 0 {
 		out = appendWindowUpdate(out, 0, more)
 	}
@@ -227,6 +234,9 @@ func (s *session) endHead(id uint32, end bool) *connError {
 		return nil
 	}
 	err := x.req.read()
+	if err == nil && x.req.protocol != "" && !s.connecting {
+		err = errPseudo
+	}
 	if err == nil && end && x.req.length > 0 {
 		err = errLengthWrong
 	}
