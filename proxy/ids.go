@@ -16,29 +16,72 @@ type ids struct {
 }
 
 // begin keeps the X-Request-ID and traceparent that the client sent, or makes
-// them: the id always, the trace when tracing is on. The id is also returned.
+// them: the id always, the trace when tracing is on. The id is also returned. What
+// is no id, or stands there twice, gives way: it goes to the log and to other services.
 func (i *ids) begin(x exchange, tracing bool) {
 	i.trace = ""
-	id, ok := x.Get("X-Request-ID")
-	if !ok || id == "" {
+	id, _ := x.Get("X-Request-ID")
+	_, twice := x.Nth("X-Request-ID", 1)
+	if twice || !isRequestID(id) {
 		id = i.makeID()
 		x.Set("X-Request-ID", id)
 	}
 	i.request = id
 	x.SetResponse("X-Request-ID", id)
-	parent, ok := x.Get("traceparent")
-	if ok && len(parent) >= 55 {
+	parent, has := x.Get("traceparent")
+	if isParent(parent) {
 		i.trace = parent[3:35]
 		return
 	}
-	if b3, ok := x.Get("X-B3-TraceId"); ok {
+	if b3, _ := x.Get("X-B3-TraceId"); (len(b3) == 16 || len(b3) == 32) && isHex(b3) {
 		i.trace = b3
 		return
 	}
-	if tracing {
-		x.Set("traceparent", i.makeParent())
-		i.trace = view(i.parentBuf[3:35])
+	if !tracing {
+		return
 	}
+	if has { // the state is of the trace that is not there, W3C Trace Context section 4.3
+		x.Del(traceState...)
+	}
+	x.Set("traceparent", i.makeParent())
+	i.trace = view(i.parentBuf[3:35])
+}
+
+var traceState = []string{"tracestate"}
+
+// maxRequestID bounds the ids that clients choose, in bytes.
+const maxRequestID = 128
+
+func isRequestID(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] <= ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxRequestID
+}
+
+// isParent reports whether s is a traceparent, W3C Trace Context section 3.2. What
+// later versions add behind a dash is theirs.
+func isParent(s string) bool {
+	if len(s) < 55 || s[2] != '-' || s[35] != '-' || s[52] != '-' || !isHex(s[:2]) || s[:2] == "ff" || !isHex(s[53:55]) {
+		return false
+	}
+	if len(s) > 55 && (s[:2] == "00" || s[55] != '-') {
+		return false
+	}
+	return isHex(s[3:35]) && s[3:35] != noTrace && isHex(s[36:52]) && s[36:52] != noTrace[:16]
+}
+
+const noTrace = "00000000000000000000000000000000"
+
+func isHex(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // makeID makes a random UUID (RFC 9562 section 5.4). It names a request; it is

@@ -82,6 +82,7 @@ func (r *inboundRequests) begin(x hop) {
 	r.tokenAsked, r.claims, r.marked, r.why = false, nil, false, policy.Verdict{}
 	r.ids.begin(x, false) // a trace is begun by whoever calls first
 	// Who calls is what the certificate says; what the caller wrote is dropped.
+	x.Del(clientCert...)
 	if r.in.caller.Verified {
 		x.Set("X-Source-Service", r.in.caller.Name.Name)
 		x.Set("X-Source-Namespace", r.in.caller.Name.Namespace)
@@ -91,7 +92,7 @@ func (r *inboundRequests) begin(x hop) {
 }
 
 // sourceFields tell the app who calls.
-var sourceFields = forgeable[:2]
+var sourceFields, clientCert = forgeable[:2], forgeable[5:]
 
 // pass carries one request and returns the status the caller got, 0 for none.
 func (r *inboundRequests) pass(x hop) int {

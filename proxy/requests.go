@@ -111,7 +111,10 @@ func (o *outbound) begin(x hop) {
 
 // forgeable are the fields that only proxies may write. It is a variable since
 // arguments of an interface's method are allocated.
-var forgeable = []string{"X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace"}
+var forgeable = []string{
+	"X-Source-Service", "X-Source-Namespace", "X-Target-Service", "X-Target-Namespace", mirrorHeader,
+	"X-Forwarded-Client-Cert", // what Envoy says of a peer's certificate; nobody here does
+}
 
 // refresh takes the service's resource of now, which may have changed since the
 // last request. That it is in use need not be told more than once a second.

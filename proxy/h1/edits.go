@@ -107,17 +107,28 @@ func (n *names) check(name string) (id fieldID, ok bool) {
 	return known.id, true
 }
 
-// drops reports whether a received field of that name is replaced or removed.
+// drops reports whether a received field of that name is replaced or removed. An
+// underscore is taken for a dash: to programs that get fields as variables (CGI, RFC
+// 3875 section 4.1.18, and what came after it) both are one name.
 func (e *edits) drops(name []byte) bool {
 	if e.lengths&(1<<(len(name)&63)) == 0 {
 		return false
 	}
 	for i := range e.list {
-		if len(e.list[i].name) == len(name) && e.list[i].kind != editAdd && equalFold(e.list[i].name, name) {
+		if len(e.list[i].name) == len(name) && e.list[i].kind != editAdd && sameVariable(e.list[i].name, name) {
 			return true
 		}
 	}
 	return false
+}
+
+func sameVariable(name string, received []byte) bool {
+	for i := range received {
+		if c := received[i]; c != name[i] && lower(c) != lower(name[i]) && (c != '_' || name[i] != '-') {
+			return false
+		}
+	}
+	return true
 }
 
 // sets reports whether the edits put a field of that name in.

@@ -120,17 +120,34 @@ func (n *names) check(name string) (f hpack.Field, ok bool) {
 	return f, true
 }
 
-// drops reports whether a received field of that name is replaced or removed.
+// drops reports whether a received field of that name is replaced or removed. An
+// underscore is taken for a dash: to programs that get fields as variables (CGI, RFC
+// 3875 section 4.1.18, and what came after it) both are one name.
 func (e *edits) drops(name string) bool {
 	if e.lengths&(1<<(len(name)&63)) == 0 {
 		return false
 	}
 	for i := range e.list {
-		if e.list[i].kind != editAdd && e.list[i].field.Name == name {
+		if e.list[i].kind != editAdd && sameVariable(e.list[i].field.Name, name) {
 			return true
 		}
 	}
 	return false
+}
+
+func sameVariable(name, received string) bool {
+	if name == received {
+		return true
+	}
+	if len(name) != len(received) || strings.IndexByte(received, '_') < 0 {
+		return false
+	}
+	for i := range len(name) {
+		if c := received[i]; c != name[i] && (c != '_' || name[i] != '-') {
+			return false
+		}
+	}
+	return true
 }
 
 // value is what the edits put in a field of that name, if they do.
