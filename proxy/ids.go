@@ -20,8 +20,10 @@ type ids struct {
 // is no id, or stands there twice, gives way: it goes to the log and to other services.
 func (i *ids) begin(x exchange, tracing bool) {
 	i.trace = ""
-	id, _ := x.Get("X-Request-ID")
-	_, twice := x.Nth("X-Request-ID", 1)
+	id, twice := x.Get("X-Request-ID")
+	if twice {
+		_, twice = x.Nth("X-Request-ID", 1)
+	}
 	if twice || !isRequestID(id) {
 		id = i.makeID()
 		x.Set("X-Request-ID", id)

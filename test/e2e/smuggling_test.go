@@ -77,12 +77,12 @@ func (m *smugglingMesh) serveAll(t *testing.T, n *meshlab.Node, service string) 
 		}
 		return b.log
 	}
-	nginx(t, m.Mesh, n, 8001, fmt.Sprintf(`log_format seen "$request_method $request_uri"; server { listen 8001; keepalive_requests 100000;
+	nginx(t, m.Mesh, n, 8001, fmt.Sprintf(`log_format seen "$request_method $request_uri $status"; server { listen 8001; keepalive_requests 100000;
   access_log %s seen; location / { return 200 "$request_method $request_uri\n"; } }`, add("nginx", 8001, true)))
 	if err := os.WriteFile(filepath.Join(dir, "index.html"), []byte("hello\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	apache(t, m.Mesh, n, 8002, fmt.Sprintf("LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so\nCustomLog %s \"%%r\"\nDocumentRoot %s\n<Directory />\nRequire all granted\nFallbackResource /index.html\n</Directory>\n",
+	apache(t, m.Mesh, n, 8002, fmt.Sprintf("LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so\nCustomLog %s \"%%r %%>s\"\nDocumentRoot %s\n<Directory />\nRequire all granted\nFallbackResource /index.html\n</Directory>\n",
 		add("apache", 8002, false), dir))
 	for port, program := range map[int][]string{8003: {"node", "testdata/smuggling_server.js"}, 8004: {"python3", "testdata/smuggling_server.py"}} {
 		file, err := filepath.Abs(program[1])
@@ -148,6 +148,7 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 	if len(all) < 100 {
 		t.Fatalf("only %d cases", len(all))
 	}
+	before := m.counted200(t)
 	var running sync.WaitGroup
 	for _, b := range m.noters {
 		running.Go(func() {
@@ -157,9 +158,10 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 		})
 	}
 	running.Wait()
-	smuggled := 0
+	smuggled, noted := 0, 0
 	for _, b := range m.noters {
 		seen := b.seen(t)
+		noted += seen[answered200]["all"]
 		for i, c := range all {
 			want := map[int]int{200: 1}[c.status]
 			if got := seen[i]["first"]; got != want && c.status != 0 {
@@ -174,12 +176,19 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 			smuggled += seen[direct+i]["smuggled"]
 		}
 	}
+	if counted := m.counted200(t) - before; counted != noted || noted < len(m.noters)*len(all) {
+		t.Errorf("the proxy counted %d requests that were answered 200, the servers %d", counted, noted)
+	}
 	// Or the servers would be as strict as the proxy, and the table would show nothing.
 	if smuggled < 20 {
 		t.Errorf("without a proxy only %d requests could be smuggled", smuggled)
 	}
 	t.Logf("without a proxy %d requests were smuggled", smuggled)
 }
+
+// answered200 is in the place of a case's number for the requests that came through the
+// proxy and were answered 200.
+const answered200 = -1
 
 // direct is added to the numbers of cases that go to a server without a proxy.
 const direct = 5000
@@ -204,6 +213,18 @@ func (m *smugglingMesh) try(t *testing.T, b *noter, i int, c smuggling) {
 	if b.service == "plain" {
 		_, _ = halfClosed(t.Context(), m.outside, b.node.Join(b.port), numbered(c.text, direct+i)) // its log tells
 	}
+}
+
+// counted200 is how many requests the frontend's proxy says were answered 200.
+func (m *smugglingMesh) counted200(t *testing.T) (n int) {
+	t.Helper()
+	for line := range strings.Lines(curl(t, m.front, "http://127.0.0.1:15000/metrics")) {
+		if strings.HasPrefix(line, `weir_requests_total{code="200",direction="outbound",`) {
+			_, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+			n += atoi(value)
+		}
+	}
+	return n
 }
 
 func numbered(text string, i int) string {
@@ -247,14 +268,18 @@ func (b *noter) seen(t *testing.T) map[int]map[string]int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[int]map[string]int{}
+	seen := map[int]map[string]int{answered200: {}}
 	for line := range strings.Lines(string(text)) {
 		number, what, ok := strings.Cut(line[strings.IndexByte(line, '/')+1:], "/")
 		if i, err := strconv.Atoi(number); ok && err == nil {
 			if seen[i] == nil {
 				seen[i] = map[string]int{}
 			}
-			seen[i][strings.Fields(what)[0]]++
+			words := strings.Fields(what)
+			seen[i][words[0]]++
+			if last := words[len(words)-1]; i < direct && (len(words) == 1 || last == "200") { // some write no status: it is 200
+				seen[answered200]["all"]++
+			}
 		}
 	}
 	return seen
