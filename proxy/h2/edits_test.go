@@ -26,3 +26,17 @@ func TestNamesAreNotMixedUp(t *testing.T) {
 		}
 	}
 }
+
+func TestAFieldIsDroppedInBothSpellings(t *testing.T) {
+	e := edits{names: new(names)}
+	e.change("X-Source-Service", "front", editSet)
+	e.change("X-Own", "1", editAdd)
+	for name, want := range map[string]bool{
+		"x-source-service": true, "x_source_service": true, "x-source_service": true,
+		"x-source-servicf": false, "x.source.service": false, "x-own": false, "x_own": false, "x": false,
+	} {
+		if e.drops(name) != want {
+			t.Errorf("%s is dropped: %v", name, !want)
+		}
+	}
+}
