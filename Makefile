@@ -53,6 +53,11 @@ soak: test-deps build ## a cluster in random trouble for SOAK (3m), with a ledge
 silent-hour: build ## connections that say nothing for SILENCE (1h), through one proxy and through two
 	WEIR_BIN=$(CURDIR)/$(BIN) WEIR_SILENCE=$(SILENCE) $(GO) test -count=1 -v -timeout 24h -run TestSilentConnections ./test/e2e
 
+.PHONY: kubernetes
+kubernetes: test-deps build ## joining by service accounts against a real kube-apiserver (builds one: ten minutes)
+	cd test/kubernetes && CGO_ENABLED=0 $(GO) build -o $(CURDIR)/$(BIN)/kube-apiserver k8s.io/kubernetes/cmd/kube-apiserver
+	WEIR_BIN=$(CURDIR)/$(BIN) KUBE_APISERVER=$(CURDIR)/$(BIN)/kube-apiserver $(GO) test -tags kubernetes -count=1 -v -timeout 10m -run PodsJoin ./test/e2e
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (5s)
 	@.ci/fuzz $(FUZZTIME)

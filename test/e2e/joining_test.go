@@ -106,3 +106,17 @@ func tokenIn(t *testing.T, token string) string {
 	}
 	return file
 }
+
+// TestJoiningDoesWhatItsDocumentSays runs the commands of docs/JOINING.md.
+func TestJoiningDoesWhatItsDocumentSays(t *testing.T) {
+	text := readDocument(t, "docs/JOINING.md")
+	all := steps(section(t, text, "Join tokens"))
+	if len(all) < 5 {
+		t.Fatalf("there are %d steps only", len(all))
+	}
+	for i, printed := range inShell(t, all) {
+		if line := claimed(printed, all[i].output); line != "" {
+			t.Errorf("step %d:\n%s\nshould print:\n%s\nprinted:\n%s", i+1, all[i].commands, line, printed)
+		}
+	}
+}
