@@ -99,6 +99,11 @@ generate: ## make the protobuf code anew (needs protoc, protoc-gen-go, protoc-ge
 lint: ## vet and golangci-lint
 	@.ci/lint
 
+.PHONY: tls-scan
+tls-scan: test-deps build ## openssl and testssl.sh against all ports that speak TLS; writes docs/reports/tls.md
+	@.ci/deps scan
+	WEIR_BIN=$(CURDIR)/$(BIN) WEIR_TLS_REPORT=$(CURDIR)/docs/reports/tls.md $(GO) test -tags tlsscan -count=1 -v -timeout 30m -run TLSScan ./test/e2e
+
 .PHONY: licenses
 licenses: ## the licences of what is linked against deploy/release/licenses.allow
 	$(GO) -C deploy/release vet ./...
