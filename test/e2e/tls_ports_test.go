@@ -52,7 +52,7 @@ func (p tlsPort) handshake(ctx context.Context, n *meshlab.Node, args ...string)
 	out, _ := n.Output(ctx, "sh", all...)
 	for line := range strings.Lines(out) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "New, TLS") {
-			agreed = strings.TrimPrefix(line, "New, ")
+			agreed = strings.Replace(strings.TrimPrefix(line, "New, "), "Cipher is ", "", 1)
 		}
 	}
 	return agreed, out
