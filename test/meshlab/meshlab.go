@@ -165,6 +165,9 @@ func (m *Mesh) StartControl(ctx context.Context) error {
 	return err
 }
 
+// SetControl replaces the further flags of weir control, for its next start.
+func (m *Mesh) SetControl(flags ...string) { m.cfg.Control = flags }
+
 // TokenFile is the admin token's file.
 func (m *Mesh) TokenFile() string { return m.Planes[0].TokenFile() }
 
