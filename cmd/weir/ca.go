@@ -151,11 +151,9 @@ func watchRotation(ctx context.Context, c *api.Client, w io.Writer, last string)
 	defer tick.Stop()
 	for {
 		ca, err := c.CA(ctx)
-		text := ""
+		text := rotationText(ca.Rotation)
 		if err != nil {
 			text = fmt.Sprintf("%v; waiting\n", err)
-		} else {
-			text = rotationText(ca.Rotation)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -25,8 +25,8 @@ func (a *Authority) Begin(ctx context.Context) (policy.Roots, error) {
 	defer a.turn.Unlock()
 	a.mu.Lock()
 	known, offered, now := a.known.Clone(), a.files.offered, a.cfg.Now()
-	trusted, signer, err := a.trustedLocked(), (*issuer)(nil), error(nil)
-	signer, err = a.signerLocked(now)
+	trusted := a.trustedLocked()
+	signer, err := a.signerLocked(now)
 	a.mu.Unlock()
 	if err != nil {
 		return known, fmt.Errorf("%w: %w", ErrRotation, err)

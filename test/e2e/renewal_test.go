@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func (m *secureMesh) renewals(t *testing.T, n *meshlab.Node, times int) {
 					return nil
 				}
 			}
-			return fmt.Errorf("it has %s still: %v", last, err)
+			return errors.Join(fmt.Errorf("it has %s still", last), err)
 		})
 	}
 }
