@@ -242,3 +242,41 @@ func TestARotationWaitsForAProxyAndCanBeTakenBack(t *testing.T) {
 	thaw(t, m.front)
 	m.until(t, m.front, 200, "", "http://vault:8001/")
 }
+
+// The control plane that leads is gone for good in the first stage; another one of
+// the cluster takes the rotation to its end.
+func TestAnotherControlPlaneTakesARotationOn(t *testing.T) {
+	m := startCluster(t, 1, 2)
+	a, b := m.Planes[0], m.Planes[1]
+	app := newBackend(t, bare(t, m, "orders"), "orders", 8002)
+	enter(t, m, app.node, meshlab.Workload{Host: "orders", Service: "orders", Ports: []string{"8002"}, Control: a.GRPCAddr() + "," + b.GRPCAddr()})
+	echoServer(t, app.node, 9001, "")
+	allow(t, m, "frontend", "orders")
+	front := join(t, m, meshlab.Workload{Host: "front", Service: "frontend", Control: b.GRPCAddr() + "," + a.GRPCAddr()})
+	await(t, m, "the service", func() error {
+		if got := ask(t, front, "http://orders:8002/"); got.Status != 200 {
+			return fmt.Errorf("%d", got.Status)
+		}
+		return nil
+	})
+	before, err := b.API.CA(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: front.DialContext}, Timeout: 30 * time.Second}
+	defer client.CloseIdleConnections()
+	if err := a.API.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.Process.Kill()
+	await(t, m, "the other control plane to end the rotation", func() error {
+		if err := get(t.Context(), client, "http://orders:8002/"); err != nil {
+			t.Errorf("a request: %v", err)
+		}
+		now, err := b.API.CA(t.Context())
+		if err == nil && (now.Rotation == nil || now.Rotation.Stage != policy.StageDone || now.Certificates[0].Fingerprint == before.Certificates[0].Fingerprint) {
+			err = fmt.Errorf("%+v", now.Rotation)
+		}
+		return err
+	})
+}
