@@ -34,7 +34,14 @@ func run() int {
 		}
 		return program.status
 	}
+	if errors.Is(err, errDenied) { // which is said already
+		return 1
+	}
 	fmt.Fprintf(os.Stderr, "weir: %v\n", err)
+	var own *statusError
+	if errors.As(err, &own) {
+		return own.status
+	}
 	var failed *failedError
 	if errors.As(err, &failed) {
 		return 1

@@ -37,7 +37,8 @@ func newRootCommand() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newControlCommand(), newDemoCommand(), newVersionCommand(opt), newValidateCommand(opt), newRunCommand(opt), newRunInsideCommand())
 	for _, cmd := range []*cobra.Command{newTokenCommand(opt), newGetCommand(opt), newDeleteCommand(opt), newApplyCommand(opt),
-		newStatusCommand(opt), newHistoryCommand(opt), newDiffCommand(opt), newRollbackCommand(opt), newCircuitCommand(opt), newCACommand(opt), newRevokeCommand(opt)} {
+		newStatusCommand(opt), newHistoryCommand(opt), newDiffCommand(opt), newRollbackCommand(opt), newCircuitCommand(opt), newCACommand(opt), newRevokeCommand(opt),
+		newExplainCommand(opt)} {
 		f := cmd.PersistentFlags()
 		f.StringVar(&opt.server, "server", env("WEIR_SERVER", "http://127.0.0.1:8080"), "URL of the control plane (WEIR_SERVER)")
 		f.StringVar(&opt.tokenFile, "token-file", os.Getenv("WEIR_TOKEN_FILE"), "file with the admin token (WEIR_TOKEN_FILE) (default "+defaultTokenFile()+")")
@@ -57,6 +58,15 @@ func newRootCommand() *cobra.Command {
 type failedError struct{ error }
 
 func (e *failedError) Unwrap() error { return e.error }
+
+// statusError is an error with an exit status of its own.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
 
 // runs makes a command's function one whose errors are failures.
 func runs(opt *options, f func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {

@@ -50,6 +50,8 @@ type Mesh interface {
 	// (policy.CircuitOpen, CircuitClose), for ttl or, if that is 0, until another
 	// order, or begin them anew (CircuitReset).
 	OrderCircuit(ctx context.Context, name policy.ServiceName, id, order string, ttl time.Duration) error
+	// Explain tells what becomes of a call.
+	Explain(q *policy.Question) (*policy.Explanation, error)
 	// Touched lists the connected proxies that differences would be sent to.
 	Touched(differences []policy.Difference) []ProxyName
 }

@@ -146,6 +146,15 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return err
 }
 
+
+// Explain tells what becomes of a call. What of it is empty takes its default.
+func (c *Client) Explain(ctx context.Context, call Call) (policy.Explanation, error) {
+	var out policy.Explanation
+	body := explainBody{From: call.From, To: call.To, Port: given(call.Port), Method: &call.Method, Path: given(call.Path), Host: given(call.Host), Headers: call.Headers, JWT: given(call.JWT)}
+	_, err := c.call(ctx, http.MethodPost, "/explain", body, &out)
+	return out, err
+}
+
 // Metrics gives the counts of the control plane and its proxies.
 func (c *Client) Metrics(ctx context.Context) (Metrics, error) {
 	return get[Metrics](ctx, c, "/metrics")

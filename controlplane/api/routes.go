@@ -61,6 +61,8 @@ func (s *Server) register(api huma.API) {
 	add(api, "PUT /security-rules/{rule_id}", "put-security-rule", "Replace a rule, or append it", s.putSecurityRule)
 	add(api, "DELETE /security-rules/{rule_id}", "delete-security-rule", "Remove a rule", s.deleteSecurityRule)
 
+	add(api, "POST /explain", "explain", "Tell what becomes of a call, by which rules, and why not otherwise; changes nothing", s.explain)
+
 	add(api, "GET /certificates/ca", "get-ca-certificate", "Get the root's certificate; needs no token", s.rootCertificate)
 	add(api, "POST /certificates/issue", "issue-certificate", "Issue a certificate for a service", s.issueCertificate)
 	add(api, "POST /tokens", "create-token", "Make a join token for a service's proxies", s.createToken)
