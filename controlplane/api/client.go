@@ -146,7 +146,6 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return err
 }
 
-
 // Explain tells what becomes of a call. What of it is empty takes its default.
 func (c *Client) Explain(ctx context.Context, call Call) (policy.Explanation, error) {
 	var out policy.Explanation

@@ -27,6 +27,7 @@ func newDocument(version string) *huma.OpenAPI {
 			{Name: "services", Description: "Endpoints and the services that they make up."},
 			{Name: "traffic-rules", Description: "Where requests go."},
 			{Name: "security-rules", Description: "Who may call whom."},
+			{Name: "explain", Description: "What becomes of a call, and why."},
 			{Name: "certificates", Description: "The mesh's certificate authority."},
 			{Name: "ca", Description: "What the mesh trusts, and the rotation of its root."},
 			{Name: "revocations", Description: "What is trusted no more."},

@@ -74,6 +74,7 @@ POST /ca/rotation/force
 POST /certificates/issue
 POST /circuits/{namespace}/{service}/{endpoint_id}
 POST /config
+POST /explain
 POST /revocations
 POST /rollback
 POST /security-rules
