@@ -10,10 +10,11 @@ import (
 // table is rules by how a caller is told: the price of a call is a look-up for
 // each shape of names that the rules use, however many rules there are.
 type table struct {
-	lists     map[sourceKey]*ruleList
-	shapes    []shape
-	addresses map[netip.Addr]*ruleList // of callers without a certificate
-	plaintext ruleList                 // of every such caller
+	callers   map[ServiceName]*ruleList // named whole, as most are
+	lists     map[sourceKey]*ruleList   // by patterns
+	shapes    []shape                   // of these
+	addresses map[netip.Addr]*ruleList  // of callers without a certificate
+	plaintext ruleList                  // of every such caller
 	audits    []auditRule
 	denies    bool // some rule does
 	lenient   bool // some rule lets plaintext in
@@ -67,7 +68,7 @@ func (s shape) of(n ServiceName) (sourceKey, bool) {
 }
 
 func newTable() *table {
-	return &table{lists: map[sourceKey]*ruleList{}, addresses: map[netip.Addr]*ruleList{}}
+	return &table{callers: map[ServiceName]*ruleList{}, lists: map[sourceKey]*ruleList{}, addresses: map[netip.Addr]*ruleList{}}
 }
 
 // add takes the next rule of how many; mode is that of the port.
@@ -95,7 +96,7 @@ func (t *table) add(r *InboundRule, at, of int, mode MTLSMode) error {
 	for _, source := range r.From() {
 		key := keyOf(source)
 		if key.shape == (shape{whole, whole}) {
-			listOf(t.lists, key).add(c, r.Does())
+			listOf(t.callers, source).add(c, r.Does())
 			continue
 		}
 		listOf(t.lists, key).add(&later, r.Does())
@@ -130,6 +131,9 @@ func (l *ruleList) add(r *guardRule, does RuleAction) {
 
 // build makes the table ready, after the last rule.
 func (t *table) build() {
+	for _, l := range t.callers {
+		l.build()
+	}
 	for key, l := range t.lists {
 		l.build()
 		if !slices.Contains(t.shapes, key.shape) {
@@ -168,6 +172,9 @@ func (t *table) about(c *Caller, f func(*ruleList)) {
 		}
 		f(&t.plaintext)
 		return
+	}
+	if l := t.callers[c.Name]; l != nil {
+		f(l)
 	}
 	for _, s := range t.shapes {
 		if key, ok := s.of(c.Name); ok {
