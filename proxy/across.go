@@ -109,6 +109,13 @@ func (p *Proxy) dialOffLoop(ctx context.Context, d *destination, e *endpoint) (n
 	return kept, nil
 }
 
+// crowded reports whether it is a translation that answers, as there may be no
+// connection more.
+func (o *outbound) crowded(x hop) bool {
+	_, refused := x.answerField(translate.Refused)
+	return refused
+}
+
 // closeAcross ends all translations.
 func (p *Proxy) closeAcross() {
 	p.mu.Lock()

@@ -238,13 +238,6 @@ func (o *outbound) try(x hop, deadline time.Time) (status int, again bool) {
 	return o.relay(x, status), false
 }
 
-// crowded reports whether it is a translation that answers, as there may be no
-// connection more.
-func (o *outbound) crowded(x hop) bool {
-	_, refused := x.answerField(translate.Refused)
-	return refused
-}
-
 // judgeLate relays an answer whose verdict comes with its end; one that the client
 // broke off has none.
 func (o *outbound) judgeLate(x hop, status int, now time.Time) int {
