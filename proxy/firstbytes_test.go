@@ -29,6 +29,9 @@ type between struct {
 	at     string // where clients connect
 }
 
+// impatient finds a peer that is gone within seconds.
+var impatient = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1}
+
 func newBetween(t *testing.T, change func(*Proxy)) *between {
 	t.Helper()
 	return newBetweenOf(t, change, (*Proxy).serveUnknown)
@@ -49,7 +52,7 @@ func newBetweenOf(t *testing.T, change func(*Proxy), serve func(*Proxy, *listen.
 	to := b.server.Addr().(*net.TCPAddr).AddrPort()
 	ln, err := listen.New(listen.Config{
 		Addrs: []string{"127.0.0.1:0"}, OriginalDst: func(syscall.Conn) (netip.AddrPort, error) { return to, nil },
-		KeepAlive: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 1},
+		KeepAlive: impatient,
 	})
 	if err != nil {
 		t.Fatal(err)
