@@ -99,7 +99,7 @@ func (s *spireRoots) now() []*x509.Certificate {
 // load reads the file and tells whether it holds something else than before.
 func (s *spireRoots) load() (changed bool, err error) {
 	text, err := os.ReadFile(s.path)
-	if err != nil || bytes.Equal(text, s.read) {
+	if err != nil || s.roots.Load() != nil && bytes.Equal(text, s.read) {
 		return false, err
 	}
 	roots, err := s.parse(text)
