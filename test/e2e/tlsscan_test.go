@@ -39,7 +39,7 @@ var expected = map[string]string{
 func TestTLSScan(t *testing.T) {
 	m, outside, ports := tlsPorts(t)
 	var report strings.Builder
-	version, _ := outside.Output(t.Context(), "sh", "-c", "testssl -v 2>/dev/null | grep -om1 'testssl.sh *[0-9][^ ]*' | tr -s ' '; openssl version | cut -d' ' -f1,2")
+	version, _ := outside.Output(t.Context(), "sh", "-c", "testssl -v 2>/dev/null | grep -om1 'testssl  *[0-9][^ ]*' | tr -s ' '; openssl version | cut -d' ' -f1,2")
 	weir, _ := outside.Output(t.Context(), m.Program("weir"), "version")
 	fmt.Fprintf(&report, "# What is offered where weir speaks TLS\n\nWritten by `make tls-scan` on %s, with %s; %s. All ports of a mesh in namespaces were asked.\n",
 		time.Now().UTC().Format(time.DateOnly), strings.Join(strings.Split(strings.TrimSpace(version), "\n"), " and "), strings.TrimSpace(weir))
