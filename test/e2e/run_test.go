@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -96,14 +97,18 @@ while True: signal.pause()
 func TestRunEndsWhatTheProgramLeaves(t *testing.T) {
 	m := newRunMachine(t)
 	defer m.untouched()()
-	for _, c := range []struct{ what, script, want string }{
-		{"is asked first", `(trap 'echo asked; exit' TERM; echo there; while :; do sleep 0.05; done) & sleep 0.5; echo over`, "asked"},
-		{"is killed after the grace", `(trap '' TERM; echo there; exec setsid sleep 1000) & sleep 0.5; echo over`, "over"},
-		{"is woken to be asked", `(trap 'echo asked; exit' TERM; kill -STOP $(exec sh -c 'echo $PPID'); sleep 1000) & sleep 0.5; echo over`, "asked"},
+	for n, c := range []struct{ what, grace, child, want string }{
+		{"is asked first", "30s", `trap 'echo asked; exit' TERM; touch $0; while :; do sleep 0.05; done`, "asked"},
+		{"is killed after the grace", "1s", `trap '' TERM; touch $0; exec setsid sleep 1000`, "over"},
+		{"is woken to be asked", "30s", `trap 'echo asked; exit' TERM; touch $0; kill -STOP $$; sleep 1000`, "asked"},
 	} {
-		r := m.run("--service", "one", "--grace", "1s", "--", "sh", "-c", c.script)
+		// The program ends when its child is there and the test has looked.
+		ready, leave := fmt.Sprintf("ready-%d", n), fmt.Sprintf("leave-%d", n)
+		const script = `sh -c "$1" $2 & until [ -e $2 ]; do sleep 0.02; done; echo over; until [ -e $3 ]; do sleep 0.02; done`
+		r := m.run("--service", "one", "--grace", c.grace, "--", "sh", "-c", script, "sh", c.child, ready, leave)
 		r.says("over")
 		netns := m.netns(1)
+		m.write(leave, "")
 		if status := r.ends(); status != 0 {
 			t.Errorf("%s: exit status %d\n%s", c.what, status, r.out.String())
 		}
