@@ -115,9 +115,8 @@ func (j *job) attend(signals <-chan os.Signal) (status int, err error) {
 		case e, ok := <-j.events:
 			switch {
 			case !ok:
-				_ = <-j.ended // how, its last event has told
-				if status < 0 && err == nil {
-					err = errors.New("the first process of the program's namespaces was killed, and the program with it")
+				if how := <-j.ended; status < 0 && err == nil {
+					err = fmt.Errorf("the first process of the program's namespaces has ended (%s), and the program with it", howEnded(how))
 				}
 				return status, err
 			case e.Failed != "":
