@@ -40,7 +40,9 @@ type Report struct {
 	Control            string    // the control plane's address, as the proxy was told it
 	Clock              time.Time // the proxy's when it made this; zero where it is not known
 	Circuits           []CircuitState
-	CircuitsLeftOut    int // how many more have something to tell
+	CircuitsLeftOut    int         // how many more have something to tell
+	Flows              []FlowCount // since the last report, a bounded number; the rest follows
+	FlowsLeftOut       uint64      // calls that were not counted, for want of room
 
 	CertificateBegins time.Time
 	CertificateSerial string   // hexadecimal

@@ -216,6 +216,7 @@ func (p *Proxy) report() policy.Report {
 		r.CertificateExpires, r.CertificateBegins, r.CertificateSerial = c.Ends, c.Begins, c.Serial
 		r.CertificateRoot, r.TrustedRoots = c.Root, c.Trusted
 	}
+	p.reportFlows(&r)
 	return r
 }
 

@@ -181,6 +181,7 @@ func (i *inbound) serveOpaque(first *firstBytes) {
 	audits := i.audit(g, &call)
 	v := g.Authorize(&call)
 	if !v.Allow {
+		i.countOpaque(v, false)
 		first.dropUpstream()
 		i.deny(v)
 		m.Closed("denied", 0, 0)
@@ -190,6 +191,7 @@ func (i *inbound) serveOpaque(first *firstBytes) {
 	}
 	peeked := bytes.Clone(first.peeked)
 	up, err := i.upstream(first)
+	i.countOpaque(v, err != nil)
 	if err != nil {
 		m.Closed("app-unavailable", 0, 0)
 		i.p.log.Info("the app does not answer", zap.Stringer("address", i.dst), zap.Error(err))

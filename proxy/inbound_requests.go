@@ -41,10 +41,12 @@ type inboundRequests struct {
 	marked     bool             // policy allows it no more
 	why        policy.Verdict   // for which it was cut
 
-	reason reason
-	rule   string
-	audits string
-	began  time.Time
+	reason  reason
+	rule    string
+	audits  string
+	decided policy.Verdict
+	flow    policy.Flow
+	began   time.Time
 }
 
 var inboundPool = sync.Pool{New: func() any {
@@ -116,17 +118,19 @@ func (r *inboundRequests) authorize(x hop) int {
 	}
 	g := r.in.p.guard.Load()
 	if g.byPath && !readPath(&r.paths, x) {
+		r.decided = policy.Verdict{Reason: policy.Reason(badPath.word)}
 		return r.reply(x, badPath)
 	}
 	r.hop, r.guard = x, g
 	r.call.Caller, r.call.Port = r.in.caller, r.in.dst.Port()
 	v, one := r.verdict(x, g)
-	r.rule = v.Rule
+	r.rule, r.decided = v.Rule, v
 	if g.Audits() {
 		r.audits = r.in.audit(g, &r.call)
 	}
 	switch {
 	case !one:
+		r.decided = policy.Verdict{Reason: policy.Reason(ambiguousPath.word)}
 		return r.reply(x, ambiguousPath)
 	case v.Allow:
 		return r.limit(x, g)
@@ -243,6 +247,7 @@ func (r *inboundRequests) end(x hop, status int) {
 	if r.why.Reason != "" {
 		r.reason, r.rule = reason(r.why.Reason), r.why.Rule
 	}
+	r.count(x, status)
 	p.ownMetrics().Done(status, took, x.Sent(), x.Received())
 	code, grpc := grpcCode(x)
 	if grpc {

@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/weir-mesh/weir/proxy/flows"
 	"github.com/weir-mesh/weir/proxy/loop"
 )
 
@@ -29,6 +30,7 @@ func (p *Proxy) makeLoops() error {
 		p.apps = append(p.apps, appPools{})
 		p.mirrors = append(p.mirrors, 0)
 		p.underway = append(p.underway, underway{})
+		p.flows = append(p.flows, flows.Table{})
 	}
 	return nil
 }

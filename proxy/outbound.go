@@ -128,7 +128,9 @@ func (p *Proxy) relayOutbound(client loop.Stream, peeked []byte, lc *listen.Conn
 	started, age := l.Now(), l.Age()
 	m := p.conns.outboundTCP
 	m.Opened()
-	e, ticket, up, err := p.connect(l, d, lc.OriginalDst().Port(), speaksTLS(peeked), started)
+	ownTLS := speaksTLS(peeked)
+	e, ticket, up, err := p.connect(l, d, lc.OriginalDst().Port(), ownTLS, started)
+	p.countRelay(lc.Shard(), lc.OriginalDst().Port(), d, e, ownTLS)
 	if err != nil {
 		m.Closed("no-upstream", 0, 0)
 		p.log.Info("no upstream", zap.Stringer("service", d.svc.Name), zap.Error(err))

@@ -24,6 +24,7 @@ import (
 	"github.com/weir-mesh/weir/policy"
 	"github.com/weir-mesh/weir/proxy/dns"
 	"github.com/weir-mesh/weir/proxy/feed"
+	"github.com/weir-mesh/weir/proxy/flows"
 	"github.com/weir-mesh/weir/proxy/h1"
 	"github.com/weir-mesh/weir/proxy/h2"
 	"github.com/weir-mesh/weir/proxy/identity"
@@ -113,6 +114,8 @@ type Proxy struct {
 
 	apps    []appPools // by loop
 	mirrors []int      // by loop, each its loop's alone: copies under way
+	flows   []flows.Table
+	pending flows.Pending // what the loops handed over
 	live    liveConns
 	peers   peers
 	// by loop, each its loop's alone

@@ -46,6 +46,7 @@ type outbound struct {
 	ids     ids
 	request policy.Request
 	paths   policy.PathReader
+	flow    policy.Flow
 	text    []byte // header values made for this request
 	hand    handling
 	check   limitCheck
@@ -393,6 +394,7 @@ func balanceRequest(s *selection, random, hash uint64) balance.Request {
 // end counts the request and writes its line in the access log.
 func (o *outbound) end(x hop, status int) {
 	took := o.l.Now().Sub(o.began)
+	o.count(x, status)
 	o.service.metrics.Done(status, took, x.Sent(), x.Received())
 	code, grpc := grpcCode(x)
 	if grpc {

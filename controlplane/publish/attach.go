@@ -90,7 +90,17 @@ func (s *Server) Attach(stream attachStream) error {
 		}
 		a.seen(req, s.cfg.Now())
 		s.tellDemands(a, req)
+		s.tellFlows(a, req)
 	}
+}
+
+// tellFlows hands what a report has of flows on.
+func (s *Server) tellFlows(a *attachment, req *wire.AttachRequest) {
+	r := req.GetReport()
+	if s.cfg.Flows == nil || len(r.GetFlows()) == 0 && r.GetFlowsLeftOut() == 0 {
+		return
+	}
+	s.cfg.Flows(a.key.name(), r.PolicyFlows(a.key.service), r.GetFlowsLeftOut())
 }
 
 // next gives the proxy's next message. Shares that change meanwhile are told: as
@@ -143,6 +153,7 @@ func (s *Server) attach(ctx context.Context, service policy.ServiceName, req *wi
 	}
 	s.attachments[a.key] = a
 	s.tellDemands(a, req)
+	s.tellFlows(a, req)
 	s.cfg.Log.Info("proxy attached", zap.Stringer("service", service), zap.String("proxy", hello.ProxyID),
 		zap.String("version", hello.Version), zap.Int("endpoints", len(hello.Endpoints)))
 	return a, nil

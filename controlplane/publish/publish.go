@@ -52,6 +52,9 @@ type Config struct {
 	Demands  func(p ProxyName, demands []policy.Demand)
 	Shares   func(p ProxyName) []policy.Share
 	Detached func(p ProxyName, left bool)
+	// Flows hears what an attached proxy counted of its service's calls, and how
+	// many it had no room to count, with each report that has any; may be nil.
+	Flows func(p ProxyName, flows []policy.FlowCount, leftOut uint64)
 	// Log may be nil.
 	Log *zap.Logger
 	// Now is time.Now where it is nil.

@@ -245,6 +245,7 @@ func (in *Inbound) Policy() (policy.Inbound, error) {
 // FromReport converts a proxy's report.
 func FromReport(r policy.Report) *Report {
 	out := &Report{ResidentBytes: r.ResidentBytes, Control: r.Control, Circuits: fromCircuits(r.Circuits), CircuitsLeftOut: uint32(max(r.CircuitsLeftOut, 0))}
+	out.Flows, out.FlowsLeftOut = fromFlows(r.Flows), r.FlowsLeftOut
 	if !r.CertificateExpires.IsZero() {
 		out.CertificateExpires = r.CertificateExpires.Unix()
 	}

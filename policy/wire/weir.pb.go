@@ -2625,6 +2625,8 @@ type Report struct {
 	// are trusted.
 	CertificateRoot string   `protobuf:"bytes,52,opt,name=certificate_root,json=certificateRoot,proto3" json:"certificate_root,omitempty"`
 	TrustedRoots    []string `protobuf:"bytes,53,rep,name=trusted_roots,json=trustedRoots,proto3" json:"trusted_roots,omitempty"`
+	Flows           []*Flow  `protobuf:"bytes,40,rep,name=flows,proto3" json:"flows,omitempty"`                                      // since the last report, a bounded number; the rest follows
+	FlowsLeftOut    uint64   `protobuf:"varint,41,opt,name=flows_left_out,json=flowsLeftOut,proto3" json:"flows_left_out,omitempty"` // calls that were not counted, for want of room
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2729,6 +2731,20 @@ func (x *Report) GetTrustedRoots() []string {
 	return nil
 }
 
+func (x *Report) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+func (x *Report) GetFlowsLeftOut() uint64 {
+	if x != nil {
+		return x.FlowsLeftOut
+	}
+	return 0
+}
+
 // Circuit is how a proxy's circuit of one endpoint stands.
 type Circuit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2822,6 +2838,188 @@ func (x *Circuit) GetEjected() bool {
 	return false
 }
 
+// Flow is how often a proxy carried calls that are alike. Of its own service and
+// the other, the proxy's is not told: its certificate does that.
+type Flow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Outbound      bool                   `protobuf:"varint,1,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	Peer          *Name                  `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"` // whom the app asked for, or who called; absent without a certificate
+	PeerClass     string                 `protobuf:"bytes,3,opt,name=peer_class,json=peerClass,proto3" json:"peer_class,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	Protocol      string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Method        string                 `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	Path          string                 `protobuf:"bytes,7,opt,name=path,proto3" json:"path,omitempty"`
+	Allowed       bool                   `protobuf:"varint,8,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason        string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rule          string                 `protobuf:"bytes,10,opt,name=rule,proto3" json:"rule,omitempty"`
+	Token         bool                   `protobuf:"varint,11,opt,name=token,proto3" json:"token,omitempty"`
+	Route         string                 `protobuf:"bytes,12,opt,name=route,proto3" json:"route,omitempty"`
+	Routed        *Name                  `protobuf:"bytes,13,opt,name=routed,proto3" json:"routed,omitempty"`
+	Subset        string                 `protobuf:"bytes,14,opt,name=subset,proto3" json:"subset,omitempty"`
+	Encryption    string                 `protobuf:"bytes,15,opt,name=encryption,proto3" json:"encryption,omitempty"`
+	Why           string                 `protobuf:"bytes,16,opt,name=why,proto3" json:"why,omitempty"`
+	Calls         uint64                 `protobuf:"varint,17,opt,name=calls,proto3" json:"calls,omitempty"`
+	Errors        uint64                 `protobuf:"varint,18,opt,name=errors,proto3" json:"errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_weir_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Flow) GetOutbound() bool {
+	if x != nil {
+		return x.Outbound
+	}
+	return false
+}
+
+func (x *Flow) GetPeer() *Name {
+	if x != nil {
+		return x.Peer
+	}
+	return nil
+}
+
+func (x *Flow) GetPeerClass() string {
+	if x != nil {
+		return x.PeerClass
+	}
+	return ""
+}
+
+func (x *Flow) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Flow) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Flow) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Flow) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Flow) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *Flow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Flow) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Flow) GetToken() bool {
+	if x != nil {
+		return x.Token
+	}
+	return false
+}
+
+func (x *Flow) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *Flow) GetRouted() *Name {
+	if x != nil {
+		return x.Routed
+	}
+	return nil
+}
+
+func (x *Flow) GetSubset() string {
+	if x != nil {
+		return x.Subset
+	}
+	return ""
+}
+
+func (x *Flow) GetEncryption() string {
+	if x != nil {
+		return x.Encryption
+	}
+	return ""
+}
+
+func (x *Flow) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Flow) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *Flow) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProxyId       string                 `protobuf:"bytes,1,opt,name=proxy_id,json=proxyId,proto3" json:"proxy_id,omitempty"`
@@ -2834,7 +3032,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3044,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3057,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{33}
+	return file_weir_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -2909,7 +3107,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3119,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3132,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{34}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -3012,7 +3210,7 @@ type LimitRef struct {
 
 func (x *LimitRef) Reset() {
 	*x = LimitRef{}
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3024,7 +3222,7 @@ func (x *LimitRef) String() string {
 func (*LimitRef) ProtoMessage() {}
 
 func (x *LimitRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3037,7 +3235,7 @@ func (x *LimitRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
 func (*LimitRef) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{35}
+	return file_weir_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LimitRef) GetService() *Name {
@@ -3074,7 +3272,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3284,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3297,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{36}
+	return file_weir_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Demand) GetLimit() *LimitRef {
@@ -3141,7 +3339,7 @@ type KeyDemand struct {
 
 func (x *KeyDemand) Reset() {
 	*x = KeyDemand{}
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3351,7 @@ func (x *KeyDemand) String() string {
 func (*KeyDemand) ProtoMessage() {}
 
 func (x *KeyDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3364,7 @@ func (x *KeyDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
 func (*KeyDemand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{37}
+	return file_weir_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KeyDemand) GetKey() uint64 {
@@ -3203,7 +3401,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3413,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3426,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{38}
+	return file_weir_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -3264,7 +3462,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3474,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3487,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{39}
+	return file_weir_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Share) GetLimit() *LimitRef {
@@ -3323,7 +3521,7 @@ type KeyShare struct {
 
 func (x *KeyShare) Reset() {
 	*x = KeyShare{}
-	mi := &file_weir_proto_msgTypes[40]
+	mi := &file_weir_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3335,7 +3533,7 @@ func (x *KeyShare) String() string {
 func (*KeyShare) ProtoMessage() {}
 
 func (x *KeyShare) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[40]
+	mi := &file_weir_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3348,7 +3546,7 @@ func (x *KeyShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
 func (*KeyShare) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{40}
+	return file_weir_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *KeyShare) GetKey() uint64 {
@@ -3658,7 +3856,7 @@ const file_weir_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x0e.weir.v1.HelloR\x05hello\x12*\n" +
 	"\afigures\x18\x02 \x01(\v2\x10.weir.v1.FiguresR\afigures\x12\x18\n" +
 	"\aleaving\x18\x03 \x01(\bR\aleaving\x12'\n" +
-	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\x98\x03\n" +
+	"\x06report\x18\x04 \x01(\v2\x0f.weir.v1.ReportR\x06report\"\xe3\x03\n" +
 	"\x06Report\x12%\n" +
 	"\x0eresident_bytes\x18\x01 \x01(\x04R\rresidentBytes\x12/\n" +
 	"\x13certificate_expires\x18\x02 \x01(\x03R\x12certificateExpires\x12\x18\n" +
@@ -3669,7 +3867,9 @@ const file_weir_proto_rawDesc = "" +
 	"\x12certificate_serial\x182 \x01(\tR\x11certificateSerial\x12-\n" +
 	"\x12certificate_begins\x183 \x01(\x03R\x11certificateBegins\x12)\n" +
 	"\x10certificate_root\x184 \x01(\tR\x0fcertificateRoot\x12#\n" +
-	"\rtrusted_roots\x185 \x03(\tR\ftrustedRoots\"\xc8\x01\n" +
+	"\rtrusted_roots\x185 \x03(\tR\ftrustedRoots\x12#\n" +
+	"\x05flows\x18( \x03(\v2\r.weir.v1.FlowR\x05flows\x12$\n" +
+	"\x0eflows_left_out\x18) \x01(\x04R\fflowsLeftOut\"\xc8\x01\n" +
 	"\aCircuit\x12'\n" +
 	"\aservice\x18\x01 \x01(\v2\r.weir.v1.NameR\aservice\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
@@ -3677,7 +3877,30 @@ const file_weir_proto_rawDesc = "" +
 	"\bfailures\x18\x04 \x01(\rR\bfailures\x12\x14\n" +
 	"\x05since\x18\x05 \x01(\x03R\x05since\x12\x16\n" +
 	"\x06forced\x18\x06 \x01(\bR\x06forced\x12\x18\n" +
-	"\aejected\x18\a \x01(\bR\aejected\"\x8b\x01\n" +
+	"\aejected\x18\a \x01(\bR\aejected\"\xd1\x03\n" +
+	"\x04Flow\x12\x1a\n" +
+	"\boutbound\x18\x01 \x01(\bR\boutbound\x12!\n" +
+	"\x04peer\x18\x02 \x01(\v2\r.weir.v1.NameR\x04peer\x12\x1d\n" +
+	"\n" +
+	"peer_class\x18\x03 \x01(\tR\tpeerClass\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x05 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\a \x01(\tR\x04path\x12\x18\n" +
+	"\aallowed\x18\b \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x12\x12\n" +
+	"\x04rule\x18\n" +
+	" \x01(\tR\x04rule\x12\x14\n" +
+	"\x05token\x18\v \x01(\bR\x05token\x12\x14\n" +
+	"\x05route\x18\f \x01(\tR\x05route\x12%\n" +
+	"\x06routed\x18\r \x01(\v2\r.weir.v1.NameR\x06routed\x12\x16\n" +
+	"\x06subset\x18\x0e \x01(\tR\x06subset\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\x0f \x01(\tR\n" +
+	"encryption\x12\x10\n" +
+	"\x03why\x18\x10 \x01(\tR\x03why\x12\x14\n" +
+	"\x05calls\x18\x11 \x01(\x04R\x05calls\x12\x16\n" +
+	"\x06errors\x18\x12 \x01(\x04R\x06errors\"\x8b\x01\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bproxy_id\x18\x01 \x01(\tR\aproxyId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -3736,7 +3959,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -3771,40 +3994,41 @@ var file_weir_proto_goTypes = []any{
 	(*AttachRequest)(nil),       // 30: weir.v1.AttachRequest
 	(*Report)(nil),              // 31: weir.v1.Report
 	(*Circuit)(nil),             // 32: weir.v1.Circuit
-	(*Hello)(nil),               // 33: weir.v1.Hello
-	(*Figures)(nil),             // 34: weir.v1.Figures
-	(*LimitRef)(nil),            // 35: weir.v1.LimitRef
-	(*Demand)(nil),              // 36: weir.v1.Demand
-	(*KeyDemand)(nil),           // 37: weir.v1.KeyDemand
-	(*AttachResponse)(nil),      // 38: weir.v1.AttachResponse
-	(*Share)(nil),               // 39: weir.v1.Share
-	(*KeyShare)(nil),            // 40: weir.v1.KeyShare
-	nil,                         // 41: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 42: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 43: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 44: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 45: weir.v1.HeaderChanges.AddEntry
-	nil,                         // 46: weir.v1.Traffic.PortModesEntry
-	nil,                         // 47: weir.v1.Inbound.PortModesEntry
-	nil,                         // 48: weir.v1.SecurityRule.HeadersEntry
-	nil,                         // 49: weir.v1.SecurityRule.ClaimsEntry
-	(*durationpb.Duration)(nil), // 50: google.protobuf.Duration
+	(*Flow)(nil),                // 33: weir.v1.Flow
+	(*Hello)(nil),               // 34: weir.v1.Hello
+	(*Figures)(nil),             // 35: weir.v1.Figures
+	(*LimitRef)(nil),            // 36: weir.v1.LimitRef
+	(*Demand)(nil),              // 37: weir.v1.Demand
+	(*KeyDemand)(nil),           // 38: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 39: weir.v1.AttachResponse
+	(*Share)(nil),               // 40: weir.v1.Share
+	(*KeyShare)(nil),            // 41: weir.v1.KeyShare
+	nil,                         // 42: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 43: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 44: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 45: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 46: weir.v1.HeaderChanges.AddEntry
+	nil,                         // 47: weir.v1.Traffic.PortModesEntry
+	nil,                         // 48: weir.v1.Inbound.PortModesEntry
+	nil,                         // 49: weir.v1.SecurityRule.HeadersEntry
+	nil,                         // 50: weir.v1.SecurityRule.ClaimsEntry
+	(*durationpb.Duration)(nil), // 51: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	50, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	51, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	2,  // 1: weir.v1.Mesh.revocations:type_name -> weir.v1.Revocation
 	0,  // 2: weir.v1.Revocation.identity:type_name -> weir.v1.Name
 	0,  // 3: weir.v1.Service.name:type_name -> weir.v1.Name
 	4,  // 4: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	7,  // 5: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
 	17, // 6: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	41, // 7: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	50, // 8: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	42, // 7: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	51, // 8: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
 	22, // 9: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	5,  // 10: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
 	6,  // 11: weir.v1.Endpoint.external:type_name -> weir.v1.External
-	42, // 12: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	43, // 13: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	43, // 12: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	44, // 13: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
 	8,  // 14: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
 	9,  // 15: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
 	9,  // 16: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
@@ -3814,67 +4038,70 @@ var file_weir_proto_depIdxs = []int32{
 	13, // 20: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
 	14, // 21: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
 	22, // 22: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
-	44, // 23: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	45, // 24: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	45, // 23: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	46, // 24: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
 	15, // 25: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
 	16, // 26: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	50, // 27: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	50, // 28: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	50, // 29: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	51, // 27: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	51, // 28: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	51, // 29: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
 	22, // 30: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
 	0,  // 31: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
 	18, // 32: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
 	19, // 33: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
 	20, // 34: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
 	21, // 35: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	46, // 36: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
+	47, // 36: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
 	22, // 37: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
-	50, // 38: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	50, // 39: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	50, // 40: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	50, // 41: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	50, // 42: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	50, // 43: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	50, // 44: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	51, // 38: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	51, // 39: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	51, // 40: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	51, // 41: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	51, // 42: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	51, // 43: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	51, // 44: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
 	0,  // 45: weir.v1.Inbound.name:type_name -> weir.v1.Name
 	24, // 46: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
 	22, // 47: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
 	22, // 48: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
 	7,  // 49: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
-	47, // 50: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
+	48, // 50: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
 	0,  // 51: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
 	0,  // 52: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
 	0,  // 53: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
-	48, // 54: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
-	49, // 55: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
+	49, // 54: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
+	50, // 55: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
 	0,  // 56: weir.v1.Lookup.service:type_name -> weir.v1.Name
 	0,  // 57: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
-	33, // 58: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	34, // 59: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	34, // 58: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	35, // 59: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
 	31, // 60: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
 	32, // 61: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	0,  // 62: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	4,  // 63: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	36, // 64: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 65: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	35, // 66: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	37, // 67: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	50, // 68: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	39, // 69: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	35, // 70: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	40, // 71: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	25, // 72: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
-	27, // 73: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	28, // 74: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	30, // 75: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	29, // 76: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	29, // 77: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	38, // 78: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	76, // [76:79] is the sub-list for method output_type
-	73, // [73:76] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	33, // 62: weir.v1.Report.flows:type_name -> weir.v1.Flow
+	0,  // 63: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	0,  // 64: weir.v1.Flow.peer:type_name -> weir.v1.Name
+	0,  // 65: weir.v1.Flow.routed:type_name -> weir.v1.Name
+	4,  // 66: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	37, // 67: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 68: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	36, // 69: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	38, // 70: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	51, // 71: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	40, // 72: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	36, // 73: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	41, // 74: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	25, // 75: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
+	27, // 76: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	28, // 77: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	30, // 78: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	29, // 79: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	29, // 80: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	39, // 81: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	79, // [79:82] is the sub-list for method output_type
+	76, // [76:79] is the sub-list for method input_type
+	76, // [76:76] is the sub-list for extension type_name
+	76, // [76:76] is the sub-list for extension extendee
+	0,  // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -3893,7 +4120,7 @@ func file_weir_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
