@@ -22,6 +22,7 @@ import (
 
 	"github.com/weir-mesh/weir/controlplane/api"
 	"github.com/weir-mesh/weir/controlplane/ca"
+	"github.com/weir-mesh/weir/controlplane/flows"
 	"github.com/weir-mesh/weir/controlplane/health"
 	"github.com/weir-mesh/weir/controlplane/publish"
 	"github.com/weir-mesh/weir/controlplane/store"
@@ -151,6 +152,7 @@ type plane struct {
 	pub    *publish.Server
 	health *health.Checker
 	shares *shareOut
+	flows  *flows.Log
 	api    *api.Server
 
 	streams streams
@@ -208,11 +210,15 @@ func (p *plane) run(ctx context.Context) error {
 
 func (p *plane) compose(ctx context.Context) error {
 	var err error
+	p.flows = flows.New(p.started)
 	p.shares = newShareOut(p.store, p.view.meshLimit)
 	p.shares.self = func() (string, float64) { return p.cfg.name(), unix(p.started) }
 	p.pub, err = publish.New(publish.Config{
 		Source: p.view, Identity: p.ca.Peer, Attach: p.attach, SettledAt: p.settledAt(ctx), Log: p.log.Named("publish"),
 		Demands: p.shares.demands, Shares: p.shares.shares, Detached: p.shares.detached,
+		Flows: func(_ publish.ProxyName, counts []policy.FlowCount, leftOut uint64) {
+			p.flows.Add(time.Now(), counts, leftOut)
+		},
 	})
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ import (
 // serveAPI puts the REST API before the parts.
 func (p *plane) serveAPI() (err error) {
 	p.api, err = api.New(api.Config{
-		Mesh: p, Authority: authority{p}, Proxies: p, Trust: p, Cluster: cluster{p}, ConfigFile: p.file.status,
+		Mesh: p, Authority: authority{p}, Proxies: p, Trust: p, Cluster: cluster{p}, ConfigFile: p.file.status, Observed: observed{p},
 		Token: p.token, Insecure: p.cfg.InsecureAPI, Version: p.cfg.Version, Started: p.started, Log: p.log.Named("api"),
 	})
 	return err

@@ -109,6 +109,30 @@ func (r *Router) Route(req *Request, roll uint64) Route {
 	return *g.pick(roll)
 }
 
+// Choice is a route with its share of the requests that are alike.
+type Choice struct {
+	Route
+	Share float64 // 0 to 1
+}
+
+// Choices lists the routes that a request may take: those of the rules that
+// share its match, by weight, or the one there is.
+func (r *Router) Choices(req *Request) []Choice {
+	g := r.match(req)
+	if g == nil || g.total == 0 {
+		return []Choice{{r.fallback, 1}}
+	}
+	var out []Choice
+	below := uint64(0)
+	for i, upTo := range g.upTo {
+		if upTo > below {
+			out = append(out, Choice{g.routes[i], float64(upTo-below) / float64(g.total)})
+		}
+		below = upTo
+	}
+	return out
+}
+
 func (g *group) add(route Route, weight int) {
 	g.total += uint64(max(weight, 0))
 	g.upTo = append(g.upTo, g.total)

@@ -98,6 +98,11 @@ const (
 	maxConditions = 20 // headers, and claims
 )
 
+// AppliesFrom tells whether the rule is about calls of a service.
+func (r *SecurityRule) AppliesFrom(source ServiceName) bool {
+	return slices.ContainsFunc(r.From(), func(pattern ServiceName) bool { return matchName(pattern, source) })
+}
+
 // Validate lists what is wrong with a rule.
 func (r *SecurityRule) Validate() Problems {
 	var p Problems

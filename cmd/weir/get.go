@@ -17,20 +17,22 @@ type getter struct {
 	kind, short string
 	named       string // what NAME is, "" if there is none
 	show        func(*getting) error
+	own         func(*options) *cobra.Command // in the place of show, for one with flags of its own
 }
 
 var getters = []getter{
-	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices},
-	{"endpoints", "where services answer", "NAMESPACE/SERVICE[/ID]", getEndpoints},
-	{"external-services", "the services outside the mesh", "NAMESPACE/SERVICE[/ID]", getExternalServices},
-	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth},
-	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE[/ID]", getTrafficRules},
-	{"security-rules", "who may call whom", "ID", getSecurityRules},
-	{"circuits", "how circuits stand, and what was ordered of them", "NAMESPACE/SERVICE[/ID]", getCircuits},
-	{"config", "the effective settings", "", getConfig},
-	{"proxies", "the connected proxies", "ID", getProxies},
-	{"status", "how the control plane is", "", getStatus},
-	{"metrics", "what the control plane and its proxies count", "", getMetrics},
+	{"services", "the services of the mesh", "NAMESPACE/SERVICE", getServices, nil},
+	{"endpoints", "where services answer", "NAMESPACE/SERVICE[/ID]", getEndpoints, nil},
+	{"external-services", "the services outside the mesh", "NAMESPACE/SERVICE[/ID]", getExternalServices, nil},
+	{"health", "what the health checks found", "NAMESPACE/SERVICE", getHealth, nil},
+	{"traffic-rules", "where requests go, in the order of evaluation", "NAMESPACE/SERVICE[/ID]", getTrafficRules, nil},
+	{"security-rules", "who may call whom", "ID", getSecurityRules, nil},
+	{"circuits", "how circuits stand, and what was ordered of them", "NAMESPACE/SERVICE[/ID]", getCircuits, nil},
+	{kind: "flows", own: newGetFlowsCommand},
+	{"config", "the effective settings", "", getConfig, nil},
+	{"proxies", "the connected proxies", "ID", getProxies, nil},
+	{"status", "how the control plane is", "", getStatus, nil},
+	{"metrics", "what the control plane and its proxies count", "", getMetrics, nil},
 }
 
 // getting is one run of a getter.
@@ -55,6 +57,10 @@ func newGetCommand(opt *options) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
 	for _, g := range getters {
+		if g.own != nil {
+			cmd.AddCommand(g.own(opt))
+			continue
+		}
 		cmd.AddCommand(g.command(opt))
 	}
 	return cmd

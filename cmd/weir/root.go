@@ -38,7 +38,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(newControlCommand(), newDemoCommand(), newVersionCommand(opt), newValidateCommand(opt), newRunCommand(opt), newRunInsideCommand())
 	for _, cmd := range []*cobra.Command{newTokenCommand(opt), newGetCommand(opt), newDeleteCommand(opt), newApplyCommand(opt),
 		newStatusCommand(opt), newHistoryCommand(opt), newDiffCommand(opt), newRollbackCommand(opt), newCircuitCommand(opt), newCACommand(opt), newRevokeCommand(opt),
-		newExplainCommand(opt)} {
+		newExplainCommand(opt), newCheckCommand(opt), newPolicyCommand(opt)} {
 		f := cmd.PersistentFlags()
 		f.StringVar(&opt.server, "server", env("WEIR_SERVER", "http://127.0.0.1:8080"), "URL of the control plane (WEIR_SERVER)")
 		f.StringVar(&opt.tokenFile, "token-file", os.Getenv("WEIR_TOKEN_FILE"), "file with the admin token (WEIR_TOKEN_FILE) (default "+defaultTokenFile()+")")

@@ -127,14 +127,27 @@ type Cluster interface {
 	Figures(ctx context.Context) ControlMetrics
 }
 
+// Observed knows what went on between the services of the mesh.
+type Observed interface {
+	// Flows lists what proxies counted.
+	Flows(q FlowQuery) FlowList
+	// Pairs tells of each pair of services that talked since then, or may talk,
+	// how it is encrypted.
+	Pairs(since time.Time) PairList
+	// Judge tells which flows since then would have another verdict or route with
+	// differences of the state.
+	Judge(differences []policy.Difference, since time.Time) WhatIf
+}
+
 // Config is what a Server is made of. Every field of an interface type but Cluster
-// is needed.
+// and Observed is needed.
 type Config struct {
 	Mesh      Mesh
 	Authority Authority
 	Proxies   Proxies
 	Trust     Trust
-	Cluster   Cluster // may be nil: nobody else shares the store
+	Cluster   Cluster  // may be nil: nobody else shares the store
+	Observed  Observed // may be nil: nothing is observed
 
 	// ConfigFile tells how the mesh file stands, nil where there is none. The func
 	// may be nil.

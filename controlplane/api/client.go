@@ -189,12 +189,16 @@ func (c *Client) UpdateSettings(ctx context.Context, patch any) (warnings []stri
 // they would change.
 func (c *Client) Apply(ctx context.Context, docs []Document, dryRun bool) (Stored, error) {
 	var out Stored
+	_, err := c.call(ctx, http.MethodPost, "/apply"+asDryRun(dryRun), newApplyBody(docs), &out)
+	return out, err
+}
+
+func newApplyBody(docs []Document) applyBody {
 	body := applyBody{Documents: make([]json.RawMessage, len(docs))}
 	for i := range docs {
 		body.Documents[i] = docs[i].text
 	}
-	_, err := c.call(ctx, http.MethodPost, "/apply"+asDryRun(dryRun), body, &out)
-	return out, err
+	return body
 }
 
 // History lists at most limit changes before a revision (0 is all), the newest

@@ -88,6 +88,10 @@ func (s *Server) register(api huma.API) {
 	add(api, "GET /diff", "diff", "Tell what differs between the states after two revisions", s.getDiff)
 	add(api, "POST /rollback", "rollback", "Make rules, settings and registered endpoints what they were after a revision", s.rollback)
 
+	add(api, "GET /flows", "list-flows", "List what proxies counted of the calls between services", s.listFlows)
+	add(api, "GET /pairs", "list-pairs", "Tell of each pair of services whether what they say is encrypted, and why", s.listPairs)
+	add(api, "POST /what-if", "what-if", "Tell which flows would have another verdict or route if documents were applied; nothing is stored", s.whatIf)
+
 	add(api, "GET /metrics", "get-metrics", "Get the counts of the control plane and its proxies", s.getMetrics)
 	add(api, "GET /status", "get-status", "Tell how the control plane is", s.getStatus)
 	add(api, "GET /proxies", "list-proxies", "List the connected proxies", s.listProxies)
