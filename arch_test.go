@@ -92,6 +92,7 @@ var oneDoor = map[string][]string{
 	"github.com/coreos/go-iptables":          {"redirect"},
 	"github.com/cilium/ebpf":                 {"redirect/shortcut"},
 	"github.com/golang-jwt/jwt":              {"proxy/jwt"},
+	"github.com/go-jose/go-jose":             {"proxy/jwt"},
 	"golang.org/x/net/dns":                   {"proxy/dns"},
 	"k8s.io":                                 {"controlplane/kube"},
 

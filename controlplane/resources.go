@@ -115,7 +115,7 @@ func (v *view) Inbound(name policy.ServiceName) policy.Inbound {
 		}
 	}
 	if v.inboundLimitsLocked(&in) || needsSecret {
-		in.JWTSecret = s.Security.JWTSecret
+		in.JWTSecret, in.JWT = s.Security.JWTSecret, s.Security.JWT
 	}
 	return in
 }

@@ -253,7 +253,8 @@ type Inbound struct {
 	MTLS         MTLSMode            // of the service's ports,
 	PortModes    map[uint16]MTLSMode // but for these
 	DefaultAllow bool
-	JWTSecret    string // for rules with required_jwt, and limits by a claim; HS256
+	JWTSecret    string      // for rules with required_jwt, and limits by a claim; HS256
+	JWT          JWTSettings // likewise
 	RateLimit    RateLimit
 	RateLimits   []RateLimit // more limits that go by who calls
 	// Routes are the service's traffic rules, where one of them has a limit that

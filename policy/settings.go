@@ -57,7 +57,8 @@ type CircuitValues struct {
 // Security holds tokens, the gateway's certificate and CORS, rate limits and
 // which paths need a token at the gateway.
 type Security struct {
-	JWTSecret string `json:"jwt_secret,omitempty"`
+	JWTSecret string      `json:"jwt_secret,omitempty"`
+	JWT       JWTSettings `json:"jwt"`
 	SSL       struct {
 		Enabled  bool   `json:"enabled"`
 		CertFile string `json:"cert_file"`
@@ -142,6 +143,7 @@ func DefaultSettings() Settings {
 	var s Settings
 	s.MTLSMode, s.DefaultPolicy, s.Egress = Strict, "deny", "allow"
 	s.Services = map[string]ServiceSettings{}
+	s.Security.JWT = JWTSettings{Leeway: DefaultLeeway, Issuers: []JWTIssuer{}}
 	s.Security.CORS.AllowOrigins = []string{}
 	s.Security.CORS.AllowMethods = []string{}
 	s.Security.CORS.AllowHeaders = []string{}
@@ -207,6 +209,7 @@ func (s *Settings) validateSecurity(p *Problems) {
 			p.add("security.cors.allow_headers", "%q is not a header name", h)
 		}
 	}
+	*p = append(*p, s.Security.JWT.validate().Under("security.jwt")...)
 	p.intIn("security.rate_limiting.default_limit", s.Security.RateLimiting.DefaultLimit, 1, maxLimit)
 	p.secondsIn("security.rate_limiting.window", s.Security.RateLimiting.Window, 0.1)
 	for _, path := range s.Security.Authentication.ProtectedPaths {

@@ -138,15 +138,19 @@ type guard struct {
 	byPath bool // a rule looks at the path
 }
 
-func newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
+func (p *Proxy) newGuard(in policy.Inbound, old *guard, now time.Time) (*guard, error) {
 	decide, err := policy.NewGuard(in)
 	if err != nil {
 		return nil, err
 	}
-	g := &guard{Guard: decide, tokens: jwt.New([]byte(in.JWTSecret))}
+	g := &guard{Guard: decide}
 	var before *inboundLimits
 	if old != nil {
+		g.tokens = old.tokensFor(&in)
 		before = &old.limits
+	}
+	if g.tokens == nil {
+		g.tokens = p.newTokens(&in, old)
 	}
 	g.limits, err = newInboundLimits(&in, before, now)
 	g.byPath = in.LooksAtPath() || g.limits.router != nil && g.limits.router.LooksAtPath()
@@ -159,11 +163,12 @@ func (p *Proxy) setInbound(in policy.Inbound) error {
 	if in.Service != p.cfg.Service {
 		return fmt.Errorf("inbound is for %s, this proxy is beside %s", in.Service, p.cfg.Service)
 	}
-	g, err := newGuard(in, p.guard.Load(), time.Now())
+	g, err := p.newGuard(in, p.guard.Load(), time.Now())
 	if err != nil {
 		return err
 	}
 	p.guard.Store(g)
+	p.tokensChanged()
 	p.askForNew(g.limits.all())
 	if n := p.live.recheck(g); n > 0 {
 		p.log.Info("connections cut: policy allows them no more", zap.Int("connections", n))

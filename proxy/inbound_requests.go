@@ -36,6 +36,7 @@ type inboundRequests struct {
 	claims     map[string]any // of the token, once it was asked for
 	noToken    policy.Reason  // why there are none
 	tokenAsked bool
+	late       bool // the rules changed while it is under way, and it is asked about again
 
 	next, prev *inboundRequests // of those under way
 	marked     bool             // policy allows it no more
@@ -174,7 +175,10 @@ const grpcHealth = "/grpc.health.v1.Health/Check"
 
 func (r *inboundRequests) checkToken(x exchange, g *guard) (jwt.Claims, error) {
 	header, _ := x.Get("Authorization")
-	claims, err := g.tokens.Verify(header, r.began)
+	if r.late { // outside any task, which verify may have wait
+		return g.tokens.Verify(header, r.began)
+	}
+	claims, err := r.in.p.verify(r.l, g, header, r.began)
 	if err != nil && !errors.Is(err, jwt.ErrMissing) {
 		r.in.p.log.Debug("token refused", zap.Error(err))
 	}

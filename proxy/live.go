@@ -190,6 +190,8 @@ func (u *underway) cut(g *guard) {
 
 // again is the verdict about a request under way by the rules of now.
 func (r *inboundRequests) again(g *guard) policy.Verdict {
-	r.guard, r.tokenAsked = g, false
-	return g.Authorize(&r.call)
+	r.guard, r.tokenAsked, r.late = g, false, true
+	v := g.Authorize(&r.call)
+	r.late = false
+	return v
 }

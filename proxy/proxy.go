@@ -123,6 +123,7 @@ type Proxy struct {
 
 	stirred chan struct{} // of one place: a circuit has changed
 	skewed  atomic.Bool   // our clock is not the control plane's, and that was said
+	issuers chan struct{} // likewise: tokens are of other issuers
 
 	mu        sync.Mutex // guards what follows and orders changes of dests
 	endpoints map[endpointKey]*endpoint
@@ -146,6 +147,7 @@ func New(cfg Config) (*Proxy, error) {
 		metrics:   telemetry.New(telemetry.Options{}),
 		endpoints: map[endpointKey]*endpoint{},
 		stirred:   make(chan struct{}, 1),
+		issuers:   make(chan struct{}, 1),
 		h1:        h1.NewServer(h1.Config{Refusal: refuseUnread}),
 		h2:        h2.NewServer(h2.Config{Refusal: refuseUnread}),
 	}
@@ -163,7 +165,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.conns = newConnectionMetrics(p.metrics, p.metrics.Service(telemetry.Inbound, cfg.Service.Name, cfg.Service.Namespace))
 	p.dests.Store(&destinations{})
 	p.mesh.Store(&policy.Mesh{Metrics: true})
-	nobody, err := newGuard(policy.Inbound{Service: cfg.Service, MTLS: policy.Strict}, nil, time.Now())
+	nobody, err := p.newGuard(policy.Inbound{Service: cfg.Service, MTLS: policy.Strict}, nil, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -222,6 +224,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return named("admin", ports.admin.run(hard)) })
 	g.Go(func() error { p.housekeep(hard); return nil })
 	g.Go(func() error { p.keepSettled(hard); return nil })
+	g.Go(func() error { p.keepTokens(hard); return nil })
 	g.Go(func() error { p.names.Run(hard); return nil })
 	if p.access != nil {
 		g.Go(func() error { return named("access log", p.access.Run(hard)) })

@@ -53,9 +53,11 @@ GET /certificates/ca
 GET /circuits/{namespace}/{service}
 GET /config
 GET /diff
+GET /flows
 GET /history
 GET /history/{revision}
 GET /metrics
+GET /pairs
 GET /proxies
 GET /revocations
 GET /security-rules
@@ -81,6 +83,7 @@ POST /security-rules
 POST /services/register
 POST /tokens
 POST /traffic-rules/{namespace}/{service}
+POST /what-if
 PUT /config
 PUT /security-rules/{rule_id}
 PUT /services/{namespace}/{service}/{endpoint_id}

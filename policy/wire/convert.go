@@ -203,7 +203,7 @@ func duration(d *durationpb.Duration) time.Duration {
 func FromInbound(in *policy.Inbound) *Inbound {
 	out := &Inbound{
 		Name: FromName(in.Service), MtlsMode: string(in.MTLS), DefaultAllow: in.DefaultAllow,
-		JwtSecret: in.JWTSecret, RateLimit: fromRateLimit(in.RateLimit), RateLimits: fromRateLimits(in.RateLimits),
+		JwtSecret: in.JWTSecret, JwtIssuers: fromIssuers(in.JWT.Issuers), JwtLeewaySeconds: &in.JWT.Leeway, RateLimit: fromRateLimit(in.RateLimit), RateLimits: fromRateLimits(in.RateLimits),
 		PortModes: fromPortModes(in.PortModes),
 	}
 	for i := range in.Routes {
@@ -219,7 +219,7 @@ func FromInbound(in *policy.Inbound) *Inbound {
 func (in *Inbound) Policy() (policy.Inbound, error) {
 	out := policy.Inbound{
 		Service: in.GetName().Policy(), MTLS: policy.MTLSMode(in.GetMtlsMode()), DefaultAllow: in.GetDefaultAllow(),
-		JWTSecret: in.GetJwtSecret(), RateLimit: in.GetRateLimit().policy(), RateLimits: toRateLimits(in.GetRateLimits()),
+		JWTSecret: in.GetJwtSecret(), JWT: in.policyJWT(), RateLimit: in.GetRateLimit().policy(), RateLimits: toRateLimits(in.GetRateLimits()),
 		PortModes: toPortModes(in.GetPortModes()),
 	}
 	for _, m := range in.GetRoutes() {

@@ -2020,9 +2020,12 @@ type Inbound struct {
 	// calls.
 	Routes []*TrafficRule `protobuf:"bytes,11,rep,name=routes,proto3" json:"routes,omitempty"`
 	// The modes of the ports that differ from mtls_mode.
-	PortModes     map[uint32]string `protobuf:"bytes,12,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PortModes map[uint32]string `protobuf:"bytes,12,rep,name=port_modes,json=portModes,proto3" json:"port_modes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Whose tokens to take, besides those signed with jwt_secret.
+	JwtIssuers       []*JWTIssuer `protobuf:"bytes,40,rep,name=jwt_issuers,json=jwtIssuers,proto3" json:"jwt_issuers,omitempty"`
+	JwtLeewaySeconds *float64     `protobuf:"fixed64,41,opt,name=jwt_leeway_seconds,json=jwtLeewaySeconds,proto3,oneof" json:"jwt_leeway_seconds,omitempty"` // absent is 30
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Inbound) Reset() {
@@ -2118,6 +2121,128 @@ func (x *Inbound) GetPortModes() map[uint32]string {
 	return nil
 }
 
+func (x *Inbound) GetJwtIssuers() []*JWTIssuer {
+	if x != nil {
+		return x.JwtIssuers
+	}
+	return nil
+}
+
+func (x *Inbound) GetJwtLeewaySeconds() float64 {
+	if x != nil && x.JwtLeewaySeconds != nil {
+		return *x.JwtLeewaySeconds
+	}
+	return 0
+}
+
+type JWTIssuer struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Issuer         string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Audiences      []string               `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	Algorithms     []string               `protobuf:"bytes,3,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
+	AllowNoExpiry  bool                   `protobuf:"varint,4,opt,name=allow_no_expiry,json=allowNoExpiry,proto3" json:"allow_no_expiry,omitempty"`
+	JwksUrl        string                 `protobuf:"bytes,5,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
+	JwksFile       string                 `protobuf:"bytes,6,opt,name=jwks_file,json=jwksFile,proto3" json:"jwks_file,omitempty"`
+	SecretFile     string                 `protobuf:"bytes,7,opt,name=secret_file,json=secretFile,proto3" json:"secret_file,omitempty"`
+	SecretEnv      string                 `protobuf:"bytes,8,opt,name=secret_env,json=secretEnv,proto3" json:"secret_env,omitempty"`
+	RefreshSeconds float64                `protobuf:"fixed64,9,opt,name=refresh_seconds,json=refreshSeconds,proto3" json:"refresh_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *JWTIssuer) Reset() {
+	*x = JWTIssuer{}
+	mi := &file_weir_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTIssuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTIssuer) ProtoMessage() {}
+
+func (x *JWTIssuer) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTIssuer.ProtoReflect.Descriptor instead.
+func (*JWTIssuer) Descriptor() ([]byte, []int) {
+	return file_weir_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *JWTIssuer) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *JWTIssuer) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *JWTIssuer) GetAlgorithms() []string {
+	if x != nil {
+		return x.Algorithms
+	}
+	return nil
+}
+
+func (x *JWTIssuer) GetAllowNoExpiry() bool {
+	if x != nil {
+		return x.AllowNoExpiry
+	}
+	return false
+}
+
+func (x *JWTIssuer) GetJwksUrl() string {
+	if x != nil {
+		return x.JwksUrl
+	}
+	return ""
+}
+
+func (x *JWTIssuer) GetJwksFile() string {
+	if x != nil {
+		return x.JwksFile
+	}
+	return ""
+}
+
+func (x *JWTIssuer) GetSecretFile() string {
+	if x != nil {
+		return x.SecretFile
+	}
+	return ""
+}
+
+func (x *JWTIssuer) GetSecretEnv() string {
+	if x != nil {
+		return x.SecretEnv
+	}
+	return ""
+}
+
+func (x *JWTIssuer) GetRefreshSeconds() float64 {
+	if x != nil {
+		return x.RefreshSeconds
+	}
+	return 0
+}
+
 type SecurityRule struct {
 	state          protoimpl.MessageState  `protogen:"open.v1"`
 	Id             string                  `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2143,7 +2268,7 @@ type SecurityRule struct {
 
 func (x *SecurityRule) Reset() {
 	*x = SecurityRule{}
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2280,7 @@ func (x *SecurityRule) String() string {
 func (*SecurityRule) ProtoMessage() {}
 
 func (x *SecurityRule) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[24]
+	mi := &file_weir_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2293,7 @@ func (x *SecurityRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecurityRule.ProtoReflect.Descriptor instead.
 func (*SecurityRule) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{24}
+	return file_weir_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SecurityRule) GetId() string {
@@ -2278,7 +2403,7 @@ type ClaimValues struct {
 
 func (x *ClaimValues) Reset() {
 	*x = ClaimValues{}
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2415,7 @@ func (x *ClaimValues) String() string {
 func (*ClaimValues) ProtoMessage() {}
 
 func (x *ClaimValues) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[25]
+	mi := &file_weir_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2428,7 @@ func (x *ClaimValues) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimValues.ProtoReflect.Descriptor instead.
 func (*ClaimValues) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{25}
+	return file_weir_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ClaimValues) GetValues() []string {
@@ -2325,7 +2450,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2462,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[26]
+	mi := &file_weir_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2475,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{26}
+	return file_weir_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Lookup) GetService() *Name {
@@ -2374,7 +2499,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2511,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[27]
+	mi := &file_weir_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2524,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{27}
+	return file_weir_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2439,7 +2564,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2576,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[28]
+	mi := &file_weir_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2589,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{28}
+	return file_weir_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -2486,7 +2611,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2623,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[29]
+	mi := &file_weir_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2636,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{29}
+	return file_weir_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JoinResponse) GetCertificate() []byte {
@@ -2554,7 +2679,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2691,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[30]
+	mi := &file_weir_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2704,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{30}
+	return file_weir_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttachRequest) GetHello() *Hello {
@@ -2633,7 +2758,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2770,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[31]
+	mi := &file_weir_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2783,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{31}
+	return file_weir_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Report) GetResidentBytes() uint64 {
@@ -2761,7 +2886,7 @@ type Circuit struct {
 
 func (x *Circuit) Reset() {
 	*x = Circuit{}
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2898,7 @@ func (x *Circuit) String() string {
 func (*Circuit) ProtoMessage() {}
 
 func (x *Circuit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[32]
+	mi := &file_weir_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2911,7 @@ func (x *Circuit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Circuit.ProtoReflect.Descriptor instead.
 func (*Circuit) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{32}
+	return file_weir_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Circuit) GetService() *Name {
@@ -2866,7 +2991,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2878,7 +3003,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[33]
+	mi := &file_weir_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +3016,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{33}
+	return file_weir_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Flow) GetOutbound() bool {
@@ -3032,7 +3157,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3169,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[34]
+	mi := &file_weir_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3182,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{34}
+	return file_weir_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Hello) GetProxyId() string {
@@ -3107,7 +3232,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3244,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[35]
+	mi := &file_weir_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3257,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{35}
+	return file_weir_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Figures) GetInboundRequests() uint64 {
@@ -3210,7 +3335,7 @@ type LimitRef struct {
 
 func (x *LimitRef) Reset() {
 	*x = LimitRef{}
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3222,7 +3347,7 @@ func (x *LimitRef) String() string {
 func (*LimitRef) ProtoMessage() {}
 
 func (x *LimitRef) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[36]
+	mi := &file_weir_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3235,7 +3360,7 @@ func (x *LimitRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRef.ProtoReflect.Descriptor instead.
 func (*LimitRef) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{36}
+	return file_weir_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LimitRef) GetService() *Name {
@@ -3272,7 +3397,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3409,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[37]
+	mi := &file_weir_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3422,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{37}
+	return file_weir_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Demand) GetLimit() *LimitRef {
@@ -3339,7 +3464,7 @@ type KeyDemand struct {
 
 func (x *KeyDemand) Reset() {
 	*x = KeyDemand{}
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3476,7 @@ func (x *KeyDemand) String() string {
 func (*KeyDemand) ProtoMessage() {}
 
 func (x *KeyDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[38]
+	mi := &file_weir_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3489,7 @@ func (x *KeyDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyDemand.ProtoReflect.Descriptor instead.
 func (*KeyDemand) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{38}
+	return file_weir_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *KeyDemand) GetKey() uint64 {
@@ -3401,7 +3526,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3413,7 +3538,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[39]
+	mi := &file_weir_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3426,7 +3551,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{39}
+	return file_weir_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AttachResponse) GetTtl() *durationpb.Duration {
@@ -3462,7 +3587,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_weir_proto_msgTypes[40]
+	mi := &file_weir_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3599,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[40]
+	mi := &file_weir_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3612,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{40}
+	return file_weir_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Share) GetLimit() *LimitRef {
@@ -3521,7 +3646,7 @@ type KeyShare struct {
 
 func (x *KeyShare) Reset() {
 	*x = KeyShare{}
-	mi := &file_weir_proto_msgTypes[41]
+	mi := &file_weir_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +3658,7 @@ func (x *KeyShare) String() string {
 func (*KeyShare) ProtoMessage() {}
 
 func (x *KeyShare) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_proto_msgTypes[41]
+	mi := &file_weir_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +3671,7 @@ func (x *KeyShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyShare.ProtoReflect.Descriptor instead.
 func (*KeyShare) Descriptor() ([]byte, []int) {
-	return file_weir_proto_rawDescGZIP(), []int{41}
+	return file_weir_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *KeyShare) GetKey() uint64 {
@@ -3795,7 +3920,7 @@ const file_weir_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
 	"\x05burst\x18\x05 \x01(\rR\x05burst\x12\x12\n" +
-	"\x04mesh\x18\x06 \x01(\bR\x04mesh\"\xce\x03\n" +
+	"\x04mesh\x18\x06 \x01(\bR\x04mesh\"\xcd\x04\n" +
 	"\aInbound\x12!\n" +
 	"\x04name\x18\x01 \x01(\v2\r.weir.v1.NameR\x04name\x12+\n" +
 	"\x05rules\x18\x02 \x03(\v2\x15.weir.v1.SecurityRuleR\x05rules\x12\x1b\n" +
@@ -3810,10 +3935,28 @@ const file_weir_proto_rawDesc = "" +
 	"rateLimits\x12,\n" +
 	"\x06routes\x18\v \x03(\v2\x14.weir.v1.TrafficRuleR\x06routes\x12>\n" +
 	"\n" +
-	"port_modes\x18\f \x03(\v2\x1f.weir.v1.Inbound.PortModesEntryR\tportModes\x1a<\n" +
+	"port_modes\x18\f \x03(\v2\x1f.weir.v1.Inbound.PortModesEntryR\tportModes\x123\n" +
+	"\vjwt_issuers\x18( \x03(\v2\x12.weir.v1.JWTIssuerR\n" +
+	"jwtIssuers\x121\n" +
+	"\x12jwt_leeway_seconds\x18) \x01(\x01H\x00R\x10jwtLeewaySeconds\x88\x01\x01\x1a<\n" +
 	"\x0ePortModesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8a\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x15\n" +
+	"\x13_jwt_leeway_seconds\"\xaa\x02\n" +
+	"\tJWTIssuer\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12\x1e\n" +
+	"\n" +
+	"algorithms\x18\x03 \x03(\tR\n" +
+	"algorithms\x12&\n" +
+	"\x0fallow_no_expiry\x18\x04 \x01(\bR\rallowNoExpiry\x12\x19\n" +
+	"\bjwks_url\x18\x05 \x01(\tR\ajwksUrl\x12\x1b\n" +
+	"\tjwks_file\x18\x06 \x01(\tR\bjwksFile\x12\x1f\n" +
+	"\vsecret_file\x18\a \x01(\tR\n" +
+	"secretFile\x12\x1d\n" +
+	"\n" +
+	"secret_env\x18\b \x01(\tR\tsecretEnv\x12'\n" +
+	"\x0frefresh_seconds\x18\t \x01(\x01R\x0erefreshSeconds\"\x8a\x05\n" +
 	"\fSecurityRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x06source\x18\x02 \x01(\v2\r.weir.v1.NameR\x06source\x12/\n" +
@@ -3959,7 +4102,7 @@ func file_weir_proto_rawDescGZIP() []byte {
 	return file_weir_proto_rawDescData
 }
 
-var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_weir_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_weir_proto_goTypes = []any{
 	(*Name)(nil),                // 0: weir.v1.Name
 	(*Mesh)(nil),                // 1: weir.v1.Mesh
@@ -3985,50 +4128,51 @@ var file_weir_proto_goTypes = []any{
 	(*Affinity)(nil),            // 21: weir.v1.Affinity
 	(*RateLimit)(nil),           // 22: weir.v1.RateLimit
 	(*Inbound)(nil),             // 23: weir.v1.Inbound
-	(*SecurityRule)(nil),        // 24: weir.v1.SecurityRule
-	(*ClaimValues)(nil),         // 25: weir.v1.ClaimValues
-	(*Lookup)(nil),              // 26: weir.v1.Lookup
-	(*JoinRequest)(nil),         // 27: weir.v1.JoinRequest
-	(*RenewRequest)(nil),        // 28: weir.v1.RenewRequest
-	(*JoinResponse)(nil),        // 29: weir.v1.JoinResponse
-	(*AttachRequest)(nil),       // 30: weir.v1.AttachRequest
-	(*Report)(nil),              // 31: weir.v1.Report
-	(*Circuit)(nil),             // 32: weir.v1.Circuit
-	(*Flow)(nil),                // 33: weir.v1.Flow
-	(*Hello)(nil),               // 34: weir.v1.Hello
-	(*Figures)(nil),             // 35: weir.v1.Figures
-	(*LimitRef)(nil),            // 36: weir.v1.LimitRef
-	(*Demand)(nil),              // 37: weir.v1.Demand
-	(*KeyDemand)(nil),           // 38: weir.v1.KeyDemand
-	(*AttachResponse)(nil),      // 39: weir.v1.AttachResponse
-	(*Share)(nil),               // 40: weir.v1.Share
-	(*KeyShare)(nil),            // 41: weir.v1.KeyShare
-	nil,                         // 42: weir.v1.Endpoint.LabelsEntry
-	nil,                         // 43: weir.v1.TrafficRule.MatchHeadersEntry
-	nil,                         // 44: weir.v1.TrafficRule.MatchQueryEntry
-	nil,                         // 45: weir.v1.HeaderChanges.SetEntry
-	nil,                         // 46: weir.v1.HeaderChanges.AddEntry
-	nil,                         // 47: weir.v1.Traffic.PortModesEntry
-	nil,                         // 48: weir.v1.Inbound.PortModesEntry
-	nil,                         // 49: weir.v1.SecurityRule.HeadersEntry
-	nil,                         // 50: weir.v1.SecurityRule.ClaimsEntry
-	(*durationpb.Duration)(nil), // 51: google.protobuf.Duration
+	(*JWTIssuer)(nil),           // 24: weir.v1.JWTIssuer
+	(*SecurityRule)(nil),        // 25: weir.v1.SecurityRule
+	(*ClaimValues)(nil),         // 26: weir.v1.ClaimValues
+	(*Lookup)(nil),              // 27: weir.v1.Lookup
+	(*JoinRequest)(nil),         // 28: weir.v1.JoinRequest
+	(*RenewRequest)(nil),        // 29: weir.v1.RenewRequest
+	(*JoinResponse)(nil),        // 30: weir.v1.JoinResponse
+	(*AttachRequest)(nil),       // 31: weir.v1.AttachRequest
+	(*Report)(nil),              // 32: weir.v1.Report
+	(*Circuit)(nil),             // 33: weir.v1.Circuit
+	(*Flow)(nil),                // 34: weir.v1.Flow
+	(*Hello)(nil),               // 35: weir.v1.Hello
+	(*Figures)(nil),             // 36: weir.v1.Figures
+	(*LimitRef)(nil),            // 37: weir.v1.LimitRef
+	(*Demand)(nil),              // 38: weir.v1.Demand
+	(*KeyDemand)(nil),           // 39: weir.v1.KeyDemand
+	(*AttachResponse)(nil),      // 40: weir.v1.AttachResponse
+	(*Share)(nil),               // 41: weir.v1.Share
+	(*KeyShare)(nil),            // 42: weir.v1.KeyShare
+	nil,                         // 43: weir.v1.Endpoint.LabelsEntry
+	nil,                         // 44: weir.v1.TrafficRule.MatchHeadersEntry
+	nil,                         // 45: weir.v1.TrafficRule.MatchQueryEntry
+	nil,                         // 46: weir.v1.HeaderChanges.SetEntry
+	nil,                         // 47: weir.v1.HeaderChanges.AddEntry
+	nil,                         // 48: weir.v1.Traffic.PortModesEntry
+	nil,                         // 49: weir.v1.Inbound.PortModesEntry
+	nil,                         // 50: weir.v1.SecurityRule.HeadersEntry
+	nil,                         // 51: weir.v1.SecurityRule.ClaimsEntry
+	(*durationpb.Duration)(nil), // 52: google.protobuf.Duration
 }
 var file_weir_proto_depIdxs = []int32{
-	51, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
+	52, // 0: weir.v1.Mesh.metrics_interval:type_name -> google.protobuf.Duration
 	2,  // 1: weir.v1.Mesh.revocations:type_name -> weir.v1.Revocation
 	0,  // 2: weir.v1.Revocation.identity:type_name -> weir.v1.Name
 	0,  // 3: weir.v1.Service.name:type_name -> weir.v1.Name
 	4,  // 4: weir.v1.Service.endpoints:type_name -> weir.v1.Endpoint
 	7,  // 5: weir.v1.Service.rules:type_name -> weir.v1.TrafficRule
 	17, // 6: weir.v1.Service.traffic:type_name -> weir.v1.Traffic
-	42, // 7: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
-	51, // 8: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
+	43, // 7: weir.v1.Endpoint.labels:type_name -> weir.v1.Endpoint.LabelsEntry
+	52, // 8: weir.v1.Endpoint.circuit_timeout:type_name -> google.protobuf.Duration
 	22, // 9: weir.v1.Endpoint.rate_limit:type_name -> weir.v1.RateLimit
 	5,  // 10: weir.v1.Endpoint.circuit:type_name -> weir.v1.CircuitOrder
 	6,  // 11: weir.v1.Endpoint.external:type_name -> weir.v1.External
-	43, // 12: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
-	44, // 13: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
+	44, // 12: weir.v1.TrafficRule.match_headers:type_name -> weir.v1.TrafficRule.MatchHeadersEntry
+	45, // 13: weir.v1.TrafficRule.match_query:type_name -> weir.v1.TrafficRule.MatchQueryEntry
 	8,  // 14: weir.v1.TrafficRule.rewrite:type_name -> weir.v1.Rewrite
 	9,  // 15: weir.v1.TrafficRule.request_headers:type_name -> weir.v1.HeaderChanges
 	9,  // 16: weir.v1.TrafficRule.response_headers:type_name -> weir.v1.HeaderChanges
@@ -4038,70 +4182,71 @@ var file_weir_proto_depIdxs = []int32{
 	13, // 20: weir.v1.TrafficRule.fault:type_name -> weir.v1.Fault
 	14, // 21: weir.v1.TrafficRule.hedge:type_name -> weir.v1.Hedge
 	22, // 22: weir.v1.TrafficRule.rate_limit:type_name -> weir.v1.RateLimit
-	45, // 23: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
-	46, // 24: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
+	46, // 23: weir.v1.HeaderChanges.set:type_name -> weir.v1.HeaderChanges.SetEntry
+	47, // 24: weir.v1.HeaderChanges.add:type_name -> weir.v1.HeaderChanges.AddEntry
 	15, // 25: weir.v1.Fault.delay:type_name -> weir.v1.FaultDelay
 	16, // 26: weir.v1.Fault.abort:type_name -> weir.v1.FaultAbort
-	51, // 27: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
-	51, // 28: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
-	51, // 29: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
+	52, // 27: weir.v1.Traffic.timeout:type_name -> google.protobuf.Duration
+	52, // 28: weir.v1.Traffic.retry_delay:type_name -> google.protobuf.Duration
+	52, // 29: weir.v1.Traffic.breaker_timeout:type_name -> google.protobuf.Duration
 	22, // 30: weir.v1.Traffic.rate_limit:type_name -> weir.v1.RateLimit
 	0,  // 31: weir.v1.Traffic.plaintext_from:type_name -> weir.v1.Name
 	18, // 32: weir.v1.Traffic.balancing:type_name -> weir.v1.Balancing
 	19, // 33: weir.v1.Traffic.outliers:type_name -> weir.v1.Outliers
 	20, // 34: weir.v1.Traffic.overload:type_name -> weir.v1.Overload
 	21, // 35: weir.v1.Traffic.affinity:type_name -> weir.v1.Affinity
-	47, // 36: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
+	48, // 36: weir.v1.Traffic.port_modes:type_name -> weir.v1.Traffic.PortModesEntry
 	22, // 37: weir.v1.Traffic.rate_limits:type_name -> weir.v1.RateLimit
-	51, // 38: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
-	51, // 39: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
-	51, // 40: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
-	51, // 41: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
-	51, // 42: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
-	51, // 43: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
-	51, // 44: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
+	52, // 38: weir.v1.Balancing.slow_start:type_name -> google.protobuf.Duration
+	52, // 39: weir.v1.Outliers.interval:type_name -> google.protobuf.Duration
+	52, // 40: weir.v1.Outliers.latency_margin:type_name -> google.protobuf.Duration
+	52, // 41: weir.v1.Outliers.base_ejection:type_name -> google.protobuf.Duration
+	52, // 42: weir.v1.Outliers.max_ejection:type_name -> google.protobuf.Duration
+	52, // 43: weir.v1.Affinity.ttl:type_name -> google.protobuf.Duration
+	52, // 44: weir.v1.RateLimit.window:type_name -> google.protobuf.Duration
 	0,  // 45: weir.v1.Inbound.name:type_name -> weir.v1.Name
-	24, // 46: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
+	25, // 46: weir.v1.Inbound.rules:type_name -> weir.v1.SecurityRule
 	22, // 47: weir.v1.Inbound.rate_limit:type_name -> weir.v1.RateLimit
 	22, // 48: weir.v1.Inbound.rate_limits:type_name -> weir.v1.RateLimit
 	7,  // 49: weir.v1.Inbound.routes:type_name -> weir.v1.TrafficRule
-	48, // 50: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
-	0,  // 51: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
-	0,  // 52: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
-	0,  // 53: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
-	49, // 54: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
-	50, // 55: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
-	0,  // 56: weir.v1.Lookup.service:type_name -> weir.v1.Name
-	0,  // 57: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
-	34, // 58: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
-	35, // 59: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
-	31, // 60: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
-	32, // 61: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
-	33, // 62: weir.v1.Report.flows:type_name -> weir.v1.Flow
-	0,  // 63: weir.v1.Circuit.service:type_name -> weir.v1.Name
-	0,  // 64: weir.v1.Flow.peer:type_name -> weir.v1.Name
-	0,  // 65: weir.v1.Flow.routed:type_name -> weir.v1.Name
-	4,  // 66: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
-	37, // 67: weir.v1.Figures.demands:type_name -> weir.v1.Demand
-	0,  // 68: weir.v1.LimitRef.service:type_name -> weir.v1.Name
-	36, // 69: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
-	38, // 70: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
-	51, // 71: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
-	40, // 72: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
-	36, // 73: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
-	41, // 74: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
-	25, // 75: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
-	27, // 76: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
-	28, // 77: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
-	30, // 78: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
-	29, // 79: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
-	29, // 80: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
-	39, // 81: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
-	79, // [79:82] is the sub-list for method output_type
-	76, // [76:79] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	49, // 50: weir.v1.Inbound.port_modes:type_name -> weir.v1.Inbound.PortModesEntry
+	24, // 51: weir.v1.Inbound.jwt_issuers:type_name -> weir.v1.JWTIssuer
+	0,  // 52: weir.v1.SecurityRule.source:type_name -> weir.v1.Name
+	0,  // 53: weir.v1.SecurityRule.destination:type_name -> weir.v1.Name
+	0,  // 54: weir.v1.SecurityRule.sources:type_name -> weir.v1.Name
+	50, // 55: weir.v1.SecurityRule.headers:type_name -> weir.v1.SecurityRule.HeadersEntry
+	51, // 56: weir.v1.SecurityRule.claims:type_name -> weir.v1.SecurityRule.ClaimsEntry
+	0,  // 57: weir.v1.Lookup.service:type_name -> weir.v1.Name
+	0,  // 58: weir.v1.JoinRequest.service:type_name -> weir.v1.Name
+	35, // 59: weir.v1.AttachRequest.hello:type_name -> weir.v1.Hello
+	36, // 60: weir.v1.AttachRequest.figures:type_name -> weir.v1.Figures
+	32, // 61: weir.v1.AttachRequest.report:type_name -> weir.v1.Report
+	33, // 62: weir.v1.Report.circuits:type_name -> weir.v1.Circuit
+	34, // 63: weir.v1.Report.flows:type_name -> weir.v1.Flow
+	0,  // 64: weir.v1.Circuit.service:type_name -> weir.v1.Name
+	0,  // 65: weir.v1.Flow.peer:type_name -> weir.v1.Name
+	0,  // 66: weir.v1.Flow.routed:type_name -> weir.v1.Name
+	4,  // 67: weir.v1.Hello.endpoints:type_name -> weir.v1.Endpoint
+	38, // 68: weir.v1.Figures.demands:type_name -> weir.v1.Demand
+	0,  // 69: weir.v1.LimitRef.service:type_name -> weir.v1.Name
+	37, // 70: weir.v1.Demand.limit:type_name -> weir.v1.LimitRef
+	39, // 71: weir.v1.Demand.keys:type_name -> weir.v1.KeyDemand
+	52, // 72: weir.v1.AttachResponse.ttl:type_name -> google.protobuf.Duration
+	41, // 73: weir.v1.AttachResponse.shares:type_name -> weir.v1.Share
+	37, // 74: weir.v1.Share.limit:type_name -> weir.v1.LimitRef
+	42, // 75: weir.v1.Share.keys:type_name -> weir.v1.KeyShare
+	26, // 76: weir.v1.SecurityRule.ClaimsEntry.value:type_name -> weir.v1.ClaimValues
+	28, // 77: weir.v1.Join.Join:input_type -> weir.v1.JoinRequest
+	29, // 78: weir.v1.Join.Renew:input_type -> weir.v1.RenewRequest
+	31, // 79: weir.v1.Attachment.Attach:input_type -> weir.v1.AttachRequest
+	30, // 80: weir.v1.Join.Join:output_type -> weir.v1.JoinResponse
+	30, // 81: weir.v1.Join.Renew:output_type -> weir.v1.JoinResponse
+	40, // 82: weir.v1.Attachment.Attach:output_type -> weir.v1.AttachResponse
+	80, // [80:83] is the sub-list for method output_type
+	77, // [77:80] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_weir_proto_init() }
@@ -4114,13 +4259,14 @@ func file_weir_proto_init() {
 	file_weir_proto_msgTypes[14].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[15].OneofWrappers = []any{}
 	file_weir_proto_msgTypes[16].OneofWrappers = []any{}
+	file_weir_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_proto_rawDesc), len(file_weir_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
