@@ -24,15 +24,24 @@ func (p *Proxy) verify(l *loop.Loop, g *guard, header string, now time.Time) (jw
 	if errors.As(err, &unknown) {
 		claims, err = p.verifyAnew(l, g, header, now, err)
 	}
-	outcome := "valid"
-	switch {
-	case errors.Is(err, jwt.ErrMissing):
-		outcome = "missing"
-	case err != nil:
-		outcome = "invalid"
-	}
-	p.metrics.Token(outcome)
+	p.metrics.Token(tokenOutcome(err))
 	return claims, err
+}
+
+// tokenOutcome is what became of a token, in one word for the metrics.
+func tokenOutcome(err error) string {
+	var unknown *jwt.UnknownKeyError
+	switch {
+	case err == nil:
+		return "valid"
+	case errors.Is(err, jwt.ErrMissing):
+		return "missing"
+	case errors.Is(err, jwt.ErrExpired):
+		return "expired"
+	case errors.As(err, &unknown):
+		return "unknown-key"
+	}
+	return "invalid"
 }
 
 // verifyAnew waits for newer keys. It is apart from verify so that what it needs is

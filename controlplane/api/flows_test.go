@@ -9,21 +9,21 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-// observer is an Observed that remembers what it was asked.
-type observer struct {
+// watching is an Observed that remembers what it was asked.
+type watching struct {
 	asked       api.FlowQuery
 	differences []policy.Difference
 }
 
-func (w *observer) Flows(q api.FlowQuery) api.FlowList { w.asked = q; return api.FlowList{Control: "c"} }
-func (w *observer) Pairs(time.Time) api.PairList       { return api.PairList{Control: "c"} }
-func (w *observer) Judge(d []policy.Difference, _ time.Time) api.WhatIf {
+func (w *watching) Flows(q api.FlowQuery) api.FlowList { w.asked = q; return api.FlowList{Control: "c"} }
+func (w *watching) Pairs(time.Time) api.PairList       { return api.PairList{Control: "c"} }
+func (w *watching) Judge(d []policy.Difference, _ time.Time) api.WhatIf {
 	w.differences = d
 	return api.WhatIf{Control: "c"}
 }
 
 func TestFlowsAreAskedForByQuery(t *testing.T) {
-	w := &observer{}
+	w := &watching{}
 	c := serveWith(t, newMesh(), w)
 	for path, want := range map[string]string{
 		"/api/v1/flows?since=0s":           "query.since",
@@ -51,7 +51,7 @@ func TestFlowsAreAskedForByQuery(t *testing.T) {
 }
 
 func TestWhatIfStoresNothing(t *testing.T) {
-	w, m := &observer{}, newMesh()
+	w, m := &watching{}, newMesh()
 	c := serveWith(t, m, w)
 	const rule = `{"documents":[{"kind":"SecurityRule","spec":{"id":"r","source_namespace":"*","source_service":"*","destination_namespace":"a","destination_service":"b"}}]}`
 	if got := send(t, c, "POST", "/api/v1/what-if?since=1h", rule); got.status != 200 || !strings.Contains(got.body, `"changes":[]`) {
@@ -91,7 +91,7 @@ func TestAQueryWantsFlows(t *testing.T) {
 	}
 }
 
-func serveWith(t *testing.T, m *mesh, w *observer) *api.Client {
+func serveWith(t *testing.T, m *mesh, w *watching) *api.Client {
 	t.Helper()
 	return serve(t, m, func(cfg *api.Config) {
 		if w != nil {

@@ -121,3 +121,20 @@ func TestPendingAddsUpUntilTakenAndIsBounded(t *testing.T) {
 		t.Errorf("%d pending, %d left out", len(all), leftOut)
 	}
 }
+
+// FuzzAppendFolded asserts what makes a folded path safe to keep: it is bounded,
+// has no query, and folding it again changes nothing.
+func FuzzAppendFolded(f *testing.F) {
+	for _, target := range []string{"/", "/orders/17?x=1", "*", "/a//b/", "/%2e%2e/\xff", "example.com:443", "/a#b"} {
+		f.Add(target)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		got := string(AppendFolded(nil, target))
+		if len(got) > (maxSegments+1)*(maxSegment+1) || strings.ContainsAny(got, "?#") {
+			t.Fatalf("%q is %q", target, got)
+		}
+		if again := string(AppendFolded(nil, got)); again != got && !strings.HasSuffix(got, "/…") {
+			t.Fatalf("%q is %q, and again %q", target, got, again)
+		}
+	})
+}

@@ -280,3 +280,29 @@ func TestKeySetsThatAreNotTaken(t *testing.T) {
 }
 
 func nbf(d time.Duration) string { return fmt.Sprint(at(d)) }
+
+// FuzzParseKeys asserts that whatever is in a set, only public keys for the one
+// algorithm of their kind come out.
+func FuzzParseKeys(f *testing.F) {
+	l := newLogin(f)
+	f.Add(l.set())
+	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AAAA","alg":"HS256"}]}`))
+	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"AQ","e":"AQ"}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		set, err := parseKeys(text)
+		if err != nil {
+			return
+		}
+		if len(set.public) == 0 || len(set.public) > maxKeys || set.secret != nil {
+			t.Fatalf("%d keys, secret %v", len(set.public), set.secret)
+		}
+		for _, k := range set.public {
+			_, isRSA := k.public.(*rsa.PublicKey)
+			_, isEC := k.public.(*ecdsa.PublicKey)
+			_, isEd := k.public.(ed25519.PublicKey)
+			if want := map[string]bool{"RS256": isRSA, "ES256": isEC, "EdDSA": isEd}; !want[k.alg] {
+				t.Fatalf("a %T for %s", k.public, k.alg)
+			}
+		}
+	})
+}

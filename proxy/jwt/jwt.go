@@ -18,6 +18,8 @@ var (
 	ErrMissing = errors.New("Authentication required")
 	// ErrInvalid is wrapped by every error about a token that is there but does not hold.
 	ErrInvalid = errors.New("Invalid token")
+	// ErrExpired is wrapped besides ErrInvalid where a token held once.
+	ErrExpired = errors.New("it expired")
 )
 
 // UnknownKeyError is wrapped, besides ErrInvalid, where the issuer may have a newer
@@ -158,7 +160,7 @@ func bearer(authorization string) (string, bool) {
 func (v *Verifier) holds(c *Claims, now time.Time) error {
 	switch {
 	case !c.Expires.IsZero() && now.After(c.Expires.Add(v.cfg.Leeway)):
-		return fmt.Errorf("%w: it expired at %s", ErrInvalid, c.Expires.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w: %w at %s", ErrInvalid, ErrExpired, c.Expires.UTC().Format(time.RFC3339))
 	case !c.notBefore.IsZero() && now.Before(c.notBefore.Add(-v.cfg.Leeway)):
 		return fmt.Errorf("%w: it is not valid before %s", ErrInvalid, c.notBefore.UTC().Format(time.RFC3339))
 	}

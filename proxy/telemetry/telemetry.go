@@ -156,7 +156,7 @@ func (r *Registry) register() {
 	r.handshakes.register(&r.mu, counter, gauge)
 	r.trust = gauge("trust_expiry_timestamp_seconds", "When the first of the roots that this workload trusts ends, as Unix time; 0 without one.").WithLabelValues()
 	r.revoked = counter("revoked_total", "Handshakes refused and connections cut because the peer's certificate or identity was revoked.", "direction", "what")
-	r.tokenVec = counter("tokens_total", "Bearer tokens that were looked at, by outcome: valid, missing, invalid.", "outcome")
+	r.tokenVec = counter("tokens_total", "Bearer tokens that were looked at, by outcome: valid, missing, expired, unknown-key, invalid.", "outcome")
 	r.tokens = words{mu: &r.mu, make: func(w string) prometheus.Counter { return r.tokenVec.WithLabelValues(w) }}
 	r.keysVec = counter("token_keys_fetches_total", "Fetches of the keys that tokens are verified with, by source and outcome: ok, failed (the old keys stay).", "source", "outcome")
 	r.keysFetched = gauge("token_keys_fetched_timestamp_seconds", "When a source of keys was last fetched well, as Unix time; what is in force may be as old.", "source")
@@ -172,7 +172,7 @@ func (r *Registry) Detected(outcome string) { r.detected.get(outcome).Inc() }
 // DNSQuery counts a DNS query by outcome: "mesh", "forwarded", "nxdomain", "failed", …
 func (r *Registry) DNSQuery(outcome string) { r.dns.get(outcome).Inc() }
 
-// Token counts a bearer token that was looked at: "valid", "missing" or "invalid".
+// Token counts a bearer token that was looked at: "valid", "missing", "expired", "unknown-key" or "invalid".
 func (r *Registry) Token(outcome string) { r.tokens.get(outcome).Inc() }
 
 // KeysFetched counts a fetch of keys from a source, and notes when one went well.
