@@ -10,7 +10,7 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-var frontend = policy.ServiceName{Namespace: "default", Name: "frontend"}
+var shopfront = policy.ServiceName{Namespace: "default", Name: "front"}
 
 func allows(id string, from, to policy.ServiceName, methods ...string) policy.SecurityRule {
 	return policy.SecurityRule{
@@ -25,7 +25,7 @@ func (s *steps) security(rules ...policy.SecurityRule) {
 }
 
 func called(method string, change ...func(*policy.Flow)) *policy.Flow {
-	f := &policy.Flow{Direction: policy.FlowInbound, Source: frontend, Destination: users, Method: method, Path: "/orders/*", Allowed: true}
+	f := &policy.Flow{Direction: policy.FlowInbound, Source: shopfront, Destination: users, Method: method, Path: "/orders/*", Allowed: true}
 	for _, c := range change {
 		c(f)
 	}
@@ -35,10 +35,10 @@ func called(method string, change ...func(*policy.Flow)) *policy.Flow {
 func TestAFlowIsJudgedAsTheProxiesWouldWithAChange(t *testing.T) {
 	s := newSteps()
 	s.service(users, 1, "10.0.0.1:80")
-	s.security(allows("r", frontend, users, "GET", "POST"))
+	s.security(allows("r", shopfront, users, "GET", "POST"))
 	withToken := func(f *policy.Flow) { f.Token = true }
 	nobody := func(f *policy.Flow) { f.Source, f.SourceClass = policy.ServiceName{}, policy.ClassPrivate }
-	fewer, token, other := allows("r", frontend, users, "GET"), allows("r", frontend, users, "GET", "POST"), allows("s", frontend, users, "GET", "POST")
+	fewer, token, other := allows("r", shopfront, users, "GET"), allows("r", shopfront, users, "GET", "POST"), allows("s", shopfront, users, "GET", "POST")
 	token.RequiredJWT = true
 	settings := policy.DefaultSettings()
 	settings.DefaultPolicy = "allow"
@@ -130,14 +130,14 @@ func TestWhetherAPairIsEncryptedAndWhy(t *testing.T) {
 	proxyOf := func(n policy.ServiceName) api.ProxyStatus {
 		return api.ProxyStatus{ID: n.Name, Namespace: n.Namespace, ServiceName: n.Name, CertificateExpires: 2_000_000}
 	}
-	both := []api.ProxyStatus{proxyOf(frontend), proxyOf(users)}
+	both := []api.ProxyStatus{proxyOf(shopfront), proxyOf(users)}
 	s := newSteps()
-	s.service(frontend, 1, "10.0.0.1:80")
+	s.service(shopfront, 1, "10.0.0.1:80")
 	s.service(users, 2, "10.0.0.2:80")
-	s.security(allows("r", frontend, users, "GET"))
+	s.security(allows("r", shopfront, users, "GET"))
 	line := func(proxies []api.ProxyStatus, flows ...policy.FlowCount) *api.Pair {
 		t.Helper()
-		p := pairsOf(s, proxies, flows...)["default/frontend default/users"]
+		p := pairsOf(s, proxies, flows...)["default/front default/users"]
 		if p == nil {
 			t.Fatal("a pair that a rule allows is not listed")
 		}
@@ -150,7 +150,7 @@ func TestWhetherAPairIsEncryptedAndWhy(t *testing.T) {
 		}
 	}
 	want(line(both), "no", "no proxy beside endpoint 10.0.0.2:80", true)
-	s.proxies(beside("f", frontend, "10.0.0.1"), beside("u", users, "10.0.0.2"))
+	s.proxies(beside("f", shopfront, "10.0.0.1"), beside("u", users, "10.0.0.2"))
 	want(line(both), "yes", "both have proxies", false)
 	if p := line(both); p.CertEnds != 2_000_000 {
 		t.Errorf("certificates end at %v", p.CertEnds)
@@ -159,9 +159,9 @@ func TestWhetherAPairIsEncryptedAndWhy(t *testing.T) {
 	plain := policy.FlowCount{Calls: 3, Flow: *called("GET", func(f *policy.Flow) { f.Encryption = policy.Plaintext })}
 	want(line(both, plain), "yes", "both have proxies", true)
 	unreached := policy.FlowCount{Calls: 3, Flow: policy.Flow{
-		Direction: policy.FlowOutbound, Source: frontend, Destination: users, Routed: users, Allowed: true, Encryption: policy.Plaintext, Why: policy.WhyUnreached}}
+		Direction: policy.FlowOutbound, Source: shopfront, Destination: users, Routed: users, Allowed: true, Encryption: policy.Plaintext, Why: policy.WhyUnreached}}
 	want(line(both, unreached), "yes", "both have proxies", false)
-	off := allows("r", frontend, users, "GET")
+	off := allows("r", shopfront, users, "GET")
 	off.MTLSMode = policy.Disabled
 	s.security(off)
 	want(line(both, plain), "no", "a security rule disables mTLS", false)

@@ -17,7 +17,12 @@ type observed struct{ *plane }
 // Flows implements api.Observed.
 func (o observed) Flows(q api.FlowQuery) api.FlowList {
 	recorded, known, leftOut := o.flows.Since(q.Since, q.Wants)
-	out := api.FlowList{Control: o.cfg.name(), Elsewhere: o.others(), Since: unix(known), LeftOut: leftOut, Flows: make([]api.Flow, len(recorded))}
+	more := len(recorded) - q.Most()
+	if more > 0 {
+		slices.SortFunc(recorded, func(a, b flows.Recorded) int { return cmp.Compare(b.Calls, a.Calls) })
+		recorded = recorded[:q.Most()]
+	}
+	out := api.FlowList{Control: o.cfg.name(), Elsewhere: o.others(), Since: unix(known), LeftOut: leftOut, More: max(more, 0), Flows: make([]api.Flow, len(recorded))}
 	for i := range recorded {
 		r := &recorded[i]
 		out.Flows[i] = api.ViewFlow(&r.FlowCount, unix(r.First), unix(r.Last))

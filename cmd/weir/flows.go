@@ -40,7 +40,7 @@ func newGetFlowsCommand(opt *options) *cobra.Command {
 				return err
 			}
 			tellElsewhere(list.Control, list.Elsewhere)
-			return opt.print(cmd, list, func(w io.Writer) error { return printFlows(w, list.Flows) })
+			return opt.print(cmd, list, func(w io.Writer) error { return printFlows(w, &list) })
 		}),
 	}
 	sinceFlag(cmd, &since)
@@ -48,18 +48,23 @@ func newGetFlowsCommand(opt *options) *cobra.Command {
 	f.StringVarP(&q.Namespace, "namespace", "n", "", "only those from or to this namespace")
 	f.StringVar(&q.Source, "source", "", "only those of a caller, SERVICE or NAMESPACE/SERVICE")
 	f.StringVar(&q.Destination, "destination", "", "only those to a service, SERVICE or NAMESPACE/SERVICE")
+	f.IntVar(&q.Limit, "limit", 5000, "how many to show, the most frequent; 50000 at most")
 	f.StringVar(&q.Verdict, "verdict", "", "allowed or denied")
 	f.StringVar(&q.Direction, "direction", "", "inbound: with the verdict, as the server's proxy saw it; outbound: with the route, as the caller's did")
 	return cmd
 }
 
-func printFlows(w io.Writer, flows []api.Flow) error {
+func printFlows(w io.Writer, list *api.FlowList) error {
 	var rows [][]string
-	for i := range flows {
-		f := &flows[i]
+	for i := range list.Flows {
+		f := &list.Flows[i]
 		rows = append(rows, append(flowCells(f), strconv.FormatUint(f.Calls, 10), strconv.FormatUint(f.Errors, 10), f.Direction, decided(f), encryption(f)))
 	}
-	return table(w, "SOURCE DESTINATION METHOD PATH CALLS ERRORS SEEN VERDICT ENCRYPTION", rows)
+	if err := table(w, "SOURCE DESTINATION METHOD PATH CALLS ERRORS SEEN VERDICT ENCRYPTION", rows); err != nil || list.More == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%d more flows, less frequent, are not shown (--limit)\n", list.More)
+	return err
 }
 
 // flowCells name a flow.

@@ -31,7 +31,7 @@ func newSuggestCommand(opt *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			list, err := c.Flows(cmd.Context(), since, api.FlowQuery{Direction: "inbound", Verdict: "allowed"})
+			list, err := c.Flows(cmd.Context(), since, api.FlowQuery{Direction: "inbound", Verdict: "allowed", Limit: 50_000})
 			if err != nil {
 				return err
 			}
@@ -101,6 +101,9 @@ func printSuggested(w io.Writer, list *api.FlowList, rules []policy.Suggestion, 
 	fmt.Fprintf(&b, "# What did not happen in that time is not allowed by them.\n")
 	if list.LeftOut > 0 {
 		fmt.Fprintf(&b, "# Proxies had no room to count %d calls: something may be missing.\n", list.LeftOut)
+	}
+	if list.More > 0 {
+		fmt.Fprintf(&b, "# %d flows, the least frequent, were not looked at: something may be missing.\n", list.More)
 	}
 	if len(nameless) > 0 {
 		fmt.Fprintf(&b, "# Callers without a certificate were allowed too. A rule would let in everybody: there is none for\n")
@@ -198,6 +201,6 @@ func printWhatIf(w io.Writer, found *api.WhatIf) error {
 	if err := table(w, "CHANGE SOURCE DESTINATION METHOD PATH CALLS BEFORE AFTER", rows); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%d of %d flows since %s change; nothing was stored\n", len(found.Changes), found.Flows, when(found.Since))
+	_, err := fmt.Fprintf(w, "%d of %d flows since %s change; nothing was stored\n", len(found.Changes)+found.More, found.Flows, when(found.Since))
 	return err
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -20,7 +21,16 @@ type FlowQuery struct {
 	Destination string
 	Verdict     string // allowed or denied
 	Direction   string // inbound or outbound
+	Limit       int    // how many to list, the most frequent; 0 is the default
 }
+
+const (
+	defaultFlows = 5_000
+	maxChanges   = 5_000
+)
+
+// Most is how many flows are to be listed.
+func (q *FlowQuery) Most() int { return cmp.Or(q.Limit, defaultFlows) }
 
 // Wants tells whether a flow is asked for.
 func (q *FlowQuery) Wants(f *policy.Flow) bool {
@@ -82,6 +92,7 @@ type FlowList struct {
 	Elsewhere []string `json:"elsewhere,omitempty" required:"false" nullable:"false" doc:"other control planes, which know of their own proxies and are to be asked themselves"`
 	Since     float64  `json:"since" doc:"Unix seconds: from when on flows are known, at most the time asked for"`
 	LeftOut   uint64   `json:"left_out" doc:"calls that proxies had no room to count, since the control plane started"`
+	More      int      `json:"more" doc:"flows that were asked for and are not listed: they are less frequent"`
 	Flows     []Flow   `json:"flows" nullable:"false"`
 }
 
@@ -108,6 +119,7 @@ type flowsInput struct {
 	Destination string `query:"destination" doc:"likewise"`
 	Verdict     string `query:"verdict" enum:"allowed,denied"`
 	Direction   string `query:"direction" enum:"inbound,outbound"`
+	Limit       int    `query:"limit" default:"5000" minimum:"1" maximum:"50000" doc:"how many to list, the most frequent"`
 }
 
 var errNotObserved = refuse(http.StatusServiceUnavailable, "flows: this control plane observes none")
@@ -120,7 +132,7 @@ func (s *Server) listFlows(_ context.Context, in *flowsInput) (*output[FlowList]
 	if s.Observed == nil {
 		return nil, errNotObserved
 	}
-	list := s.Observed.Flows(FlowQuery{from, in.Namespace, in.Source, in.Destination, in.Verdict, in.Direction})
+	list := s.Observed.Flows(FlowQuery{from, in.Namespace, in.Source, in.Destination, in.Verdict, in.Direction, in.Limit})
 	list.Flows = append([]Flow{}, list.Flows...)
 	return &output[FlowList]{list}, nil
 }
@@ -167,6 +179,7 @@ type WhatIf struct {
 	Elsewhere []string     `json:"elsewhere,omitempty" required:"false" nullable:"false" doc:"other control planes, whose proxies' flows were not looked at"`
 	Since     float64      `json:"since" doc:"Unix seconds: from when on flows are known"`
 	Flows     int          `json:"flows" doc:"how many were looked at"`
+	More      int          `json:"more" doc:"changes that are not listed, for there are too many; those that break something come first"`
 	Changes   []FlowChange `json:"changes" nullable:"false"`
 }
 
@@ -180,6 +193,13 @@ type FlowChange struct {
 
 // Breaks tells whether what works now would not.
 func (c *FlowChange) Breaks() bool { return c.Change == "denied" || c.Change == "token" }
+
+func rank(c *FlowChange) int {
+	if c.Breaks() {
+		return 0
+	}
+	return 1
+}
 
 type whatIfInput struct {
 	SinceParam
@@ -209,14 +229,17 @@ func (s *Server) whatIf(ctx context.Context, in *whatIfInput) (*output[WhatIf], 
 		return nil, s.answerFor("what-if", err)
 	}
 	out := s.Observed.Judge(slices.DeleteFunc(outcome.Differences, func(d policy.Difference) bool { return d.Action == policy.Unchanged }), from)
-	out.Changes = append([]FlowChange{}, out.Changes...)
+	slices.SortStableFunc(out.Changes, func(a, b FlowChange) int { return cmp.Compare(rank(&a), rank(&b)) })
+	shown := min(len(out.Changes), maxChanges)
+	out.More = len(out.Changes) - shown
+	out.Changes = append([]FlowChange{}, out.Changes[:shown]...)
 	return &output[WhatIf]{out}, nil
 }
 
 // Flows lists what proxies counted in the time since. Of the query, Since is not
 // sent.
 func (c *Client) Flows(ctx context.Context, since time.Duration, q FlowQuery) (FlowList, error) {
-	v := url.Values{"since": {since.String()}}
+	v := url.Values{"since": {since.String()}, "limit": {strconv.Itoa(q.Most())}}
 	for name, value := range map[string]string{
 		"namespace": q.Namespace, "source": q.Source, "destination": q.Destination, "verdict": q.Verdict, "direction": q.Direction,
 	} {

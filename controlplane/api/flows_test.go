@@ -9,21 +9,26 @@ import (
 	"github.com/weir-mesh/weir/policy"
 )
 
-// watching is an Observed that remembers what it was asked.
-type watching struct {
+var observedAt = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// onlooker is an Observed that remembers what it was asked.
+type onlooker struct {
 	asked       api.FlowQuery
 	differences []policy.Difference
 }
 
-func (w *watching) Flows(q api.FlowQuery) api.FlowList { w.asked = q; return api.FlowList{Control: "c"} }
-func (w *watching) Pairs(time.Time) api.PairList       { return api.PairList{Control: "c"} }
-func (w *watching) Judge(d []policy.Difference, _ time.Time) api.WhatIf {
+func (w *onlooker) Flows(q api.FlowQuery) api.FlowList {
+	w.asked = q
+	return api.FlowList{Control: "c"}
+}
+func (w *onlooker) Pairs(time.Time) api.PairList { return api.PairList{Control: "c"} }
+func (w *onlooker) Judge(d []policy.Difference, _ time.Time) api.WhatIf {
 	w.differences = d
 	return api.WhatIf{Control: "c"}
 }
 
 func TestFlowsAreAskedForByQuery(t *testing.T) {
-	w := &watching{}
+	w := &onlooker{}
 	c := serveWith(t, newMesh(), w)
 	for path, want := range map[string]string{
 		"/api/v1/flows?since=0s":           "query.since",
@@ -42,8 +47,8 @@ func TestFlowsAreAskedForByQuery(t *testing.T) {
 	if got.status != 200 || !strings.Contains(got.body, `"flows":[]`) {
 		t.Error(got.status, got.body)
 	}
-	if ago := time.Since(w.asked.Since); ago < 14*time.Minute || ago > 16*time.Minute {
-		t.Errorf("asked for the time since %v", w.asked.Since)
+	if want := observedAt.Add(-15 * time.Minute); !w.asked.Since.Equal(want) || w.asked.Limit != 5000 {
+		t.Errorf("asked for %d flows since %v, want %v", w.asked.Limit, w.asked.Since, want)
 	}
 	if w.asked.Source != "web" || w.asked.Verdict != "denied" || w.asked.Namespace != "shop" || w.asked.Destination != "shop/users" || w.asked.Direction != "inbound" {
 		t.Errorf("%+v", w.asked)
@@ -51,7 +56,7 @@ func TestFlowsAreAskedForByQuery(t *testing.T) {
 }
 
 func TestWhatIfStoresNothing(t *testing.T) {
-	w, m := &watching{}, newMesh()
+	w, m := &onlooker{}, newMesh()
 	c := serveWith(t, m, w)
 	const rule = `{"documents":[{"kind":"SecurityRule","spec":{"id":"r","source_namespace":"*","source_service":"*","destination_namespace":"a","destination_service":"b"}}]}`
 	if got := send(t, c, "POST", "/api/v1/what-if?since=1h", rule); got.status != 200 || !strings.Contains(got.body, `"changes":[]`) {
@@ -91,9 +96,10 @@ func TestAQueryWantsFlows(t *testing.T) {
 	}
 }
 
-func serveWith(t *testing.T, m *mesh, w *watching) *api.Client {
+func serveWith(t *testing.T, m *mesh, w *onlooker) *api.Client {
 	t.Helper()
 	return serve(t, m, func(cfg *api.Config) {
+		cfg.Now = func() time.Time { return observedAt }
 		if w != nil {
 			cfg.Observed = w
 		}

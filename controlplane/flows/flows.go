@@ -13,9 +13,8 @@ import (
 const (
 	// Kept is how long a flow is remembered.
 	Kept = 24 * time.Hour
-	// maxEntries bounds the flows of all minutes together, of about 60 bytes each,
-	// and what they have in common: about 20 MB. Where it is reached the oldest
-	// minutes go first.
+	// maxEntries bounds the flows of all minutes together. Where it is reached the
+	// oldest minutes go first. What a flow is made of is kept once for all minutes.
 	maxEntries = 200_000
 )
 
