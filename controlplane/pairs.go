@@ -68,11 +68,11 @@ func (o observed) Pairs(since time.Time) api.PairList {
 	return out
 }
 
-func (p *pairs) of(key pairKey) *api.Pair {
+// list has a pair listed.
+func (p *pairs) list(key pairKey) {
 	if p.all[key] == nil {
 		p.all[key] = &api.Pair{Source: key.from, Destination: api.PartyOf(key.to), Why: []string{}}
 	}
-	return p.all[key]
 }
 
 // saw takes a flow in.
@@ -84,7 +84,7 @@ func (p *pairs) saw(f *policy.FlowCount) {
 	if f.Direction == policy.FlowOutbound {
 		key.to, side = f.Routed, p.out
 	}
-	p.of(key)
+	p.list(key)
 	if side[key] == nil {
 		side[key] = &talk{}
 	}
@@ -120,7 +120,7 @@ func (p *pairs) allowed() {
 					p.leftOut++
 					continue
 				}
-				p.of(key)
+				p.list(key)
 			}
 		}
 	}
