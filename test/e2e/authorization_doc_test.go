@@ -29,6 +29,7 @@ func newOrdersMesh(t *testing.T) *shopMesh {
 }
 
 func TestSecurityRulesDoWhatTheirDocumentSays(t *testing.T) {
+	t.Parallel()
 	m := newOrdersMesh(t)
 	sections := strings.Split(readDocument(t, "docs/AUTHORIZATION.md"), "\n## ")[1:]
 	if len(sections) < 10 {

@@ -17,6 +17,7 @@ import (
 // TestModesChangeWithoutALostRequest sends 500 requests a second while the mode goes
 // there and back.
 func TestModesChangeWithoutALostRequest(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")
@@ -96,6 +97,7 @@ func (m *secureMesh) inForce(t *testing.T, mode policy.MTLSMode) {
 // TestADenyReachesWhatIsUnderWay: what is carried when a rule denies it ends within a
 // second, whatever carries it, and what another rule is about does not.
 func TestADenyReachesWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.stream(t)
 	m.rule(t, allMethods("frontend", "vault"))

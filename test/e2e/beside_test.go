@@ -27,6 +27,7 @@ type besideMesh struct {
 // TestWhatAnAppCannotDoToTheProxyBesideIt is the part of docs/SECURITY.md about
 // an app that is not root.
 func TestWhatAnAppCannotDoToTheProxyBesideIt(t *testing.T) {
+	t.Parallel()
 	if !otherUsers() {
 		t.Skip("there is no other user than root in this user namespace")
 	}

@@ -165,6 +165,7 @@ func weir(t *testing.T, m *meshlab.Mesh, args ...string) string {
 
 // The control plane is killed in each stage; it goes on where it was.
 func TestTheRootIsRotatedUnderTrafficWhateverIsKilled(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")
@@ -210,6 +211,7 @@ func TestTheRootIsRotatedUnderTrafficWhateverIsKilled(t *testing.T) {
 
 // A rotation waits for a proxy that is away, names it, and is taken back.
 func TestARotationWaitsForAProxyAndCanBeTakenBack(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")
@@ -246,6 +248,7 @@ func TestARotationWaitsForAProxyAndCanBeTakenBack(t *testing.T) {
 // The control plane that leads is gone for good in the first stage; another one of
 // the cluster takes the rotation to its end.
 func TestAnotherControlPlaneTakesARotationOn(t *testing.T) {
+	t.Parallel()
 	m := startCluster(t, 1, 2)
 	a, b := m.Planes[0], m.Planes[1]
 	app := newBackend(t, bare(t, m, "orders"), "orders", 8002)

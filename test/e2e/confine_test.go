@@ -153,6 +153,7 @@ func profileFile(t *testing.T) string {
 }
 
 func TestTheSeccompProfileRefusesWhatAProxyNeverDoes(t *testing.T) {
+	t.Parallel()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -172,6 +173,7 @@ func TestTheSeccompProfileRefusesWhatAProxyNeverDoes(t *testing.T) {
 
 // TestTheUnitsAllowTheCallsOfTheProfile: one list, written twice.
 func TestTheUnitsAllowTheCallsOfTheProfile(t *testing.T) {
+	t.Parallel()
 	want, err := allowed(profileFile(t))
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +221,7 @@ func confined(t *testing.T, m *meshlab.Mesh) string {
 // proxy at once, and it serves HTTP/1, HTTP/2, TCP, TLS and DNS, gives profiles,
 // takes new settings, restarts from its state and drains.
 func TestAMeshUnderTheSeccompProfile(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	program := confined(t, m)
 	users := bare(t, m, "users")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -63,7 +62,7 @@ func (s *flowStory) run(t *testing.T, host, command string) string {
 	if host != "" {
 		at = s.hosts[host].Host
 	}
-	var cmd *exec.Cmd = s.Command(ctx, at, "sh", "-c", "cd "+s.dir+"; weir() { "+s.Program("weir")+` "$@"; }; `+command)
+	cmd := s.Command(ctx, at, "sh", "-c", "cd "+s.dir+"; weir() { "+s.Program("weir")+` "$@"; }; `+command)
 	cmd.Env = append(os.Environ(), "WEIR_TOKEN_FILE="+s.TokenFile())
 	out, _ := cmd.Output()
 	return string(out)
@@ -111,6 +110,7 @@ func (s *flowStory) holds(command, out string, claim []string) error {
 // first be told, by proxies or to them, is asked for until it is there; calls that
 // count are made once.
 func TestTheExamplesOfFLOWSAreTrue(t *testing.T) {
+	t.Parallel()
 	s := newFlowStory(t)
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "FLOWS.md"))
 	if err != nil {

@@ -40,6 +40,7 @@ var believed = []struct {
 }
 
 func TestNoFieldThatAClientSendsIsBelieved(t *testing.T) {
+	t.Parallel()
 	m := newHTTPMesh(t)
 	await(t, m.Mesh, "the app", func() error {
 		if a := ask(t, m.front, "http://web:8001/"); a.Status != 200 {

@@ -42,6 +42,7 @@ func keySetOf(t *testing.T, id string, public any) string {
 // TestAnIssuersKeysAreFetchedTurnedAndKept has a service of the mesh publish the
 // keys of its tokens: what wants them goes there by the mesh, as an app would.
 func TestAnIssuersKeysAreFetchedTurnedAndKept(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	login := bare(t, m.Mesh, "login")
 	var keys atomic.Pointer[string]

@@ -17,6 +17,7 @@ import (
 // traffic with each other and with a third whose clock is right, and are told: in
 // their log, as a metric, and in weir get proxies.
 func TestProxiesWhoseClocksAreFiveMinutesOff(t *testing.T) {
+	t.Parallel()
 	for _, ahead := range []time.Duration{-5 * time.Minute, 5 * time.Minute} {
 		t.Run(fmt.Sprint(ahead), func(t *testing.T) {
 			m := start(t)

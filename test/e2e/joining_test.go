@@ -17,6 +17,7 @@ import (
 // one; a proxy that has joined restarts without a use; a token is revoked; each
 // refusal is told, logged and counted with its reason.
 func TestATokenIsForAsManyProxiesAsItSays(t *testing.T) {
+	t.Parallel()
 	m := startWith(t, meshlab.Config{Planes: 2, Etcd: 1})
 	tok, err := m.API.CreateTokenFor(t.Context(), usersService, time.Hour, 2)
 	if err != nil {
@@ -109,6 +110,7 @@ func tokenIn(t *testing.T, token string) string {
 
 // TestJoiningDoesWhatItsDocumentSays runs the commands of docs/JOINING.md.
 func TestJoiningDoesWhatItsDocumentSays(t *testing.T) {
+	t.Parallel()
 	text := readDocument(t, "docs/JOINING.md")
 	all := steps(section(t, text, "Join tokens"))
 	if len(all) < 5 {

@@ -20,6 +20,7 @@ import (
 // after a second without a request. POSTs come at about that pace, through its proxy
 // alone and through two.
 func TestAServerWithAShortKeepAliveLosesAndDoublesNothing(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	set(t, m, `{"mtls_mode":"permissive"}`)
 	data, outside := bare(t, m, "data"), bare(t, m, "outside")

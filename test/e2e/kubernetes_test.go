@@ -127,6 +127,7 @@ func (c *cluster) token(account, audience string) string {
 // pod joins as its account, or as what that is mapped to; not as another, not with
 // a token for the API server, not after its account is gone.
 func TestPodsJoinWithTheirServiceAccount(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	c := newCluster(t, m)
 	certs, err := os.ReadFile(c.path("certs/apiserver.crt"))

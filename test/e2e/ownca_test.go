@@ -62,6 +62,7 @@ func certificateExamples(t *testing.T) map[string]string {
 // A mesh with a root of its own goes over to that of a company, by files, under
 // traffic; its keys are encrypted where they are kept.
 func TestAMeshGoesOverToACAOfOnesOwn(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
@@ -148,6 +149,7 @@ func kindOf(c api.CA, kind string) string {
 
 // Everything that docs/CERTIFICATES.md shows, as it shows it.
 func TestTheExamplesOfCertificatesMD(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")

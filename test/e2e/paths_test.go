@@ -124,6 +124,7 @@ func pathCases(t *testing.T) (all []pathCase) {
 }
 
 func TestNoPathLeadsAroundARule(t *testing.T) {
+	t.Parallel()
 	m := newPathMesh(t)
 	reached := map[string]int{}
 	for _, c := range pathCases(t) {

@@ -29,6 +29,7 @@ type privileged struct {
 // docs/PRIVILEGES.md: with these rights a proxy serves, without them it says
 // which are missing and how to give them.
 func TestTheProxyRunsWithWhatItsModeNeedsAndNoMore(t *testing.T) {
+	t.Parallel()
 	if !otherUsers() {
 		t.Skip("there is no other user than root in this user namespace, and capabilities are this namespace's")
 	}

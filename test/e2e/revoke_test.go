@@ -103,6 +103,7 @@ func cutConnections(t *testing.T, n *meshlab.Node, direction string) bool {
 // The caller is revoked: its connections are cut at the service, and it cannot come
 // back by its certificate nor by its token, until that is lifted.
 func TestARevokedCallerIsCutOffAndStaysOut(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")
@@ -185,6 +186,7 @@ func startAgain(t *testing.T, n *meshlab.Node) (log func() string) {
 // The server is revoked, by its certificate's number: its callers' connections are
 // cut at the callers, who are told why.
 func TestARevokedCertificateOfAServerIsRefusedByItsCallers(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")
@@ -240,6 +242,7 @@ func TestARevokedCertificateOfAServerIsRefusedByItsCallers(t *testing.T) {
 
 // A revocation with an end vanishes by itself.
 func TestARevocationEndsWithItsTime(t *testing.T) {
+	t.Parallel()
 	m := newSecureMesh(t)
 	m.rule(t, allMethods("frontend", "vault"))
 	m.until(t, m.front, 200, "", "http://vault:8001/")

@@ -16,6 +16,7 @@ import (
 
 // What docs/RUN.md says to do without root is done here, as a user who is nobody.
 func TestRunWithoutRootWorksAsWritten(t *testing.T) {
+	t.Parallel()
 	text := readDocument(t, "docs/RUN.md")
 	block := regexp.MustCompile("(?ms)^```\nunshare (.*?)\n(.*?)^```$").FindStringSubmatch(text)
 	if block == nil {
@@ -71,6 +72,7 @@ kill $!; wait $!
 }
 
 func TestTheDocumentsOfRunAreValid(t *testing.T) {
+	t.Parallel()
 	found := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatch(readDocument(t, "docs/RUN.md"), -1)
 	if len(found) == 0 {
 		t.Fatal("docs/RUN.md has no documents")

@@ -54,6 +54,7 @@ func (m *runMachine) addressOf(service string) string {
 }
 
 func TestRunsFindEachOtherByName(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	m.allow(policy.Any, "web", "")
@@ -85,6 +86,7 @@ func TestRunsFindEachOtherByName(t *testing.T) {
 // A program that connects with its first instruction is in the mesh: the service
 // knows who calls, by the caller's certificate. Each time five start at once.
 func TestTheFirstPacketOfARunIsInTheMesh(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	m.allow(policy.Any, "web", "")
@@ -109,6 +111,7 @@ func TestTheFirstPacketOfARunIsInTheMesh(t *testing.T) {
 }
 
 func TestRunPublishesThroughTheProxy(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	web := m.runWeb("web", 8080, "--publish", "18080:8080", "--publish", "[::1]:18081:8080")
@@ -144,6 +147,7 @@ func TestRunPublishesThroughTheProxy(t *testing.T) {
 }
 
 func TestRunJoinsANamespaceAndLeavesItAsItWas(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	m.must("sh", "-c", `ip netns add theirs && ip -n theirs link set lo up && ip link add out0 type veth peer name eth0 netns theirs &&
 ip addr add 10.5.0.1/24 dev out0 && ip link set out0 up && ip -n theirs addr add 10.5.0.2/24 dev eth0 && ip -n theirs link set eth0 up && ip -n theirs route add default via 10.5.0.1 &&
@@ -185,6 +189,7 @@ ip netns exec theirs iptables -A INPUT -p udp --dport 9 -j DROP`)
 }
 
 func TestAKilledRunTakesItsProgramAlong(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	r := m.run("--service", "one", "--", "sh", "-c", "setsid sleep 1000 & sleep 1000 & echo there; wait")
@@ -211,6 +216,7 @@ func TestAKilledRunTakesItsProgramAlong(t *testing.T) {
 }
 
 func TestAProxyThatIsKilledRunsAgain(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	m.allow(policy.Any, "web", "")
@@ -249,6 +255,7 @@ func TestAProxyThatIsKilledRunsAgain(t *testing.T) {
 // Names outside of the mesh are asked of the machine's resolvers, which may be on
 // its loopback.
 func TestRunAsksTheMachinesResolvers(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	conf := m.write("resolv.conf", "nameserver 127.0.0.1\nsearch office.example\noptions timeout:2\n")
 	m.must("sh", "-c", `mount --bind "$0" "$(readlink -f /etc/resolv.conf)"`, conf)
@@ -298,6 +305,7 @@ func answerEverything(udp net.PacketConn) {
 }
 
 func TestRunReachesTheWorldByNAT(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	// A host outside, which knows no way to the bridge of the runs.
 	m.must("sh", "-c", `ip netns add world && ip -n world link set lo up && ip link add out0 type veth peer name eth0 netns world &&

@@ -15,6 +15,7 @@ import (
 )
 
 func TestRunIsTheProgramItself(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	m.write("vars", "# of a file\nA=0\n\nB=of the file\n")
@@ -64,6 +65,7 @@ func TestRunIsTheProgramItself(t *testing.T) {
 }
 
 func TestRunPassesEachSignalOnOnce(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	const program = `
@@ -95,6 +97,7 @@ while True: signal.pause()
 }
 
 func TestRunEndsWhatTheProgramLeaves(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	for n, c := range []struct{ what, grace, child, want string }{
@@ -122,6 +125,7 @@ func TestRunEndsWhatTheProgramLeaves(t *testing.T) {
 }
 
 func TestRunIsOfTheUserWhoCallsSudo(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	if !meshlab.OtherUsers() { // the kernel shows so: no other uid is mapped
@@ -158,6 +162,7 @@ func TestRunIsOfTheUserWhoCallsSudo(t *testing.T) {
 }
 
 func TestRunSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	for _, c := range []struct {
@@ -193,6 +198,7 @@ func TestRunSaysWhatIsMissing(t *testing.T) {
 // A signal while weir run waits for a control plane that says nothing ends it, and
 // nothing is left.
 func TestRunIsEndedWhileItWaits(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	var silent net.Listener

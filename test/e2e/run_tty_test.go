@@ -74,6 +74,7 @@ print("end-of-input")
 `
 
 func TestRunHasTheTerminalAsAShellsJobHas(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	m.write("keys.py", keys)
@@ -133,6 +134,7 @@ func TestRunHasTheTerminalAsAShellsJobHas(t *testing.T) {
 }
 
 func TestRunInAPipelineLeavesTheTerminalToOthers(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	s := m.shell()
@@ -168,6 +170,7 @@ func TestRunInAPipelineLeavesTheTerminalToOthers(t *testing.T) {
 }
 
 func TestRunUnderNohupStaysDeafToAHangup(t *testing.T) {
+	t.Parallel()
 	m := newRunMachine(t)
 	defer m.untouched()()
 	out := m.must("sh", "-c", `trap '' HUP; exec weir run --service one -- sh -c 'kill -HUP $$; echo alive'`)

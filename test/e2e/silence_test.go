@@ -42,6 +42,7 @@ const firstWords = 5 * time.Minute
 // long as they like; then either may begin. Only where HTTP is declared, whose
 // servers all limit that, the proxy ends a connection without a request.
 func TestSilentConnections(t *testing.T) {
+	t.Parallel()
 	long := silence(t)
 	m := start(t)
 	set(t, m, `{"mtls_mode":"permissive","load_balancing":{"health_check":{"enabled":false}}}`)

@@ -91,6 +91,7 @@ func answerHeads(c net.Conn) {
 }
 
 func TestNobodyGetsTheAnswerOfAnother(t *testing.T) {
+	t.Parallel()
 	m := start(t)
 	n := bare(t, m, "deaf")
 	deafServer(t, n, 8001)

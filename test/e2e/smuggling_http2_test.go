@@ -74,6 +74,7 @@ func (c *framed) frames(i int) func(*http2.Framer) error {
 }
 
 func TestNothingIsSmuggledOutOfHTTP2(t *testing.T) {
+	t.Parallel()
 	m, all := newSmugglingMesh(t), framedCases(t)
 	if len(all) < 100 {
 		t.Fatalf("only %d cases", len(all))

@@ -144,6 +144,7 @@ func unquoted(t *testing.T, line string) (text string) {
 }
 
 func TestNoRequestIsSmuggled(t *testing.T) {
+	t.Parallel()
 	m, all := newSmugglingMesh(t), smugglings(t)
 	if len(all) < 100 {
 		t.Fatalf("only %d cases", len(all))

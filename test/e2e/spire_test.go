@@ -159,6 +159,7 @@ func pemFile(t *testing.T, ders ...[]byte) string {
 // passes, their certificates are SPIRE's, follow when rotated, without a failed
 // request, and an identity of another service is not taken.
 func TestSidecarsWithIdentitiesOfSPIRE(t *testing.T) {
+	t.Parallel()
 	server := newSPIREServer(t)
 	const template = "/mesh/{namespace}/{service}"
 	m := start(t, "--spire-bundle", pemFile(t, server.root.Raw), "--spiffe-template", template)

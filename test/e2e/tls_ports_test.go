@@ -79,6 +79,7 @@ func tlsPorts(t *testing.T) (*meshlab.Mesh, *meshlab.Node, []tlsPort) {
 
 // TestNoPortSpeaksLessThanTLS13 has openssl, old and weak things allowed, try.
 func TestNoPortSpeaksLessThanTLS13(t *testing.T) {
+	t.Parallel()
 	m, outside, ports := tlsPorts(t)
 	for _, p := range ports {
 		await(t, m, p.name, func() error {

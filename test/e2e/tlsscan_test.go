@@ -37,6 +37,7 @@ var expected = map[string]string{
 // against those that need no ALPN of ours. It fails on anything weak, and
 // writes the report to WEIR_TLS_REPORT.
 func TestTLSScan(t *testing.T) {
+	t.Parallel()
 	m, outside, ports := tlsPorts(t)
 	var report strings.Builder
 	version, _ := outside.Output(t.Context(), "sh", "-c", "testssl -v 2>/dev/null | grep -om1 'testssl  *[0-9][^ ]*' | tr -s ' '; openssl version | cut -d' ' -f1,2")
