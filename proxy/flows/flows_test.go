@@ -57,6 +57,27 @@ func TestTheSameFlowIsCountedOnce(t *testing.T) {
 	}
 }
 
+// More flows than are found without hashing, each in turn.
+func TestManyFlowsAreToldApart(t *testing.T) {
+	var table Table
+	for range 3 {
+		for port := range uint16(5 * recentFlows) {
+			f := inbound("GET")
+			f.Port = port
+			table.Record(f, "/orders", port%2 == 1)
+		}
+	}
+	got, _ := table.Drain()
+	for _, c := range got {
+		if c.Calls != 3 || c.Errors != 3*uint64(c.Port%2) {
+			t.Errorf("port %d: %d calls, %d errors", c.Port, c.Calls, c.Errors)
+		}
+	}
+	if len(got) != 5*recentFlows {
+		t.Errorf("%d flows", len(got))
+	}
+}
+
 func TestATableIsBoundedAndTellsWhatItLeftOut(t *testing.T) {
 	var table Table
 	const calls = 3 * maxFlows
@@ -137,4 +158,14 @@ func FuzzAppendFolded(f *testing.F) {
 			t.Fatalf("%q is %q, and again %q", target, got, again)
 		}
 	})
+}
+
+func BenchmarkRecord(b *testing.B) {
+	var t Table
+	f := *inbound("GET")
+	b.ReportAllocs()
+	for b.Loop() {
+		g := f
+		t.Record(&g, "/orders/17/items", false)
+	}
 }
