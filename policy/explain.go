@@ -86,6 +86,9 @@ func Explain(q *Question, known Knowledge) (*Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if out.Reason != "" { // refused by its path
+		return out.whole(), nil
+	}
 	if out.Route.Answer != "" {
 		out.Allowed, out.Reason, out.Rule = true, "answered", ""
 		out.Why = "the caller's proxy answers by traffic rule " + route.Rule + "; no security rule is asked"
@@ -121,12 +124,20 @@ func (e *Explanation) explainRoute(q *Question, svc *Service) (Route, error) {
 	if err != nil {
 		return Route{}, err
 	}
+	path, ok := e.readPath(q.Method != "" && router.LooksAtPath(), q.Path, func(target, reading string) bool {
+		return router.sameRoute(*q.request(), target, reading)
+	})
+	asked := *q
+	asked.Path, q = path, &asked
 	req := q.request()
 	route := router.Route(req, 0)
 	if q.Method == "" { // no rule is asked about a connection
 		route = router.fallback
 	}
 	e.Route = RouteExplained{Rule: route.Rule, Service: route.Service.String(), Subset: route.Subset, Path: q.Path}
+	if !ok {
+		return route, nil
+	}
 	total, group := uint64(0), ""
 	for i := range svc.Rules {
 		r := &svc.Rules[i]

@@ -21,6 +21,12 @@ func (e *Explanation) explainSecurity(q *Question, to *Service, target *Target, 
 		return err
 	}
 	call := q.call(e, to, target, route, known)
+	path, ok := e.readPath(call.Method != "" && in.LooksAtPath(), call.Path, func(target, reading string) bool {
+		return guard.sameVerdict(*call, target, reading)
+	})
+	if call.Path = path; !ok {
+		return nil
+	}
 	v := guard.Authorize(call)
 	e.Allowed, e.Reason, e.Rule, e.Why = v.Allow, v.Reason, v.Rule, v.text(call)
 	guard.Audit(call, func(rule string) { e.Audits = append(e.Audits, rule) })

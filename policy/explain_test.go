@@ -110,3 +110,34 @@ func TestAnExplanationTellsOfEndpointsAndEncryption(t *testing.T) {
 		t.Errorf("an unknown service: %v", err)
 	}
 }
+
+// A path is read as the proxies read it, where rules look at it.
+func TestAnExplanationReadsPathsAsProxiesDo(t *testing.T) {
+	rule := func(id string, does RuleAction, paths ...string) InboundRule {
+		return InboundRule{SecurityRule: SecurityRule{ID: id, Action: does, Paths: paths, SourceNamespace: "*", SourceService: "*",
+			DestinationNamespace: orders.Namespace, DestinationService: orders.Name, AllowedMethods: []string{"*"}}}
+	}
+	guarded := Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{rule("all", Allow), rule("secret", Deny, "/secret*")}}
+	open := Inbound{Service: orders, MTLS: Strict, Rules: []InboundRule{rule("all", Allow)}}
+	routed := ordersAt()
+	r := DefaultTrafficRule()
+	r.ID, r.MatchPath, r.DestinationSubset = "beta", "/beta*", "beta"
+	routed.Rules = []TrafficRule{r}
+	for _, c := range []struct {
+		path string
+		svc  *Service
+		in   Inbound
+		want Reason
+	}{
+		{"/public", ordersAt(), guarded, ByRule}, {"/a/../secret", ordersAt(), guarded, Denied}, {"/%73ecret", ordersAt(), guarded, Denied},
+		{"//secret", ordersAt(), guarded, AmbiguousPath}, {"/a%2F..%2Fsecret", ordersAt(), guarded, AmbiguousPath}, {"/%00", ordersAt(), guarded, BadPath},
+		{"//secret", ordersAt(), open, ByRule}, {"/%00", ordersAt(), open, ByRule}, // no rule looks
+		{"//beta", routed, open, AmbiguousPath}, {"/%", routed, open, BadPath}, {"/a//b", routed, open, ByRule},
+	} {
+		q := &Question{From: ServiceName{"default", "front"}, To: orders, Port: 80, Method: "GET", Path: c.path, Token: TokenMissing}
+		e, err := Explain(q, &known{map[ServiceName]*Service{orders: c.svc}, c.in})
+		if err != nil || e.Reason != c.want || e.Allowed != (c.want == ByRule) || e.Security == nil {
+			t.Errorf("%s: %+v, %v, want %s", c.path, e, err, c.want)
+		}
+	}
+}
