@@ -28,7 +28,7 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 		}
 	}
 	named := regexp.MustCompile("`(Test\\w+)(/\\w+)?`")
-	for _, file := range []string{"docs/SECURITY.md", "docs/PRIVILEGES.md"} {
+	for _, file := range []string{"docs/SECURITY.md", "docs/PRIVILEGES.md", "docs/INTERCEPTION.md"} {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

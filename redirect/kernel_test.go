@@ -366,3 +366,54 @@ func segment(src, dst netip.Addr, from, to uint16, flags byte) []byte {
 	s[16], s[17] = byte(^sum>>8), byte(^sum)
 	return s
 }
+
+// A connection that was open before the rules is cut: the kernel, which did not
+// track it, takes its next packet for a first one and redirects it, and nobody knows
+// it there. Where the kernel tracked it already, for rules of somebody else, it goes
+// on as it was, past the proxy, until it ends.
+func TestAConnectionFromBeforeTheRules(t *testing.T) {
+	bothBackEnds(t, func(t *testing.T, f *fixture, mode Mode) {
+		server, own := f.listen(f.peer, ":8080"), f.listen(f.app, ":8080")
+		open := func() (conns [][2]net.Conn) {
+			for _, c := range []struct {
+				from *netlab.Host
+				at   *net.TCPListener
+				to   netip.Addr
+			}{{f.app, server, f.peer.Addr4()}, {f.app, server, f.peer.Addr6()}, {f.peer, own, f.app.Addr4()}, {f.peer, own, f.app.Addr6()}} {
+				conn, err := f.dial(c.from, at(c.to, 8080).String(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = conn.SetDeadline(time.Now().Add(patience))
+				conns = append(conns, [2]net.Conn{conn, f.accept(c.at)})
+			}
+			return conns
+		}
+		before := open()
+		f.apply(modeConfig(mode))
+		for _, c := range before {
+			_, err := io.WriteString(c[0], "x")
+			if err == nil {
+				_, err = c[0].Read(make([]byte, 1))
+			}
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s to %s, not tracked before: %v, want a reset", c[0].LocalAddr(), c[0].RemoteAddr(), err)
+			}
+		}
+		f.remove()
+		for _, tool := range []string{"iptables", "ip6tables"} {
+			f.command(f.app, tool, "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+		}
+		before = open()
+		f.apply(modeConfig(mode))
+		for _, c := range before {
+			go func() { _, _ = io.Copy(c[1], c[1]) }() // ends with the connection
+			if _, err := io.WriteString(c[0], "x"); err != nil {
+				t.Error(err)
+			}
+			if _, err := c[0].Read(make([]byte, 1)); err != nil {
+				t.Errorf("%s to %s, tracked before: %v", c[0].LocalAddr(), c[0].RemoteAddr(), err)
+			}
+		}
+	})
+}

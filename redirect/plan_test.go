@@ -237,3 +237,19 @@ func FuzzPortRangesKeepTheirPorts(f *testing.F) {
 		}
 	})
 }
+
+// docs/INTERCEPTION.md gives the reason of every rule of every golden plan.
+func TestThePageGivesEveryRulesReason(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "docs", "INTERCEPTION.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, cfg := range goldenPlans {
+		for line := range strings.Lines(printed(t, cfg)) {
+			_, why, ok := strings.Cut(line, `--comment "weir: `)
+			if why, _, _ = strings.Cut(why, `"`); ok && !strings.Contains(string(page), why) {
+				t.Errorf("%s: the page has no %q", name, why)
+			}
+		}
+	}
+}
