@@ -148,7 +148,8 @@ func Behind(r *policy.Rotation, report *policy.Report) string {
 			return "does not trust the new root yet"
 		}
 	case policy.StageReissue:
-		if report.CertificateRoot != r.New {
+		// One under a root of somebody else, as SPIRE's, does not depend on ours.
+		if root := report.CertificateRoot; root == "" || root != r.New && slices.Contains(r.Old, root) {
 			return "has a certificate under an old root still"
 		}
 	}

@@ -156,7 +156,7 @@ func TestATokenOfEitherRootFindsTheControlPlaneDuringARotation(t *testing.T) {
 }
 
 func TestWhoHasFollowed(t *testing.T) {
-	r := &policy.Rotation{Stage: policy.StageTrust, New: "new"}
+	r := &policy.Rotation{Stage: policy.StageTrust, New: "new", Old: []string{"older", "old"}}
 	for _, c := range []struct {
 		stage  string
 		report policy.Report
@@ -167,6 +167,8 @@ func TestWhoHasFollowed(t *testing.T) {
 		{policy.StageTrust, policy.Report{TrustedRoots: []string{"old", "new"}, CertificateRoot: "old"}, false},
 		{policy.StageReissue, policy.Report{TrustedRoots: []string{"old", "new"}, CertificateRoot: "old"}, true},
 		{policy.StageReissue, policy.Report{CertificateRoot: "new"}, false},
+		{policy.StageReissue, policy.Report{}, true},
+		{policy.StageReissue, policy.Report{CertificateRoot: "SPIRE's"}, false},
 	} {
 		if r.Stage = c.stage; (Behind(r, &c.report) != "") != c.behind {
 			t.Errorf("%s, %+v: %q", c.stage, c.report, Behind(r, &c.report))
