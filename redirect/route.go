@@ -159,7 +159,7 @@ func (c *routeChange) step(what string, do, back func() error) {
 	}
 	err := do()
 	if errors.Is(err, unix.EEXIST) {
-		c.err = fmt.Errorf("%s: another one like it is there, of someone else: choose another virtual range, or other marks", what)
+		c.err = fmt.Errorf("%s: another route or rule for the same is there, of someone else: choose another virtual range, or other marks", what)
 		return
 	}
 	if err != nil {
