@@ -257,11 +257,11 @@ func TestIPv6ThatFailsTakesIPv4BackToo(t *testing.T) {
 			f.command(f.app, "nft", "delete", "table", "ip6", "mangle")
 			f.command(f.app, "nft", hostile)
 		}
-		before := ourPart(f) + f.command(f.app, "ip", "route", "show", "table", "all")
+		before := ourPart(f) + f.routes()
 		if err := try(); err == nil || !strings.Contains(err.Error(), "ip6tables") {
 			t.Fatalf("Apply: %v, want an error of ip6tables", err)
 		}
-		if after := ourPart(f) + f.command(f.app, "ip", "route", "show", "table", "all"); after != before {
+		if after := ourPart(f) + f.routes(); after != before {
 			t.Errorf("was\n%s\nis\n%s", before, after)
 		}
 	}

@@ -191,10 +191,19 @@ func (f *fixture) saved() string {
 		out := timestamp.ReplaceAllString(counters.ReplaceAllString(f.command(f.app, tool), "[0:0]"), "")
 		fmt.Fprintf(&b, "%s\n%s", tool, emptyTable.ReplaceAllString(out, ""))
 	}
+	b.WriteString(f.routes())
+	return b.String()
+}
+
+// routes is all routes and routing rules of the app's host, but for those that the
+// kernel adds when it likes.
+func (f *fixture) routes() string {
+	f.t.Helper()
+	var b strings.Builder
 	for _, family := range []string{"-4", "-6"} {
 		b.WriteString(f.command(f.app, "ip", family, "rule", "show"))
 		for line := range strings.Lines(f.command(f.app, "ip", family, "route", "show", "table", "all")) {
-			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") { // the kernel adds these when it likes
+			if !strings.Contains(line, "fe80:") && !strings.Contains(line, "multicast") {
 				b.WriteString(line)
 			}
 		}
