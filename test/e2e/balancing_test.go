@@ -107,8 +107,8 @@ func (f *farm) send(t *testing.T, n int, url string, args ...string) map[string]
 	return out
 }
 
+// Alone: it looks at latencies.
 func TestEndpointsAreChosenAsTheSettingsSay(t *testing.T) {
-	t.Parallel()
 	f := newFarm(t)
 	for _, c := range []struct {
 		name string
