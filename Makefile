@@ -59,7 +59,7 @@ kubernetes: test-deps build ## joining by service accounts against a real kube-a
 	WEIR_BIN=$(CURDIR)/$(BIN) KUBE_APISERVER=$(CURDIR)/$(BIN)/kube-apiserver $(GO) test -tags kubernetes -count=1 -v -timeout 10m -run PodsJoin ./test/e2e
 
 .PHONY: fuzz
-fuzz: ## run each fuzz target for FUZZTIME (5s), what reads from strangers for 30s
+fuzz: ## run each fuzz target for FUZZTIME (5s)
 	@.ci/fuzz $(FUZZTIME)
 
 .PHONY: bench-build
