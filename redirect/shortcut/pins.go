@@ -256,7 +256,7 @@ func linked(file string, cgroup uint64) bool {
 // versions lists what is installed, whole or not.
 func (p *pins) versions() ([]string, error) {
 	all, err := os.ReadDir(p.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // another one removed the last while we waited for the lock
 		return nil, err
 	}
 	var out []string

@@ -168,9 +168,10 @@ func (m *shopMesh) follow(t *testing.T, e example) {
 			t.Errorf("nothing is claimed of\n%s", s.commands)
 		}
 		await(t, m.Mesh, "what the document says", func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // less than a request that meets no rule yet
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 			defer cancel()
-			out, err := m.front.Output(ctx, "sh", "-euc", s.commands)
+			// Less than a request takes that meets no rule yet, and what sh started ends too.
+			out, err := m.front.Output(ctx, "timeout", "5", "sh", "-euc", s.commands)
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, out)
 			}
