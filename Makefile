@@ -39,11 +39,11 @@ test: test-deps build fuzz race ## everything: a short fuzz of each target, then
 
 .PHONY: race
 race: build ## all tests with -race: unit, namespaces, end to end
-	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -parallel 4 -timeout 20m $(PACKAGES)
+	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -parallel 3 -timeout 20m $(PACKAGES)
 
 .PHONY: e2e
 e2e: test-deps build ## the black-box tests only
-	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -parallel 4 -count=1 -v -timeout 20m ./test/e2e/...
+	WEIR_BIN=$(CURDIR)/$(BIN) $(GO) test -race -shuffle=on -parallel 3 -count=1 -v -timeout 20m ./test/e2e/...
 
 .PHONY: soak
 soak: test-deps build ## a cluster in random trouble for SOAK (3m), with a ledger of what was answered
