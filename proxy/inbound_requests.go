@@ -125,6 +125,10 @@ func (r *inboundRequests) authorize(x hop) int {
 	r.hop, r.guard = x, g
 	r.call.Caller, r.call.Port = r.in.caller, r.in.dst.Port()
 	v, one := r.verdict(x, g)
+	if r.in.p.guard.Load() != g { // the rules changed while keys for its token were fetched
+		r.tokenAsked = false
+		return r.authorize(x)
+	}
 	r.rule, r.decided = v.Rule, v
 	if g.Audits() {
 		r.audits = r.in.audit(g, &r.call)
